@@ -1,0 +1,106 @@
+//! What a device can do, as far as it changes sizes or numbers.
+
+use std::fmt;
+
+/// The precision of matrix products. Everything else is always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compute {
+    /// Inputs rounded to bf16 (nearest even), products accumulated in f32.
+    Bf16,
+    /// Inputs and accumulation in f32.
+    F32,
+}
+
+/// The widest vector instructions that a CPU path may use, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust, which the compiler vectorises for the target's baseline (SSE2, NEON).
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+    /// AVX-512 with `vdpbf16ps`.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// Every path this processor can run, slowest first.
+    pub fn available() -> Vec<Self> {
+        let mut available = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                available.push(Self::Avx2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    available.push(Self::Avx512);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        available.push(Self::Avx512Bf16);
+                    }
+                }
+            }
+        }
+        available
+    }
+
+    /// The fastest path this processor can run.
+    pub fn best() -> Self {
+        Self::available().last().copied().unwrap_or(Self::Portable)
+    }
+
+    /// The precision that is fastest on this path: bf16 only where the hardware multiplies it.
+    pub fn natural_compute(self) -> Compute {
+        if self == Self::Avx512Bf16 { Compute::Bf16 } else { Compute::F32 }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+            Self::Avx512Bf16 => "AVX-512 BF16",
+        })
+    }
+}
+
+/// Which implementation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// The processor; `n_threads` sizes the workspaces, never the results.
+    Cpu {
+        /// The widest vector instructions to use.
+        isa: Isa,
+        /// Worker threads.
+        n_threads: usize,
+    },
+}
+
+/// All that a plan needs to know of a device: with it, every workspace's size can be computed
+/// without the device being opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceProfile {
+    /// Which implementation runs.
+    pub kind: DeviceKind,
+    /// The precision of matrix products.
+    pub compute: Compute,
+}
+
+impl DeviceProfile {
+    /// This machine's processor on its fastest path, one thread a logical core.
+    pub fn native_cpu() -> Self {
+        let isa = Isa::best();
+        let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { kind: DeviceKind::Cpu { isa, n_threads }, compute: isa.natural_compute() }
+    }
+
+    /// The same device with another precision.
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Self { compute, ..self }
+    }
+}

@@ -1,0 +1,74 @@
+//! Numeric operations on flat device buffers, forward and backward.
+//!
+//! One folder an operation: `mod.rs` states the mathematics and declares the operation as a trait,
+//! `reference.rs` is the naive version that every backend is held to, `cpu.rs` implements the
+//! trait for [`Cpu`], `tests.rs` runs one test body over every device. [`Backend`] is the sum of
+//! those traits, so adding an operation is one folder and one line in the list below.
+//!
+//! This crate knows nothing of models, files or training; it is the only one with `unsafe`.
+//!
+//! # Shape letters
+//! `B` batch, `T` tokens (rows of one micro-batch), `D` hidden width, `F` feed-forward width,
+//! `H` query heads, `G` key/value heads, `K` head size, `V` vocabulary, `R` adapter rank.
+//! Matrices are row-major. A weight is stored `[n_out, n_in]`, as in the model files.
+//!
+//! # Writing
+//! Each output is documented as `=` (overwritten) or `+=` (accumulated). Within one operation an
+//! output overlaps no other argument unless its documentation says "in place".
+//!
+//! # Panics
+//! Arguments come from a plan that was checked as a whole, so a slice that is out of bounds, too
+//! short for its shape or overlapping an output is a defect of the caller and panics, like an index
+//! out of bounds. Nothing a person can type or load reaches these checks.
+//!
+//! # Determinism
+//! An operation's result depends on its inputs and on [`Compute`] alone: work is cut by shape,
+//! never by the number of threads, and sums are taken in a fixed order.
+
+pub mod cpu;
+pub mod device;
+pub mod memory;
+
+pub use cpu::Cpu;
+pub use device::{Compute, DeviceKind, DeviceProfile, Isa};
+pub use memory::{DeviceSlice, Element, Memory, MemoryError, MemoryId, Store};
+
+macro_rules! operations {
+    ($($(#[$doc:meta])* $module:ident :: $operation:ident),* $(,)?) => {
+        $($(#[$doc])* pub mod $module;)*
+
+        /// Everything a device must be able to do: own memory and run every operation.
+        pub trait Backend: Memory $(+ $module::$operation)* {}
+        impl<T: Memory $(+ $module::$operation)*> Backend for T {}
+    };
+}
+
+operations! {
+    /// Token embeddings: a gather, and its scatter-add gradient.
+    embedding::Embedding,
+    /// Products with a weight matrix in the three orientations of training.
+    linear::Linear,
+    /// The low-rank pair beside a linear layer.
+    lora::Lora,
+    /// Four-bit normal floats.
+    nf4::Nf4,
+    /// Root-mean-square normalisation.
+    rms_norm::RmsNorm,
+    /// Rotary position embeddings.
+    rope::Rope,
+    /// Causal attention without the T×T matrix.
+    attention::Attention,
+    /// The gated activation of the feed-forward block.
+    swiglu::Swiglu,
+    /// Output projection fused with cross-entropy.
+    output_loss::OutputLoss,
+    /// Residual sums and moving rows.
+    rows::Rows,
+    /// The optimizer's update.
+    adamw::AdamW,
+    /// Gradient norm, for clipping and for the log.
+    gradient_norm::GradientNorm,
+}
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,101 @@
+//! Products with a weight matrix `W` `[n_out, n_in]`, in the three orientations of training.
+//!
+//! ```text
+//! forward:          y  = x · Wᵀ + bias      [T, n_out] = [T, n_in] · [n_in, n_out]
+//! input gradient:   dx = dy · W             [T, n_in]  = [T, n_out] · [n_out, n_in]
+//! weight gradient:  dW = dyᵀ · x            [n_out, n_in] = [n_out, T] · [T, n_in]
+//! bias gradient:    dbias = Σ_t dy[t, :]
+//! ```
+//! In [`Compute::Bf16`] both operands are rounded to bf16 (nearest even) and accumulated in f32; an
+//! NF4 weight is expanded to f32 and then rounded like any other.
+//!
+//! [`Compute::Bf16`]: crate::Compute::Bf16
+
+use half::bf16;
+
+use crate::{
+    memory::{DeviceSlice, Memory, Store},
+    nf4::Nf4Weight,
+};
+
+/// The extents of one product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearShape {
+    /// T, rows of `x` and `y`.
+    pub n_rows: usize,
+    /// Columns of `x` and of the weight.
+    pub n_in: usize,
+    /// Columns of `y`, rows of the weight.
+    pub n_out: usize,
+}
+
+/// A weight matrix `[n_out, n_in]` as it is stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Weight {
+    /// Four bytes a number.
+    F32(DeviceSlice<f32>),
+    /// Two bytes a number.
+    Bf16(DeviceSlice<bf16>),
+    /// Half a byte a number.
+    Nf4(Nf4Weight),
+}
+
+/// The three products.
+pub trait Linear: Memory {
+    /// `y (store) x · Wᵀ + bias`.
+    ///
+    /// `x` `[n_rows, n_in]`, `bias` `[n_out]`, `y` `[n_rows, n_out]` by `store`;
+    /// `workspace`: [`workspace_bytes`].
+    fn linear(
+        &mut self,
+        shape: LinearShape,
+        x: DeviceSlice<f32>,
+        weight: Weight,
+        bias: Option<DeviceSlice<f32>>,
+        store: Store,
+        y: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    );
+
+    /// `dx (store) dy · W`.
+    ///
+    /// `dy` `[n_rows, n_out]`, `dx` `[n_rows, n_in]` by `store`.
+    fn linear_input_gradient(
+        &mut self,
+        shape: LinearShape,
+        dy: DeviceSlice<f32>,
+        weight: Weight,
+        store: Store,
+        dx: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    );
+
+    /// `dweight (store) dyᵀ · x`.
+    ///
+    /// `x` `[n_rows, n_in]`, `dy` `[n_rows, n_out]`, `dweight` `[n_out, n_in]` by `store`.
+    fn linear_weight_gradient(
+        &mut self,
+        shape: LinearShape,
+        x: DeviceSlice<f32>,
+        dy: DeviceSlice<f32>,
+        store: Store,
+        dweight: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    );
+
+    /// `dbias += Σ_t dy[t, :]`.
+    ///
+    /// `dy` `[n_rows, n_out]`, `dbias` `[n_out]` `+=`.
+    fn linear_bias_gradient(
+        &mut self,
+        n_rows: usize,
+        n_out: usize,
+        dy: DeviceSlice<f32>,
+        dbias: DeviceSlice<f32>,
+    );
+}
+
+/// Bytes of workspace that any of the three products of `shape` needs on `profile`.
+pub fn workspace_bytes(_profile: &crate::DeviceProfile, _shape: LinearShape) -> usize {
+    0
+}

@@ -1,0 +1,245 @@
+//! Device memory: blocks, handles into them, and moving data in and out.
+//!
+//! A [`DeviceSlice`] is a number, not a pointer: which block, where, how many. It can be made by a
+//! plan before any memory exists, copied freely, and means the same on every device.
+
+use std::{fmt, marker::PhantomData, ops::Range};
+
+use half::bf16;
+
+/// A number type that lives in device memory.
+pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
+    /// The type's name in messages and files.
+    const NAME: &'static str;
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+}
+impl Element for bf16 {
+    const NAME: &'static str = "bf16";
+}
+impl Element for u8 {
+    const NAME: &'static str = "u8";
+}
+impl Element for u32 {
+    const NAME: &'static str = "u32";
+}
+
+/// One block of device memory; numbered from 0 in the order of creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MemoryId(pub u32);
+
+/// `len` elements of a block, starting `offset` bytes into it.
+pub struct DeviceSlice<T> {
+    memory: MemoryId,
+    offset: usize,
+    len: usize,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for DeviceSlice<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for DeviceSlice<T> {}
+
+impl<T: Element> fmt::Debug for DeviceSlice<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}] at {}+{}", T::NAME, self.len, self.memory.0, self.offset)
+    }
+}
+
+impl<T: Element> DeviceSlice<T> {
+    /// The handle to `len` elements, `offset` bytes into `memory`.
+    ///
+    /// # Panics
+    /// When `offset` is not aligned to the element.
+    pub fn new(memory: MemoryId, offset: usize, len: usize) -> Self {
+        assert!(offset.is_multiple_of(align_of::<T>()), "offset {offset} of {}", T::NAME);
+        Self { memory, offset, len, element: PhantomData }
+    }
+
+    /// The block.
+    pub fn memory(&self) -> MemoryId {
+        self.memory
+    }
+
+    /// Bytes from the start of the block.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Size in bytes.
+    pub fn n_bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// Bytes of the block that the slice covers.
+    pub fn byte_range(&self) -> Range<usize> {
+        self.offset..self.offset + self.n_bytes()
+    }
+
+    /// A part of the slice, in elements.
+    ///
+    /// # Panics
+    /// When `range` leaves the slice.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {self:?}");
+        Self::new(self.memory, self.offset + range.start * size_of::<T>(), range.len())
+    }
+
+    /// The first `len` elements.
+    pub fn first(&self, len: usize) -> Self {
+        self.slice(0..len)
+    }
+
+    /// The same bytes seen as another element type.
+    ///
+    /// # Panics
+    /// When the bytes are no whole number of elements or are misaligned for them.
+    pub fn cast<U: Element>(&self) -> DeviceSlice<U> {
+        assert!(self.n_bytes().is_multiple_of(size_of::<U>()), "{self:?} as {}", U::NAME);
+        DeviceSlice::new(self.memory, self.offset, self.n_bytes() / size_of::<U>())
+    }
+}
+
+/// Whether an output replaces what is there or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// `=`
+    Overwrite,
+    /// `+=`
+    Accumulate,
+}
+
+/// Why device memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The system refused the block.
+    #[error(
+        "could not reserve {bytes} bytes of memory ({source}); close other programs or choose a smaller plan"
+    )]
+    Allocate {
+        /// Bytes asked for.
+        bytes: usize,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file could not be mapped.
+    #[error("could not map {path} into memory: {source}")]
+    Map {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// Alignment, in bytes, of every block; offsets that are multiples of it suit every kernel.
+pub const BLOCK_ALIGNMENT: usize = 4096;
+
+/// Device memory and the traffic across its border.
+pub trait Memory {
+    /// What this device is, for sizing workspaces.
+    fn profile(&self) -> DeviceProfile;
+
+    /// Reserves a block of `n_bytes` zeros.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn allocate(&mut self, n_bytes: usize) -> Result<MemoryId, MemoryError>;
+
+    /// Makes a file's bytes a read-only block, in place where the device can (CPU), else copied.
+    /// The file must not be changed by anyone while the block lives; see [`MappedFile`].
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn adopt(&mut self, file: MappedFile) -> Result<MemoryId, MemoryError>;
+
+    /// Copies `source` from the host into `destination`, of the same length.
+    fn upload<T: Element>(&mut self, source: &[T], destination: DeviceSlice<T>);
+
+    /// Copies `source` into `destination` on the host, of the same length.
+    fn download<T: Element>(&self, source: DeviceSlice<T>, destination: &mut [T]);
+
+    /// Sets every element to zero.
+    fn clear<T: Element>(&mut self, slice: DeviceSlice<T>);
+
+    /// Copies within the device; same length, no overlap.
+    fn copy<T: Element>(&mut self, source: DeviceSlice<T>, destination: DeviceSlice<T>);
+}
+
+use crate::device::DeviceProfile;
+pub use mapped::MappedFile;
+
+mod mapped {
+    use std::{fs::File, ops::Deref, path::Path};
+
+    use super::MemoryError;
+
+    /// A file mapped read-only.
+    ///
+    /// The operating system backs it with the file's own pages, so it costs no memory that could
+    /// not be dropped and read again. In return the file must not shrink or change while it is
+    /// mapped: map files that are replaced by renaming, never rewritten.
+    #[derive(Debug)]
+    pub struct MappedFile(memmap2::Mmap);
+
+    impl MappedFile {
+        /// Maps the whole file at `path`.
+        ///
+        /// # Errors
+        /// When the file cannot be opened or mapped.
+        pub fn open(path: &Path) -> Result<Self, MemoryError> {
+            let failed = |source| MemoryError::Map { path: path.to_owned(), source };
+            let file = File::open(path).map_err(failed)?;
+            // SAFETY: the mapping is read-only and private to this process's view; that nobody
+            // truncates the file meanwhile is this type's documented condition. Everything read
+            // through it is plain bytes, for which every bit pattern is valid.
+            unsafe { memmap2::Mmap::map(&file) }.map(Self).map_err(failed)
+        }
+
+        /// Tells the system that the pages of `range` will not be read again soon, so that they
+        /// stop counting as this process's resident memory. Only a hint; the bytes stay valid.
+        pub fn release(&self, range: std::ops::Range<usize>) {
+            #[cfg(unix)]
+            {
+                let start = range.start.next_multiple_of(super::BLOCK_ALIGNMENT);
+                let end =
+                    range.end.min(self.len()) / super::BLOCK_ALIGNMENT * super::BLOCK_ALIGNMENT;
+                if start < end {
+                    // SAFETY: dropping clean pages of a read-only file mapping loses nothing: the
+                    // next read brings the same bytes back from the file.
+                    let _ = unsafe {
+                        self.0.unchecked_advise_range(
+                            memmap2::UncheckedAdvice::DontNeed,
+                            start,
+                            end - start,
+                        )
+                    };
+                }
+            }
+            #[cfg(not(unix))]
+            let _ = range;
+        }
+    }
+
+    impl Deref for MappedFile {
+        type Target = [u8];
+        fn deref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+}

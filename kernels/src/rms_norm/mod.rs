@@ -1,0 +1,64 @@
+//! Root-mean-square normalisation (Zhang & Sennrich, 2019), row by row.
+//!
+//! ```text
+//! rstd = 1 / sqrt(mean(x²) + eps)
+//! y    = x · rstd · w
+//! dw  += Σ_t dy · x · rstd
+//! dx  += rstd · (w·dy − x · rstd² · mean(w·dy·x))
+//! ```
+//! The backward pass computes `rstd` again from `x`, which it reads anyway; nothing is saved.
+
+use crate::memory::{DeviceSlice, Memory};
+
+/// The extents of one normalisation. Heads of a query or key matrix are rows of width K.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNormShape {
+    /// Rows, each normalised by itself.
+    pub n_rows: usize,
+    /// Numbers in a row.
+    pub width: usize,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
+/// The normalisation, forward and backward.
+pub trait RmsNorm: Memory {
+    /// `x` `[n_rows, width]`, `weight` `[width]`, `y` `[n_rows, width]` `=`.
+    fn rms_norm(
+        &mut self,
+        shape: RmsNormShape,
+        x: DeviceSlice<f32>,
+        weight: DeviceSlice<f32>,
+        y: DeviceSlice<f32>,
+    );
+
+    /// `dx` `[n_rows, width]` `+=`; `dweight` `[width]` `+=`, or not wanted;
+    /// `workspace`: [`workspace_bytes`], for the partial sums of `dweight`.
+    fn rms_norm_backward(
+        &mut self,
+        shape: RmsNormShape,
+        x: DeviceSlice<f32>,
+        weight: DeviceSlice<f32>,
+        dy: DeviceSlice<f32>,
+        dx: DeviceSlice<f32>,
+        dweight: Option<DeviceSlice<f32>>,
+        workspace: DeviceSlice<u8>,
+    );
+
+    /// As [`RmsNorm::rms_norm_backward`] with `dy` and `dx` in one place: `dy` is read, then
+    /// replaced by `dx` (in place, `=`).
+    fn rms_norm_backward_in_place(
+        &mut self,
+        shape: RmsNormShape,
+        x: DeviceSlice<f32>,
+        weight: DeviceSlice<f32>,
+        dy_dx: DeviceSlice<f32>,
+        dweight: Option<DeviceSlice<f32>>,
+        workspace: DeviceSlice<u8>,
+    );
+}
+
+/// Bytes of workspace that the backward pass of `shape` needs on `profile`.
+pub fn workspace_bytes(_profile: &crate::DeviceProfile, _shape: RmsNormShape) -> usize {
+    0
+}
