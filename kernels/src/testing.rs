@@ -1,1 +1,103 @@
-//! Test devices.
+//! What the operations' tests share: every device, seeded inputs, error measures.
+
+use crate::{Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory};
+
+/// Every path of this machine's processor, in both precisions, on one thread and on three (a count
+/// that divides no shape evenly).
+pub(crate) fn profiles() -> Vec<DeviceProfile> {
+    let mut profiles = Vec::new();
+    for isa in Isa::available() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for n_threads in [1, 3] {
+                profiles.push(DeviceProfile { kind: DeviceKind::Cpu { isa, n_threads }, compute });
+            }
+        }
+    }
+    profiles
+}
+
+/// Makes a test of each named function `fn(&mut impl …)`, run on every device.
+macro_rules! on_every_device {
+    ($($body:ident),* $(,)?) => {
+        mod on_every_device {
+            $(#[test]
+            fn $body() {
+                for profile in $crate::testing::profiles() {
+                    eprintln!("on {profile:?}");
+                    let mut cpu = $crate::Cpu::new(profile).unwrap();
+                    super::$body(&mut cpu);
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_every_device;
+
+/// Puts `values` into a block of their own.
+pub(crate) fn place<T: Element>(device: &mut impl Memory, values: &[T]) -> DeviceSlice<T> {
+    let memory = device.allocate(size_of_val(values)).unwrap();
+    let slice = DeviceSlice::new(memory, 0, values.len());
+    device.upload(values, slice);
+    slice
+}
+
+/// A block of `n_bytes` for an operation's workspace, filled with a pattern that is a NaN as f32
+/// and as bf16, so that reading what was not written shows.
+pub(crate) fn workspace(device: &mut impl Memory, n_bytes: usize) -> DeviceSlice<u8> {
+    place(device, &vec![0xff; n_bytes])
+}
+
+/// The values of `slice`.
+pub(crate) fn fetch<T: Element>(device: &impl Memory, slice: DeviceSlice<T>) -> Vec<T> {
+    let mut values = vec![T::zeroed(); slice.len()];
+    device.download(slice, &mut values);
+    values
+}
+
+/// A stream of random numbers (SplitMix64).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `[0, 1)`.
+    pub(crate) fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Uniform in `0..n`.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.uniform() * n as f64) as usize
+    }
+
+    /// Standard normal values (Box–Muller).
+    pub(crate) fn normal(&mut self, n: usize) -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+                (radius * (std::f64::consts::TAU * self.uniform()).cos()) as f32
+            })
+            .collect()
+    }
+}
+
+/// The largest `|actual − expected|`, as a share of the largest `|expected|`. NaN counts as
+/// infinite.
+pub(crate) fn relative_error(actual: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    let scale = expected.iter().fold(f64::MIN_POSITIVE, |scale, e| scale.max(e.abs()));
+    actual.iter().zip(expected).fold(0.0, |worst: f64, (&a, &e)| {
+        let error = (f64::from(a) - e).abs() / scale;
+        if error.is_nan() { f64::INFINITY } else { worst.max(error) }
+    })
+}
