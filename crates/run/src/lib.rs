@@ -1,1 +1,30 @@
-//! Under construction.
+//! The run folder: its settings, its plan, its events and its files.
+//!
+//! Everything that shows a run reads this folder and depends on this crate alone; the engine writes
+//! it. There is no computation here, and in particular no memory formula.
+//!
+//! ```text
+//! RUN/run.toml                   every setting, so that the run can be repeated
+//! RUN/plan.json                  the memory plan it ran under
+//! RUN/metrics.jsonl              one event a line, appended
+//! RUN/checkpoints/step-000100/   see the engine
+//! RUN/report/                    charts
+//! ```
+
+mod error;
+mod events;
+mod folder;
+mod plan;
+mod settings;
+
+pub use error::RunError;
+pub use events::Event;
+pub use folder::{CheckpointFolder, MetricsWriter, RunFolder, read_metrics, read_settings};
+pub use plan::{
+    Category, CategoryBytes, MethodPlan, ModelSummary, PlanReport, PlannedRegion, Residence,
+    Suggestion,
+};
+pub use settings::{
+    Columns, ComputePrecision, LoraSettings, Method, Paging, RunSettings, SampleSettings, Schedule,
+    TrainOn, WeightPrecision,
+};

@@ -1,0 +1,70 @@
+//! What can go wrong with a run folder.
+
+use std::{io, path::PathBuf};
+
+/// What happened, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file or folder could not be read.
+    #[error("could not read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file or folder could not be written.
+    #[error("could not write {path}: {source}; check the free space and the folder's permissions")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The folder has other things in it.
+    #[error(
+        "{path} already exists and is not empty; choose another folder for the run, or continue it with `nibble resume {path}`"
+    )]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder is no run.
+    #[error(
+        "{path} is no run folder: it has no run.toml; give the folder that was named with `--out`"
+    )]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The settings cannot be read.
+    #[error("{path} cannot be read as settings: {reason}")]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        reason: String,
+    },
+    /// The folder comes from a newer Nibble.
+    #[error(
+        "{path} was written by a newer Nibble (format {found}, this one knows {known}); update Nibble to open it"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest that is known.
+        known: u32,
+    },
+    /// A setting has an impossible value.
+    #[error("`{name}` is {value}; {rule}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+}

@@ -1,0 +1,101 @@
+//! What a run reports, one event a line.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that happened. Losses are mean cross-entropies per trained token, in nats.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Weights are being read, quantised or mapped.
+    Loading {
+        /// Bytes of the model read so far.
+        done_bytes: u64,
+        /// Bytes to read.
+        total_bytes: u64,
+    },
+    /// Everything is in place; the first step begins.
+    Ready {
+        /// Steps of the whole run.
+        n_steps: u64,
+        /// Steps done before (of a resumed run).
+        step: u64,
+        /// Examples to train on.
+        n_examples: u64,
+        /// Their tokens.
+        n_tokens: u64,
+        /// The plan's peak.
+        planned_peak_bytes: u64,
+    },
+    /// An optimizer step.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Loss before the update.
+        loss: f64,
+        /// Learning rate.
+        lr: f64,
+        /// Gradient norm before clipping.
+        grad_norm: f64,
+        /// Tokens seen in this step.
+        tokens: u64,
+        /// Tokens a second of this step.
+        tokens_per_s: f64,
+        /// Resident memory of the process.
+        host_bytes: u64,
+        /// Memory taken from the device.
+        device_bytes: u64,
+    },
+    /// A whole checkpoint is on the disk.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// The held-out examples were evaluated.
+    Eval {
+        /// Steps done.
+        step: u64,
+        /// Loss.
+        loss: f64,
+        /// `exp(loss)`.
+        perplexity: f64,
+        /// Tokens it is the mean of.
+        trained_tokens: u64,
+    },
+    /// A sample was written.
+    Sample {
+        /// Steps done.
+        step: u64,
+        /// What was asked.
+        prompt: String,
+        /// What the model answered.
+        text: String,
+    },
+    /// Something the person should know.
+    Warning {
+        /// What, and what to do.
+        message: String,
+    },
+    /// The run holds.
+    Paused,
+    /// The run goes on.
+    Resumed,
+    /// The run has ended.
+    Done {
+        /// The plan's peak.
+        planned_peak_bytes: u64,
+        /// What was taken from the device.
+        allocated_peak_bytes: u64,
+        /// The most memory the process held.
+        peak_rss_bytes: u64,
+        /// Steps done.
+        steps: u64,
+        /// The last step's loss.
+        final_loss: f64,
+        /// The last checkpoint, whose folder other programs can load.
+        adapter: PathBuf,
+    },
+}

@@ -1,0 +1,128 @@
+//! A memory plan as it is shown and stored. The engine's planner fills it in.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Method;
+
+/// What a region is for. The window's colours follow this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Category {
+    /// Base weights.
+    Weights,
+    /// Parameters of adapters.
+    Adapters,
+    /// Gradients of what is trained.
+    Gradients,
+    /// The optimizer's moments.
+    Optimizer,
+    /// Values kept or passed between forward and backward pass.
+    Activations,
+    /// Scratch memory of the operations, inputs and tables.
+    Workspace,
+}
+
+/// Where a region lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Residence {
+    /// On the device that computes.
+    Device,
+    /// In the host's memory, visiting the device.
+    Host,
+    /// In a file, visiting the device.
+    Disk,
+}
+
+/// One stretch of memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedRegion {
+    /// What it holds.
+    pub name: String,
+    /// What it is for.
+    pub category: Category,
+    /// Size.
+    pub bytes: u64,
+    /// Where it lives.
+    pub resident: Residence,
+}
+
+/// The peak divided among the categories; the parts sum to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CategoryBytes {
+    /// Base weights.
+    pub weights: u64,
+    /// Parameters of adapters.
+    pub adapters: u64,
+    /// Gradients.
+    pub gradients: u64,
+    /// Moments.
+    pub optimizer: u64,
+    /// Activations; regions that take turns in one place count once.
+    pub activations: u64,
+    /// Everything else.
+    pub workspace: u64,
+}
+
+impl CategoryBytes {
+    /// The parts' sum.
+    pub fn total(&self) -> u64 {
+        [self.weights, self.adapters, self.gradients, self.optimizer, self.activations]
+            .into_iter()
+            .fold(self.workspace, u64::saturating_add)
+    }
+}
+
+/// A change that makes a plan fit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suggestion {
+    /// What to change.
+    pub change: String,
+    /// The peak with it.
+    pub peak_bytes: u64,
+}
+
+/// The plan of one method.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MethodPlan {
+    /// The method.
+    pub method: Method,
+    /// Every byte that the run will hold on the device.
+    pub peak_bytes: u64,
+    /// The same by category.
+    pub categories: CategoryBytes,
+    /// Every region.
+    pub regions: Vec<PlannedRegion>,
+    /// Whether it fits the budget.
+    pub fits: bool,
+    /// Changes that would make it fit, when it does not.
+    pub suggestions: Vec<Suggestion>,
+}
+
+/// What a model is, in numbers people know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    /// Family name, such as `llama`.
+    pub family: String,
+    /// Parameters.
+    pub parameters: u64,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Hidden width.
+    pub hidden: usize,
+    /// Tokens it knows.
+    pub vocabulary: usize,
+    /// The most tokens it reads.
+    pub context: usize,
+}
+
+/// The plans of several methods side by side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// The model.
+    pub model: ModelSummary,
+    /// What the plans were held against.
+    pub budget_bytes: u64,
+    /// A plan for each method.
+    pub methods: Vec<MethodPlan>,
+}
