@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -19,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 # Peft asks transformers for a name that transformers is about to drop.
 warnings.filterwarnings("ignore", category=FutureWarning)
+# bitsandbytes misses an optional package of faster kernels, none of which is called here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 torch.set_num_threads(1)  # The order of a sum, and so its last bits, depends on the thread count.
 torch.use_deterministic_algorithms(True)

@@ -1,0 +1,194 @@
+//! `cargo xtask reference`: writes `tests/golden/` anew with the reference implementations.
+//!
+//! Makes a Python environment with the pinned packages of `tests/reference/requirements.txt`, in
+//! the user's cache folder (or where `NIBBLE_REFERENCE_VENV` says), so that a checkout stays small
+//! and a second one finds it ready. Nothing else in the project needs Python; `cargo xtask bench`
+//! asks [`ready_python`] whether it is there.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The scripts that write golden files, in the order in which they need each other's.
+const SCRIPTS: [&str; 4] = ["nf4.py", "rope.py", "families.py", "trajectories.py"];
+
+/// The oldest Python that the pinned packages support.
+const OLDEST_PYTHON: (u32, u32) = (3, 11);
+
+/// Written into the environment when it is complete: the requirements it was made from.
+const READY: &str = "nibble-requirements.txt";
+
+/// Why the golden files could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReferenceError {
+    /// No interpreter to make the environment with.
+    #[error(
+        "no Python {}.{} or newer found; install one, or name it in NIBBLE_PYTHON",
+        OLDEST_PYTHON.0,
+        OLDEST_PYTHON.1
+    )]
+    NoPython,
+    /// The platform has no folder for caches.
+    #[error("no cache folder for this user; name one in NIBBLE_REFERENCE_VENV")]
+    NoCacheFolder,
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A program could not be started.
+    #[error("cannot start {program}: {source}")]
+    Start {
+        /// Which.
+        program: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A program ended with an error, which it has printed.
+    #[error("{step} failed (see above); {hint}")]
+    Failed {
+        /// What was being done.
+        step: String,
+        /// What to try.
+        hint: String,
+    },
+}
+
+/// Writes every golden file anew and says which differ from the committed ones.
+///
+/// # Errors
+/// When there is no Python, the packages cannot be installed, or a script fails.
+pub fn reference() -> Result<(), ReferenceError> {
+    let scripts = repository_root().join("tests").join("reference");
+    let golden = repository_root().join("tests").join("golden");
+    let python = make_environment(&scripts.join("requirements.txt"))?;
+    for script in SCRIPTS {
+        println!("{script}");
+        run(
+            Command::new(&python).arg(scripts.join(script)).arg(&golden),
+            script,
+            "the golden files before it are written, those after it are as they were",
+        )?;
+    }
+    report_changes(&golden)
+}
+
+/// The interpreter of a complete environment for the scripts of `tests/reference`, if there is one.
+pub fn ready_python() -> Option<PathBuf> {
+    let requirements = repository_root().join("tests").join("reference").join("requirements.txt");
+    let environment = environment_folder().ok()?;
+    is_ready(&environment, &fs::read_to_string(requirements).ok()?)
+        .then(|| interpreter_in(&environment))
+}
+
+fn repository_root() -> &'static Path {
+    // This crate's folder is one below the root, wherever the checkout lies.
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+fn environment_folder() -> Result<PathBuf, ReferenceError> {
+    if let Some(named) = env::var_os("NIBBLE_REFERENCE_VENV") {
+        return Ok(PathBuf::from(named));
+    }
+    let folders =
+        directories::ProjectDirs::from("", "", "nibble").ok_or(ReferenceError::NoCacheFolder)?;
+    Ok(folders.cache_dir().join("reference-python"))
+}
+
+fn interpreter_in(environment: &Path) -> PathBuf {
+    if cfg!(windows) {
+        environment.join("Scripts").join("python.exe")
+    } else {
+        environment.join("bin").join("python")
+    }
+}
+
+fn is_ready(environment: &Path, requirements: &str) -> bool {
+    fs::read_to_string(environment.join(READY)).is_ok_and(|made_from| made_from == requirements)
+}
+
+/// Makes the environment unless it is there, made from the same requirements; returns its Python.
+fn make_environment(requirements: &Path) -> Result<PathBuf, ReferenceError> {
+    let file = |path: &Path| {
+        let path = path.to_path_buf();
+        |source| ReferenceError::File { path, source }
+    };
+    let wanted = fs::read_to_string(requirements).map_err(file(requirements))?;
+    let environment = environment_folder()?;
+    let python = interpreter_in(&environment);
+    if is_ready(&environment, &wanted) {
+        return Ok(python);
+    }
+    println!("Making a Python environment in {}", environment.display());
+    run(
+        Command::new(find_python()?).args(["-m", "venv", "--clear"]).arg(&environment),
+        "python -m venv",
+        "on Debian and Ubuntu it is the package python3-venv",
+    )?;
+    // Without torch's own dependencies: on Linux they are gigabytes of CUDA libraries.
+    run(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+            .arg("--requirement")
+            .arg(requirements),
+        "pip install",
+        "check the connection and the free disk space (2 GB)",
+    )?;
+    run(
+        Command::new(&python).arg(requirements.with_file_name("cpu_torch.py")),
+        "making torch importable without CUDA",
+        "it needs gcc and readelf",
+    )?;
+    let ready = environment.join(READY);
+    fs::write(&ready, wanted).map_err(file(&ready))?;
+    Ok(python)
+}
+
+/// The first interpreter that starts and is new enough.
+fn find_python() -> Result<PathBuf, ReferenceError> {
+    let named = env::var_os("NIBBLE_PYTHON").map(PathBuf::from);
+    let usual = ["python3", "python"].map(PathBuf::from);
+    named
+        .into_iter()
+        .chain(usual)
+        .find(|python| version_of(python).is_some_and(|version| version >= OLDEST_PYTHON))
+        .ok_or(ReferenceError::NoPython)
+}
+
+fn version_of(python: &Path) -> Option<(u32, u32)> {
+    let output = Command::new(python)
+        .args(["-c", "import sys; print(sys.version_info[0], sys.version_info[1])"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let (major, minor) = text.trim().split_once(' ')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Shows how the golden files now differ from the committed ones.
+fn report_changes(golden: &Path) -> Result<(), ReferenceError> {
+    println!("Changes to the golden files (none: they are what the pinned versions compute):");
+    run(
+        Command::new("git")
+            .current_dir(repository_root())
+            .args(["--no-pager", "status", "--short", "--"])
+            .arg(golden),
+        "git status",
+        "the golden files are written nevertheless",
+    )
+}
+
+fn run(command: &mut Command, step: &str, hint: &str) -> Result<(), ReferenceError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|source| ReferenceError::Start { program, source })?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(ReferenceError::Failed { step: step.to_owned(), hint: hint.to_owned() })
+}
