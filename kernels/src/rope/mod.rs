@@ -22,7 +22,8 @@ pub enum Rotation {
 }
 
 /// How a model stretches its rotation frequencies.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum RopeScaling {
     /// Not at all.
     None,

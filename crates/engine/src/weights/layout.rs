@@ -1,0 +1,569 @@
+//! Where each number of a model's base weights lies: one contiguous image.
+//!
+//! The image is what is planned, allocated, cached on disk and mapped, so this is the only place
+//! that knows its order:
+//!
+//! ```text
+//! embedding | layer 0 | layer 1 | … | final norm | output projection (if it is not the embedding)
+//! ```
+//! Each block begins on a page, so that it can be mapped, copied or paged by itself; each part of a
+//! tensor begins on a cache line. Every layer has the same layout, stored once. A layout in
+//! [`WeightFormat::F32`] also serves gradients and optimizer states of full fine-tuning.
+
+use half::bf16;
+use nibble_kernels::{
+    DeviceSlice, MemoryId,
+    embedding::EmbeddingTable,
+    linear::Weight,
+    memory::BLOCK_ALIGNMENT,
+    nf4::{Nf4Layout, Nf4Weight},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{ModelSpec, Projection};
+
+/// Part of the identity of every image on disk; grows when the order or the alignment changes.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Where the parts of a tensor may begin: a cache line, and the widest vector register.
+const PART_ALIGNMENT: usize = 64;
+
+/// How the matrices of the decoder blocks are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightFormat {
+    /// Four bytes a number.
+    F32,
+    /// Two bytes a number.
+    Bf16,
+    /// Half a byte a number, and an eighth of a bit for each block's scale.
+    Nf4,
+}
+
+impl WeightFormat {
+    /// The format's name in files and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Nf4 => "nf4",
+        }
+    }
+}
+
+/// How the embedding table and the output projection are stored; they are never quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbeddingFormat {
+    /// Four bytes a number.
+    F32,
+    /// Two bytes a number.
+    Bf16,
+}
+
+impl EmbeddingFormat {
+    /// What goes with a format of the other matrices unless one chooses otherwise.
+    pub const fn beside(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::F32 => Self::F32,
+            WeightFormat::Bf16 | WeightFormat::Nf4 => Self::Bf16,
+        }
+    }
+
+    const fn as_weight_format(self) -> WeightFormat {
+        match self {
+            Self::F32 => WeightFormat::F32,
+            Self::Bf16 => WeightFormat::Bf16,
+        }
+    }
+}
+
+/// A tensor within a decoder block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerTensor {
+    /// Scale of the norm before attention, `[D]`.
+    InputNorm,
+    /// A projection's weight, `[n_out, n_in]`.
+    Matrix(Projection),
+    /// A projection's bias, `[n_out]`.
+    Bias(Projection),
+    /// Scale of the norm on each query head, `[K]`.
+    QueryNorm,
+    /// Scale of the norm on each key head, `[K]`.
+    KeyNorm,
+    /// Scale of the norm before the feed-forward block, `[D]`.
+    PostAttentionNorm,
+}
+
+/// A tensor of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorRole {
+    /// The embedding table, `[V, D]`.
+    Embedding,
+    /// A tensor of the decoder block of this number.
+    Layer(usize, LayerTensor),
+    /// Scale of the norm before the output projection, `[D]`.
+    FinalNorm,
+    /// The output projection, `[V, D]`; absent where it is the embedding table.
+    Output,
+}
+
+impl TensorRole {
+    /// The tensor's name in model files.
+    pub fn name(self) -> String {
+        match self {
+            Self::Embedding => "model.embed_tokens.weight".into(),
+            Self::FinalNorm => "model.norm.weight".into(),
+            Self::Output => "lm_head.weight".into(),
+            Self::Layer(layer, tensor) => {
+                let (path, kind) = match tensor {
+                    LayerTensor::InputNorm => ("input_layernorm", "weight"),
+                    LayerTensor::Matrix(projection) => (projection.path(), "weight"),
+                    LayerTensor::Bias(projection) => (projection.path(), "bias"),
+                    LayerTensor::QueryNorm => ("self_attn.q_norm", "weight"),
+                    LayerTensor::KeyNorm => ("self_attn.k_norm", "weight"),
+                    LayerTensor::PostAttentionNorm => ("post_attention_layernorm", "weight"),
+                };
+                format!("model.layers.{layer}.{path}.{kind}")
+            }
+        }
+    }
+
+    /// Whether it is a matrix: norms and biases take no weight decay.
+    pub const fn is_matrix(self) -> bool {
+        matches!(self, Self::Embedding | Self::Output | Self::Layer(_, LayerTensor::Matrix(_)))
+    }
+}
+
+/// A tensor's extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorShape {
+    /// `[n]`
+    Vector(usize),
+    /// `[n_out, n_in]`
+    Matrix(usize, usize),
+}
+
+impl TensorShape {
+    /// How many numbers.
+    pub const fn n_elements(self) -> usize {
+        match self {
+            Self::Vector(n) => n,
+            Self::Matrix(n_out, n_in) => n_out * n_in,
+        }
+    }
+
+    /// The extents as a list.
+    pub fn to_vec(self) -> Vec<usize> {
+        match self {
+            Self::Vector(n) => vec![n],
+            Self::Matrix(n_out, n_in) => vec![n_out, n_in],
+        }
+    }
+}
+
+/// Byte offsets of a tensor's parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorParts {
+    /// One run of f32.
+    F32 {
+        /// Its first byte.
+        offset: usize,
+    },
+    /// One run of bf16.
+    Bf16 {
+        /// Its first byte.
+        offset: usize,
+    },
+    /// The four parts of [`Nf4Weight`].
+    Nf4 {
+        /// Packed codes.
+        codes: usize,
+        /// A byte for each block of 64.
+        absmax_codes: usize,
+        /// An f32 for each 256 blocks.
+        absmax_scales: usize,
+        /// One f32.
+        absmax_offset: usize,
+    },
+}
+
+impl TensorParts {
+    /// The format the parts are of.
+    pub const fn format(self) -> WeightFormat {
+        match self {
+            Self::F32 { .. } => WeightFormat::F32,
+            Self::Bf16 { .. } => WeightFormat::Bf16,
+            Self::Nf4 { .. } => WeightFormat::Nf4,
+        }
+    }
+
+    /// The same parts, `bytes` further on.
+    const fn shifted(self, bytes: usize) -> Self {
+        match self {
+            Self::F32 { offset } => Self::F32 { offset: offset + bytes },
+            Self::Bf16 { offset } => Self::Bf16 { offset: offset + bytes },
+            Self::Nf4 { codes, absmax_codes, absmax_scales, absmax_offset } => Self::Nf4 {
+                codes: codes + bytes,
+                absmax_codes: absmax_codes + bytes,
+                absmax_scales: absmax_scales + bytes,
+                absmax_offset: absmax_offset + bytes,
+            },
+        }
+    }
+}
+
+/// A tensor and its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorPlace {
+    /// Which one.
+    pub role: TensorRole,
+    /// Its extents.
+    pub shape: TensorShape,
+    /// Where its bytes are, from the start of the image.
+    pub parts: TensorParts,
+}
+
+/// A run of the image that begins on a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Block {
+    /// The embedding table.
+    Embedding,
+    /// The decoder block of this number.
+    Layer(usize),
+    /// The last norm.
+    FinalNorm,
+    /// The output projection, where it is not the embedding table.
+    Output,
+}
+
+/// The place of a tensor within a decoder block.
+#[derive(Clone, Copy, Debug)]
+struct LayerPlace {
+    tensor: LayerTensor,
+    shape: TensorShape,
+    parts: TensorParts,
+}
+
+/// Where every tensor lies.
+#[derive(Clone, Debug)]
+pub struct WeightLayout {
+    format: WeightFormat,
+    embedding_format: EmbeddingFormat,
+    n_layers: usize,
+    table: TensorShape,
+    hidden_width: usize,
+    n_elements: usize,
+    /// One decoder block, offsets from its start, in the order they lie.
+    layer: Vec<LayerPlace>,
+    /// Index into `layer` of each projection's weight.
+    matrices: [usize; 7],
+    /// Offset of the first decoder block; the embedding table is at 0.
+    first_layer: usize,
+    /// Bytes from one decoder block to the next.
+    layer_bytes: usize,
+    final_norm: usize,
+    output: Option<usize>,
+    n_bytes: usize,
+}
+
+/// Lays runs of bytes one after another.
+#[derive(Default)]
+struct Cursor(usize);
+
+impl Cursor {
+    fn place(&mut self, bytes: usize) -> usize {
+        let offset = self.0.next_multiple_of(PART_ALIGNMENT);
+        self.0 = offset + bytes;
+        offset
+    }
+
+    fn parts(&mut self, shape: TensorShape, format: WeightFormat) -> TensorParts {
+        let n = shape.n_elements();
+        match format {
+            WeightFormat::F32 => TensorParts::F32 { offset: self.place(n * size_of::<f32>()) },
+            WeightFormat::Bf16 => TensorParts::Bf16 { offset: self.place(n * size_of::<bf16>()) },
+            WeightFormat::Nf4 => {
+                let layout = Nf4Layout { n_elements: n };
+                TensorParts::Nf4 {
+                    codes: self.place(layout.n_codes()),
+                    absmax_codes: self.place(layout.n_blocks()),
+                    absmax_scales: self.place(layout.n_groups() * size_of::<f32>()),
+                    absmax_offset: self.place(size_of::<f32>()),
+                }
+            }
+        }
+    }
+
+    fn page(&mut self) -> usize {
+        self.0 = self.0.next_multiple_of(BLOCK_ALIGNMENT);
+        self.0
+    }
+}
+
+impl WeightLayout {
+    /// The layout of `spec`'s weights with the usual format for the embedding table.
+    pub fn new(spec: &ModelSpec, format: WeightFormat) -> Self {
+        Self::with_embedding_format(spec, format, EmbeddingFormat::beside(format))
+    }
+
+    /// The layout of `spec`'s weights.
+    pub fn with_embedding_format(
+        spec: &ModelSpec,
+        format: WeightFormat,
+        embedding_format: EmbeddingFormat,
+    ) -> Self {
+        let (layer, layer_bytes) = layer_places(spec, format);
+        let matrices = Projection::ALL.map(|projection| {
+            layer
+                .iter()
+                .position(|place| place.tensor == LayerTensor::Matrix(projection))
+                .expect("a decoder block has every projection")
+        });
+        let table = TensorShape::Matrix(spec.vocabulary, spec.hidden_width);
+        let table_format = embedding_format.as_weight_format();
+
+        let mut cursor = Cursor::default();
+        cursor.parts(table, table_format);
+        let first_layer = cursor.page();
+        cursor.0 += spec.n_layers * layer_bytes;
+        let final_norm = cursor.place(spec.hidden_width * size_of::<f32>());
+        cursor.page();
+        let output = (!spec.tied_embeddings).then(|| {
+            let offset = cursor.0;
+            cursor.parts(table, table_format);
+            offset
+        });
+        let n_bytes = cursor.page();
+        Self {
+            format,
+            embedding_format,
+            n_layers: spec.n_layers,
+            table,
+            hidden_width: spec.hidden_width,
+            n_elements: spec.n_parameters(),
+            layer,
+            matrices,
+            first_layer,
+            layer_bytes,
+            final_norm,
+            output,
+            n_bytes,
+        }
+    }
+
+    /// The format of the decoder blocks' matrices.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// The format of the embedding table and the output projection.
+    pub fn embedding_format(&self) -> EmbeddingFormat {
+        self.embedding_format
+    }
+
+    /// Decoder blocks.
+    pub fn n_layers(&self) -> usize {
+        self.n_layers
+    }
+
+    /// Numbers stored, without what aligns them.
+    pub fn n_elements(&self) -> usize {
+        self.n_elements
+    }
+
+    /// Bytes of the whole image, a multiple of [`BLOCK_ALIGNMENT`].
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Bytes of one decoder block, a multiple of [`BLOCK_ALIGNMENT`].
+    pub fn layer_bytes(&self) -> usize {
+        self.layer_bytes
+    }
+
+    /// Where a decoder block begins.
+    ///
+    /// # Panics
+    /// When there is no such layer.
+    pub fn layer_offset(&self, layer: usize) -> usize {
+        assert!(layer < self.n_layers, "layer {layer} of {}", self.n_layers);
+        self.first_layer + layer * self.layer_bytes
+    }
+
+    /// The blocks and the bytes they take, in order and without gaps.
+    pub fn blocks(&self) -> impl Iterator<Item = (Block, std::ops::Range<usize>)> + '_ {
+        let layers = (0..self.n_layers).map(|layer| {
+            let offset = self.layer_offset(layer);
+            (Block::Layer(layer), offset..offset + self.layer_bytes)
+        });
+        let norm_end = self.output.unwrap_or(self.n_bytes);
+        std::iter::once((Block::Embedding, 0..self.first_layer))
+            .chain(layers)
+            .chain(std::iter::once((Block::FinalNorm, self.final_norm..norm_end)))
+            .chain(self.output.map(|offset| (Block::Output, offset..self.n_bytes)))
+    }
+
+    /// Every tensor, in the order they lie.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorPlace> + '_ {
+        let table = |role, offset| TensorPlace {
+            role,
+            shape: self.table,
+            parts: match self.embedding_format {
+                EmbeddingFormat::F32 => TensorParts::F32 { offset },
+                EmbeddingFormat::Bf16 => TensorParts::Bf16 { offset },
+            },
+        };
+        let norm = TensorPlace {
+            role: TensorRole::FinalNorm,
+            shape: TensorShape::Vector(self.hidden_width),
+            parts: TensorParts::F32 { offset: self.final_norm },
+        };
+        std::iter::once(table(TensorRole::Embedding, 0))
+            .chain((0..self.n_layers).flat_map(|layer| self.layer_tensors(layer)))
+            .chain(std::iter::once(norm))
+            .chain(self.output.map(move |offset| table(TensorRole::Output, offset)))
+    }
+
+    /// The tensors of one decoder block, in the order they lie.
+    pub fn layer_tensors(&self, layer: usize) -> impl Iterator<Item = TensorPlace> + '_ {
+        let offset = self.layer_offset(layer);
+        self.layer.iter().map(move |place| TensorPlace {
+            role: TensorRole::Layer(layer, place.tensor),
+            shape: place.shape,
+            parts: place.parts.shifted(offset),
+        })
+    }
+
+    /// A projection's weight, of an image that begins `base` bytes into `memory`.
+    pub fn matrix(
+        &self,
+        layer: usize,
+        projection: Projection,
+        memory: MemoryId,
+        base: usize,
+    ) -> Weight {
+        self.matrix_at(projection, memory, base + self.layer_offset(layer))
+    }
+
+    /// A projection's weight, of a decoder block that begins `layer_base` bytes into `memory`:
+    /// for blocks that are visited one at a time.
+    pub fn matrix_at(&self, projection: Projection, memory: MemoryId, layer_base: usize) -> Weight {
+        let place = &self.layer[self.matrices[projection as usize]];
+        handle(place.shape, place.parts.shifted(layer_base), memory)
+    }
+
+    /// A norm or a bias, of an image that begins `base` bytes into `memory`; `None` where the model
+    /// has none.
+    pub fn vector(
+        &self,
+        layer: usize,
+        tensor: LayerTensor,
+        memory: MemoryId,
+        base: usize,
+    ) -> Option<DeviceSlice<f32>> {
+        self.vector_at(tensor, memory, base + self.layer_offset(layer))
+    }
+
+    /// A norm or a bias, of a decoder block that begins `layer_base` bytes into `memory`; `None`
+    /// where the model has none.
+    pub fn vector_at(
+        &self,
+        tensor: LayerTensor,
+        memory: MemoryId,
+        layer_base: usize,
+    ) -> Option<DeviceSlice<f32>> {
+        let place = self.layer.iter().find(|place| place.tensor == tensor)?;
+        match (place.shape, place.parts) {
+            (TensorShape::Vector(len), TensorParts::F32 { offset }) => {
+                Some(DeviceSlice::new(memory, layer_base + offset, len))
+            }
+            _ => None,
+        }
+    }
+
+    /// The scale of the last norm, of an image that begins `base` bytes into `memory`.
+    pub fn final_norm(&self, memory: MemoryId, base: usize) -> DeviceSlice<f32> {
+        DeviceSlice::new(memory, base + self.final_norm, self.hidden_width)
+    }
+
+    /// The embedding table, of an image that begins `base` bytes into `memory`.
+    pub fn embedding(&self, memory: MemoryId, base: usize) -> EmbeddingTable {
+        let n = self.table.n_elements();
+        match self.embedding_format {
+            EmbeddingFormat::F32 => EmbeddingTable::F32(DeviceSlice::new(memory, base, n)),
+            EmbeddingFormat::Bf16 => EmbeddingTable::Bf16(DeviceSlice::new(memory, base, n)),
+        }
+    }
+
+    /// The output projection, of an image that begins `base` bytes into `memory`: the embedding
+    /// table where the two are one.
+    pub fn output(&self, memory: MemoryId, base: usize) -> Weight {
+        let offset = base + self.output.unwrap_or(0);
+        let n = self.table.n_elements();
+        match self.embedding_format {
+            EmbeddingFormat::F32 => Weight::F32(DeviceSlice::new(memory, offset, n)),
+            EmbeddingFormat::Bf16 => Weight::Bf16(DeviceSlice::new(memory, offset, n)),
+        }
+    }
+
+    /// Whether the output projection is the embedding table.
+    pub fn is_tied(&self) -> bool {
+        self.output.is_none()
+    }
+}
+
+impl TensorPlace {
+    /// The tensor's numbers, of an image that begins `base` bytes into `memory`, in its format.
+    pub fn weight(&self, memory: MemoryId, base: usize) -> Weight {
+        handle(self.shape, self.parts.shifted(base), memory)
+    }
+}
+
+fn handle(shape: TensorShape, parts: TensorParts, memory: MemoryId) -> Weight {
+    let n_elements = shape.n_elements();
+    match parts {
+        TensorParts::F32 { offset } => Weight::F32(DeviceSlice::new(memory, offset, n_elements)),
+        TensorParts::Bf16 { offset } => Weight::Bf16(DeviceSlice::new(memory, offset, n_elements)),
+        TensorParts::Nf4 { codes, absmax_codes, absmax_scales, absmax_offset } => {
+            let layout = Nf4Layout { n_elements };
+            Weight::Nf4(Nf4Weight {
+                codes: DeviceSlice::new(memory, codes, layout.n_codes()),
+                absmax_codes: DeviceSlice::new(memory, absmax_codes, layout.n_blocks()),
+                absmax_scales: DeviceSlice::new(memory, absmax_scales, layout.n_groups()),
+                absmax_offset: DeviceSlice::new(memory, absmax_offset, 1),
+            })
+        }
+    }
+}
+
+/// The tensors of a decoder block in the order they are used, and the bytes of the whole.
+fn layer_places(spec: &ModelSpec, format: WeightFormat) -> (Vec<LayerPlace>, usize) {
+    let mut cursor = Cursor::default();
+    let mut places = Vec::with_capacity(18);
+    let mut place = |tensor, shape, format| {
+        places.push(LayerPlace { tensor, shape, parts: cursor.parts(shape, format) });
+    };
+    let hidden = TensorShape::Vector(spec.hidden_width);
+    let head = TensorShape::Vector(spec.head_size);
+    place(LayerTensor::InputNorm, hidden, WeightFormat::F32);
+    for projection in Projection::ALL {
+        let [n_out, n_in] = spec.projection_shape(projection);
+        place(LayerTensor::Matrix(projection), TensorShape::Matrix(n_out, n_in), format);
+        if spec.has_bias(projection) {
+            place(LayerTensor::Bias(projection), TensorShape::Vector(n_out), WeightFormat::F32);
+        }
+        match projection {
+            Projection::Query if spec.qk_norm => {
+                place(LayerTensor::QueryNorm, head, WeightFormat::F32);
+            }
+            Projection::Key if spec.qk_norm => place(LayerTensor::KeyNorm, head, WeightFormat::F32),
+            Projection::Output => place(LayerTensor::PostAttentionNorm, hidden, WeightFormat::F32),
+            _ => {}
+        }
+    }
+    (places, cursor.page())
+}
+
+#[cfg(test)]
+mod tests;
