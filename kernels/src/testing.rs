@@ -1,6 +1,6 @@
 //! What the operations' tests share: every device, seeded inputs, error measures.
 
-use crate::{Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory};
+use crate::{Compute, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory};
 
 /// Every path of this machine's processor, in both precisions, on one thread and on three (a count
 /// that divides no shape evenly).

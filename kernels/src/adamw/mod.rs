@@ -8,6 +8,8 @@
 //! w −= lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
 //! ```
 
+mod cpu;
+
 use half::bf16;
 
 use crate::memory::{DeviceSlice, Memory};

@@ -3,6 +3,9 @@
 //! Operations reach memory through [`Cpu::access`], the one place where a [`DeviceSlice`] becomes
 //! a Rust slice.
 
+pub(crate) mod math;
+pub(crate) mod parallel;
+
 use std::ops::Range;
 
 use memmap2::{MmapMut, MmapRaw};
@@ -49,12 +52,14 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A CPU device as `profile` describes it, with no memory yet.
+    /// A CPU device as `profile` describes it, with no memory yet. Instructions that this processor
+    /// lacks are replaced by the best it has.
     ///
     /// # Errors
     /// When the system refuses to start the threads.
     pub fn new(profile: DeviceProfile) -> Result<Self, rayon::ThreadPoolBuildError> {
         let DeviceKind::Cpu { isa, n_threads } = profile.kind;
+        let isa = isa.min(Isa::best());
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|index| format!("nibble-{index}"))

@@ -5,6 +5,8 @@
 //! backward:  dweight[id[t], :] += dy[t, :]      summed in the order of t
 //! ```
 
+mod cpu;
+
 use half::bf16;
 
 use crate::memory::{DeviceSlice, Memory};

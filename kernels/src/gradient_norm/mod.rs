@@ -4,6 +4,8 @@
 //! Σ g²      in f64 over fixed chunks, the chunks summed in order
 //! ```
 
+mod cpu;
+
 use crate::memory::{DeviceSlice, Memory};
 
 /// The norm.

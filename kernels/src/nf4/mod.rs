@@ -13,7 +13,36 @@
 //! ```
 //! 4.127 bits a number: 4 + 8/64 + 32/(64·256).
 
+mod cpu;
+mod host;
+#[cfg(test)]
+mod tests;
+
 use crate::memory::{DeviceSlice, Memory};
+
+pub use host::{absmax_offset, dequantize, dynamic_code, quantize, quantize_absmax};
+pub(crate) use host::restore_absmax;
+
+/// The 16 levels: quantiles of the standard normal distribution, scaled to [−1, 1], with an exact
+/// zero (the published table of QLoRA).
+pub const LEVELS: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
 
 /// Numbers that share one absmax.
 pub const BLOCK: usize = 64;

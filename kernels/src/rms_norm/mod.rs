@@ -8,6 +8,8 @@
 //! ```
 //! The backward pass computes `rstd` again from `x`, which it reads anyway; nothing is saved.
 
+mod cpu;
+
 use crate::memory::{DeviceSlice, Memory};
 
 /// The extents of one normalisation. Heads of a query or key matrix are rows of width K.
@@ -58,7 +60,17 @@ pub trait RmsNorm: Memory {
     );
 }
 
-/// Bytes of workspace that the backward pass of `shape` needs on `profile`.
-pub fn workspace_bytes(_profile: &crate::DeviceProfile, _shape: RmsNormShape) -> usize {
-    0
+/// Bytes of workspace that the backward pass of `shape` needs on `profile`: one partial sum of the
+/// weight's gradient for every few rows, so that their number does not depend on the threads.
+pub fn workspace_bytes(_profile: &crate::DeviceProfile, shape: RmsNormShape) -> usize {
+    n_partials(shape).saturating_mul(shape.width).saturating_mul(size_of::<f32>())
+}
+
+/// Rows that share one partial sum.
+fn partial_rows(width: usize) -> usize {
+    (1_usize << 16).div_ceil(width.max(1)).max(64)
+}
+
+fn n_partials(shape: RmsNormShape) -> usize {
+    shape.n_rows.div_ceil(partial_rows(shape.width))
 }

@@ -10,6 +10,8 @@
 //! The angle is `p · f[i]`, `f[i] = base^(−2i/K)`, and [`RopeScaling`] stretches `f` for contexts
 //! beyond the one the model was first trained on.
 
+mod cpu;
+
 use crate::memory::{DeviceSlice, Memory};
 
 /// Which way to turn.
@@ -77,13 +79,83 @@ pub trait Rope: Memory {
     );
 }
 
-/// The cosines and sines of positions `0..n_positions`, each `[n_positions, head_size / 2]`, as
-/// f32 of angles computed in f32 from f32 frequencies, which is what the reference does.
+/// The frequencies of a head's pairs `[head_size / 2]`, and the factor on cosines and sines.
+/// In f32, as the models are defined; the ends of the ramps in f64.
+pub fn frequencies(scaling: RopeScaling, base: f64, head_size: usize) -> (Vec<f32>, f32) {
+    let half = head_size / 2;
+    let plain = |i: usize| 1.0 / (base as f32).powf((2 * i) as f32 / head_size as f32);
+    match scaling {
+        RopeScaling::None => ((0..half).map(plain).collect(), 1.0),
+        RopeScaling::Linear { factor } => {
+            ((0..half).map(|i| plain(i) / factor as f32).collect(), 1.0)
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_frequency_factor,
+            high_frequency_factor,
+            original_context,
+        } => {
+            let context = original_context as f32;
+            let (low, high) = (low_frequency_factor as f32, high_frequency_factor as f32);
+            let stretched = |i: usize| {
+                let frequency = plain(i);
+                let wave = std::f32::consts::TAU / frequency;
+                if wave > context / low {
+                    frequency / factor as f32
+                } else if wave < context / high {
+                    frequency
+                } else {
+                    let kept = (context / wave - low) / (high - low);
+                    (1.0 - kept) * frequency / factor as f32 + kept * frequency
+                }
+            };
+            ((0..half).map(stretched).collect(), 1.0)
+        }
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_context,
+            attention_factor,
+            truncate,
+        } => {
+            // The pair that turns `rotations` times over the old context.
+            let pair = |rotations: f64| {
+                let waves = original_context as f64 / (rotations * std::f64::consts::TAU);
+                head_size as f64 * waves.ln() / (2.0 * base.ln())
+            };
+            let (mut first, mut last) = (pair(beta_fast), pair(beta_slow));
+            if truncate {
+                (first, last) = (first.floor(), last.ceil());
+            }
+            let (first, mut last) = (first.max(0.0), last.min(head_size as f64 - 1.0));
+            if first == last {
+                // A ramp needs a width.
+                last += 0.001;
+            }
+            let blended = |i: usize| {
+                let ramp = ((i as f32 - first as f32) / (last - first) as f32).clamp(0.0, 1.0);
+                let kept = 1.0 - ramp;
+                let frequency = plain(i);
+                frequency / factor as f32 * (1.0 - kept) + frequency * kept
+            };
+            let on_tables = attention_factor
+                .unwrap_or(if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 });
+            ((0..half).map(blended).collect(), on_tables as f32)
+        }
+    }
+}
+
+/// The cosines and sines of positions `0..n_positions`, each `[n_positions, head_size / 2]`.
 pub fn tables(
-    _scaling: RopeScaling,
-    _base: f64,
-    _head_size: usize,
-    _n_positions: usize,
+    scaling: RopeScaling,
+    base: f64,
+    head_size: usize,
+    n_positions: usize,
 ) -> (Vec<f32>, Vec<f32>) {
-    (Vec::new(), Vec::new())
+    let (frequencies, factor) = frequencies(scaling, base, head_size);
+    (0..n_positions)
+        .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
+        .map(|angle| (angle.cos() * factor, angle.sin() * factor))
+        .unzip()
 }

@@ -6,6 +6,8 @@
 //! scatter:  y[index[i], :] = x[i, :]      every other row of y = 0; indices differ
 //! ```
 
+mod cpu;
+
 use crate::memory::{DeviceSlice, Memory};
 
 /// Sums and moves.

@@ -6,6 +6,8 @@
 //! dup   = dy · silu(gate)
 //! ```
 
+mod cpu;
+
 use crate::memory::{DeviceSlice, Memory};
 
 /// The activation, forward and backward.

@@ -1,0 +1,90 @@
+//! Embeddings on the processor. The gradient is cut by columns, so that each sum over tokens is
+//! one task's, in their order.
+
+use super::{Embedding, EmbeddingTable};
+use crate::{
+    Cpu,
+    cpu::parallel::{for_each_part, for_each_task, rows_per_task},
+    memory::DeviceSlice,
+};
+
+impl Embedding for Cpu {
+    fn embedding(
+        &mut self,
+        width: usize,
+        ids: DeviceSlice<u32>,
+        table: EmbeddingTable,
+        y: DeviceSlice<f32>,
+    ) {
+        let mut access = self.access();
+        let ids = access.read(ids);
+        let y = &mut access.write(y)[..ids.len() * width];
+        let n_rows = rows_per_task(width);
+        let row = |id: u32| id as usize * width..(id as usize + 1) * width;
+        match table {
+            EmbeddingTable::F32(table) => {
+                let table = access.read(table);
+                for_each_part(access.pool(), y, n_rows * width, |task, y| {
+                    for (y, &id) in y.chunks_exact_mut(width).zip(&ids[task * n_rows..]) {
+                        y.copy_from_slice(&table[row(id)]);
+                    }
+                });
+            }
+            EmbeddingTable::Bf16(table) => {
+                let table = access.read(table);
+                for_each_part(access.pool(), y, n_rows * width, |task, y| {
+                    for (y, &id) in y.chunks_exact_mut(width).zip(&ids[task * n_rows..]) {
+                        for (y, value) in y.iter_mut().zip(&table[row(id)]) {
+                            *y = value.to_f32();
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    fn embedding_backward(
+        &mut self,
+        width: usize,
+        ids: DeviceSlice<u32>,
+        dy: DeviceSlice<f32>,
+        dtable: DeviceSlice<f32>,
+    ) {
+        /// Columns of a task: a few cache lines.
+        const COLUMNS: usize = 64;
+        /// The table, shared by tasks that write different columns.
+        struct Table(*mut f32);
+        // SAFETY: tasks write disjoint columns, see below.
+        unsafe impl Sync for Table {}
+        impl Table {
+            /// The pointer; through a method, so that closures capture the whole `Sync` value.
+            fn at(&self, index: usize) -> *mut f32 {
+                // SAFETY: `index` is inside the table, which the caller checked.
+                unsafe { self.0.add(index) }
+            }
+        }
+
+        let mut access = self.access();
+        let ids = access.read(ids);
+        let dy = &access.read(dy)[..ids.len() * width];
+        let dtable = access.write(dtable);
+        let n_rows = dtable.len() / width;
+        assert!(ids.iter().all(|&id| (id as usize) < n_rows), "a token id beyond the table");
+        let table = Table(dtable.as_mut_ptr());
+        for_each_task(access.pool(), width.div_ceil(COLUMNS), |task| {
+            let columns = task * COLUMNS..((task + 1) * COLUMNS).min(width);
+            for (row, &id) in ids.iter().enumerate() {
+                let start = id as usize * width + columns.start;
+                // SAFETY: `id` is below the table's rows, so the part lies inside the table; it is
+                // in this task's columns, which no other task touches; `dtable` is not used while
+                // the tasks run.
+                let sums =
+                    unsafe { std::slice::from_raw_parts_mut(table.at(start), columns.len()) };
+                let terms = &dy[row * width + columns.start..row * width + columns.end];
+                for (sum, term) in sums.iter_mut().zip(terms) {
+                    *sum += term;
+                }
+            }
+        });
+    }
+}

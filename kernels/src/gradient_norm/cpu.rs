@@ -1,0 +1,39 @@
+//! The norm on the processor.
+
+use rayon::prelude::*;
+
+use super::GradientNorm;
+use crate::{Cpu, memory::DeviceSlice};
+
+/// Sums of a level; with the chunks of the next, enough for any buffer at little stack.
+const N_SUMS: usize = 256;
+
+impl GradientNorm for Cpu {
+    fn squared_norm(&mut self, gradient: DeviceSlice<f32>) -> f64 {
+        let mut access = self.access();
+        let gradient = access.read(gradient);
+        // The chunk depends on the length alone; the sums are on the stack.
+        let chunk = gradient.len().div_ceil(N_SUMS).max(1 << 12);
+        let mut sums = [0.0_f64; N_SUMS];
+        access.pool().install(|| {
+            gradient
+                .par_chunks(chunk)
+                .zip(sums.par_iter_mut())
+                .for_each(|(part, sum)| *sum = squared(part));
+        });
+        sums.iter().sum()
+    }
+}
+
+/// Σ x² in f64, in eight running sums.
+fn squared(values: &[f32]) -> f64 {
+    let mut lanes = [0.0_f64; 8];
+    let chunks = values.chunks_exact(8);
+    let rest: f64 = chunks.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}

@@ -1,0 +1,161 @@
+//! Quantisation of host slices: what the loader streams a model through, and the definition that
+//! the device operations follow bit for bit.
+
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use super::{ABSMAX_GROUP, BLOCK, LEVELS};
+
+/// An absmax below this counts as this in divisions, so that a block of zeros has no NaN.
+const LEAST_ABSMAX: f32 = 1e-38;
+
+/// The 256 values of the signed dynamic code, rising.
+///
+/// For each exponent `e` from −6 to 0 there are `2^(e+6)` values of either sign: the middles of as
+/// many equal parts of `[0.1, 1]`, times `10^e`; and 0 and 1. Every operation is in f32, in the
+/// order that reproduces the published table's bits.
+pub fn dynamic_code() -> &'static [f32; 256] {
+    static CODE: OnceLock<[f32; 256]> = OnceLock::new();
+    CODE.get_or_init(|| {
+        let mut code = [0.0_f32; 256];
+        let mut n = 0;
+        for exponent in -6..=0 {
+            let n_parts = 1_usize << (exponent + 6);
+            let power = 10.0_f64.powi(exponent) as f32;
+            let step = (1.0_f32 - 0.1) / n_parts as f32;
+            // From the nearer end, as evenly spaced numbers are made there.
+            let edge = |i: usize| {
+                if i < n_parts.div_ceil(2) {
+                    0.1 + step * i as f32
+                } else {
+                    1.0 - step * (n_parts - i) as f32
+                }
+            };
+            for part in 0..n_parts {
+                let middle = (edge(part) + edge(part + 1)) / 2.0;
+                code[n] = power * middle;
+                code[n + 1] = -power * middle;
+                n += 2;
+            }
+        }
+        code[n] = 0.0;
+        code[n + 1] = 1.0;
+        code.sort_by(f32::total_cmp);
+        code
+    })
+}
+
+/// The middles between neighbours of a rising table; a value on a middle belongs to the lower.
+fn middles<const N: usize, const M: usize>(table: &[f32; N]) -> [f32; M] {
+    std::array::from_fn(|i| (table[i] + table[i + 1]) / 2.0)
+}
+
+/// Quantises `values`, which begin at a block's start, into packed `codes` (`n / 2` bytes, rounded
+/// up) and one `absmax` a block. Runs on rayon's current pool.
+///
+/// # Panics
+/// When an output is too short.
+pub fn quantize(values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
+    const BLOCKS_PER_TASK: usize = 256;
+    let codes = &mut codes[..values.len().div_ceil(2)];
+    let absmax = &mut absmax[..values.len().div_ceil(BLOCK)];
+    values
+        .par_chunks(BLOCK * BLOCKS_PER_TASK)
+        .zip(codes.par_chunks_mut(BLOCK / 2 * BLOCKS_PER_TASK))
+        .zip(absmax.par_chunks_mut(BLOCKS_PER_TASK))
+        .for_each(|((values, codes), absmax)| {
+            let blocks = values.chunks(BLOCK).zip(codes.chunks_mut(BLOCK / 2));
+            for ((values, codes), absmax) in blocks.zip(absmax) {
+                *absmax = quantize_block(values, codes);
+            }
+        });
+}
+
+fn quantize_block(values: &[f32], codes: &mut [u8]) -> f32 {
+    let bounds: [f32; 15] = middles(&LEVELS);
+    let mut absmax = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let mut scaled = [0.0_f32; BLOCK];
+    if values.len() == BLOCK {
+        let inverse = 1.0 / absmax.max(LEAST_ABSMAX);
+        for (scaled, value) in scaled.iter_mut().zip(values) {
+            *scaled = (value * inverse).clamp(-1.0, 1.0);
+        }
+    } else {
+        // The format's one irregularity: a short block is divided, and keeps the raised absmax.
+        absmax = absmax.max(LEAST_ABSMAX);
+        for (scaled, value) in scaled.iter_mut().zip(values) {
+            *scaled = (value / absmax).clamp(-1.0, 1.0);
+        }
+    }
+    let mut indices = [0_u8; BLOCK];
+    for bound in bounds {
+        for (index, scaled) in indices.iter_mut().zip(&scaled) {
+            *index += u8::from(*scaled > bound);
+        }
+    }
+    for (code, pair) in codes.iter_mut().zip(indices.chunks_exact(2)) {
+        *code = pair[0] << 4 | pair[1];
+    }
+    absmax
+}
+
+/// The mean of the absmax values, summed in f64; 0 of none.
+pub fn absmax_offset(absmax: &[f32]) -> f32 {
+    let sum: f64 = absmax.iter().map(|&value| f64::from(value)).sum();
+    (sum / absmax.len().max(1) as f64) as f32
+}
+
+/// Quantises absmax values, less `offset`, into one code each and one scale a group of 256.
+///
+/// # Panics
+/// When an output is too short.
+pub fn quantize_absmax(absmax: &[f32], offset: f32, codes: &mut [u8], scales: &mut [f32]) {
+    let bounds: [f32; 255] = middles(dynamic_code());
+    let codes = &mut codes[..absmax.len()];
+    let scales = &mut scales[..absmax.len().div_ceil(ABSMAX_GROUP)];
+    let groups = absmax.chunks(ABSMAX_GROUP).zip(codes.chunks_mut(ABSMAX_GROUP));
+    for ((absmax, codes), scale) in groups.zip(scales) {
+        *scale = absmax.iter().fold(0.0_f32, |most, value| most.max((value - offset).abs()));
+        let whole = absmax.len() == ABSMAX_GROUP;
+        if !whole {
+            *scale = scale.max(LEAST_ABSMAX);
+        }
+        let inverse = 1.0 / scale.max(LEAST_ABSMAX);
+        for (code, value) in codes.iter_mut().zip(absmax) {
+            let centred = value - offset;
+            let scaled = if whole { centred * inverse } else { centred / *scale };
+            let scaled = scaled.clamp(-1.0, 1.0);
+            *code = bounds.partition_point(|&bound| bound < scaled) as u8;
+        }
+    }
+}
+
+/// The absmax of a block.
+#[inline(always)]
+pub(crate) fn restore_absmax(code: u8, scale: f32, offset: f32) -> f32 {
+    dynamic_code()[usize::from(code)] * scale + offset
+}
+
+/// Expands a quantised tensor of `values.len()` numbers.
+///
+/// # Panics
+/// When a part is too short.
+pub fn dequantize(
+    codes: &[u8],
+    absmax_codes: &[u8],
+    absmax_scales: &[f32],
+    absmax_offset: f32,
+    values: &mut [f32],
+) {
+    for (block, values) in values.chunks_mut(BLOCK).enumerate() {
+        let scale = absmax_scales[block / ABSMAX_GROUP];
+        let absmax = restore_absmax(absmax_codes[block], scale, absmax_offset);
+        let codes = &codes[block * BLOCK / 2..];
+        for (i, value) in values.iter_mut().enumerate() {
+            let byte = codes[i / 2];
+            let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
+            *value = LEVELS[usize::from(code)] * absmax;
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Normalisation on the processor: rows in parallel, the weight's gradient in partial sums.
+
+use super::{RmsNorm, RmsNormShape, partial_rows};
+use crate::{
+    Cpu, Isa,
+    cpu::{
+        math::{dot, for_each_isa, sum},
+        parallel::{for_each_part, rows_per_task},
+    },
+    memory::DeviceSlice,
+};
+use rayon::prelude::*;
+
+for_each_isa! {
+    fn forward_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
+        let width = weight.len();
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            let rstd = inverse_deviation(x, epsilon);
+            for i in 0..width {
+                y[i] = x[i] * rstd * weight[i];
+            }
+        }
+    }
+}
+
+for_each_isa! {
+    /// `dx` is added to where `accumulate`, else written over `dy`, which it is then the same as.
+    fn backward_rows(
+        x: &[f32],
+        weight: &[f32],
+        epsilon: f32,
+        dy: Option<&[f32]>,
+        dx: &mut [f32],
+        dweight: Option<&mut [f32]>,
+    ) {
+        let width = weight.len();
+        let mut dweight = dweight;
+        for (row, x) in x.chunks_exact(width).enumerate() {
+            let at = row * width..(row + 1) * width;
+            let dx = &mut dx[at.clone()];
+            let rstd = inverse_deviation(x, epsilon);
+            let projection = match dy {
+                Some(dy) => {
+                    let dy = &dy[at.clone()];
+                    sum(width, |i| weight[i] * dy[i] * x[i])
+                }
+                None => sum(width, |i| weight[i] * dx[i] * x[i]),
+            };
+            let along = projection * rstd * rstd / width as f32;
+            if let Some(dweight) = dweight.as_deref_mut() {
+                let dy: &[f32] = match dy {
+                    Some(dy) => &dy[at.clone()],
+                    None => dx,
+                };
+                for i in 0..width {
+                    dweight[i] += dy[i] * x[i] * rstd;
+                }
+            }
+            match dy {
+                Some(dy) => {
+                    let dy = &dy[at];
+                    for i in 0..width {
+                        dx[i] += rstd * (weight[i] * dy[i] - x[i] * along);
+                    }
+                }
+                None => {
+                    for i in 0..width {
+                        dx[i] = rstd * (weight[i] * dx[i] - x[i] * along);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn inverse_deviation(x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt()
+}
+
+impl RmsNorm for Cpu {
+    fn rms_norm(
+        &mut self,
+        shape: RmsNormShape,
+        x: DeviceSlice<f32>,
+        weight: DeviceSlice<f32>,
+        y: DeviceSlice<f32>,
+    ) {
+        let isa = self.isa();
+        let mut access = self.access();
+        let len = shape.n_rows * shape.width;
+        let x = &access.read(x)[..len];
+        let weight = &access.read(weight)[..shape.width];
+        let y = &mut access.write(y)[..len];
+        let part = rows_per_task(shape.width) * shape.width;
+        for_each_part(access.pool(), y, part, |task, y| {
+            let x = &x[task * part..task * part + y.len()];
+            forward_rows(isa, x, weight, shape.epsilon, y);
+        });
+    }
+
+    fn rms_norm_backward(
+        &mut self,
+        shape: RmsNormShape,
+        x: DeviceSlice<f32>,
+        weight: DeviceSlice<f32>,
+        dy: DeviceSlice<f32>,
+        dx: DeviceSlice<f32>,
+        dweight: Option<DeviceSlice<f32>>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let isa = self.isa();
+        let mut access = self.access();
+        let len = shape.n_rows * shape.width;
+        let x = &access.read(x)[..len];
+        let weight = &access.read(weight)[..shape.width];
+        let dy = &access.read(dy)[..len];
+        let dx = &mut access.write(dx)[..len];
+        let sums = dweight.map(|dweight| {
+            (access.write(dweight), access.write(workspace.first(sums_bytes(shape)).cast()))
+        });
+        backward(isa, access.pool(), shape, (x, weight), Some(dy), dx, sums);
+    }
+
+    fn rms_norm_backward_in_place(
+        &mut self,
+        shape: RmsNormShape,
+        x: DeviceSlice<f32>,
+        weight: DeviceSlice<f32>,
+        dy_dx: DeviceSlice<f32>,
+        dweight: Option<DeviceSlice<f32>>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let isa = self.isa();
+        let mut access = self.access();
+        let len = shape.n_rows * shape.width;
+        let x = &access.read(x)[..len];
+        let weight = &access.read(weight)[..shape.width];
+        let dx = &mut access.write(dy_dx)[..len];
+        let sums = dweight.map(|dweight| {
+            (access.write(dweight), access.write(workspace.first(sums_bytes(shape)).cast()))
+        });
+        backward(isa, access.pool(), shape, (x, weight), None, dx, sums);
+    }
+}
+
+fn sums_bytes(shape: RmsNormShape) -> usize {
+    super::n_partials(shape) * shape.width * size_of::<f32>()
+}
+
+fn backward(
+    isa: Isa,
+    pool: &rayon::ThreadPool,
+    shape: RmsNormShape,
+    (x, weight): (&[f32], &[f32]),
+    dy: Option<&[f32]>,
+    dx: &mut [f32],
+    sums: Option<(&mut [f32], &mut [f32])>,
+) {
+    let (width, epsilon) = (shape.width, shape.epsilon);
+    match sums {
+        None => {
+            let part = rows_per_task(width) * width;
+            for_each_part(pool, dx, part, |task, dx| {
+                let at = task * part..task * part + dx.len();
+                let dy = dy.map(|dy| &dy[at.clone()]);
+                backward_rows(isa, &x[at], weight, epsilon, dy, dx, None);
+            });
+        }
+        Some((dweight, partials)) => {
+            let part = partial_rows(width) * width;
+            pool.install(|| {
+                dx.par_chunks_mut(part).zip(partials.par_chunks_mut(width)).enumerate().for_each(
+                    |(task, (dx, partial))| {
+                        let at = task * part..task * part + dx.len();
+                        let dy = dy.map(|dy| &dy[at.clone()]);
+                        partial.fill(0.0);
+                        backward_rows(isa, &x[at], weight, epsilon, dy, dx, Some(partial));
+                    },
+                );
+            });
+            for partial in partials.chunks_exact(width) {
+                for (sum, term) in dweight.iter_mut().zip(partial) {
+                    *sum += term;
+                }
+            }
+        }
+    }
+}

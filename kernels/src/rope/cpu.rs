@@ -1,0 +1,58 @@
+//! Rotation on the processor: rows in parallel.
+
+use super::{Rope, Rotation};
+use crate::{
+    Cpu,
+    cpu::{
+        math::for_each_isa,
+        parallel::{for_each_part, rows_per_task},
+    },
+    memory::DeviceSlice,
+};
+
+for_each_isa! {
+    fn rotate_row(heads: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        let half = cos.len();
+        for head in heads.chunks_exact_mut(2 * half) {
+            let (low, high) = head.split_at_mut(half);
+            for i in 0..half {
+                let (a, b) = (low[i], high[i]);
+                let (cos, sin) = (cos[i], sin[i] * sign);
+                low[i] = a * cos - b * sin;
+                high[i] = b * cos + a * sin;
+            }
+        }
+    }
+}
+
+impl Rope for Cpu {
+    fn rope(
+        &mut self,
+        n_heads: usize,
+        head_size: usize,
+        rotation: Rotation,
+        positions: DeviceSlice<u32>,
+        cos: DeviceSlice<f32>,
+        sin: DeviceSlice<f32>,
+        x: DeviceSlice<f32>,
+    ) {
+        let isa = self.isa();
+        let (width, half) = (n_heads * head_size, head_size / 2);
+        let mut access = self.access();
+        let positions = access.read(positions);
+        let (cos, sin) = (access.read(cos), access.read(sin));
+        let x = &mut access.write(x)[..positions.len() * width];
+        let sign = match rotation {
+            Rotation::Forward => 1.0,
+            Rotation::Backward => -1.0,
+        };
+        let n_rows = rows_per_task(width);
+        for_each_part(access.pool(), x, n_rows * width, |task, x| {
+            let positions = &positions[task * n_rows..];
+            for (row, &position) in x.chunks_exact_mut(width).zip(positions) {
+                let at = position as usize * half..(position as usize + 1) * half;
+                rotate_row(isa, row, &cos[at.clone()], &sin[at], sign);
+            }
+        });
+    }
+}
