@@ -1,6 +1,6 @@
 //! What the operations' tests share: every device, seeded inputs, error measures.
 
-use crate::{Compute, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory};
+use crate::{Compute, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, nf4};
 
 /// Every path of this machine's processor, in both precisions, on one thread and on three (a count
 /// that divides no shape evenly).
@@ -100,4 +100,44 @@ pub(crate) fn relative_error(actual: &[f32], expected: &[f64]) -> f64 {
         let error = (f64::from(a) - e).abs() / scale;
         if error.is_nan() { f64::INFINITY } else { worst.max(error) }
     })
+}
+
+/// A quantised tensor on the host.
+pub(crate) struct Nf4Parts {
+    n_elements: usize,
+    codes: Vec<u8>,
+    absmax_codes: Vec<u8>,
+    absmax_scales: Vec<f32>,
+    absmax_offset: f32,
+}
+
+impl Nf4Parts {
+    pub(crate) fn quantize(values: &[f32]) -> Self {
+        let layout = nf4::Nf4Layout { n_elements: values.len() };
+        let mut codes = vec![0; layout.n_codes()];
+        let mut absmax = vec![0.0; layout.n_blocks()];
+        nf4::quantize(values, &mut codes, &mut absmax);
+        let absmax_offset = nf4::absmax_offset(&absmax);
+        let mut absmax_codes = vec![0; layout.n_blocks()];
+        let mut absmax_scales = vec![0.0; layout.n_groups()];
+        nf4::quantize_absmax(&absmax, absmax_offset, &mut absmax_codes, &mut absmax_scales);
+        let n_elements = values.len();
+        Self { n_elements, codes, absmax_codes, absmax_scales, absmax_offset }
+    }
+
+    pub(crate) fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.n_elements];
+        let (scales, offset) = (&self.absmax_scales, self.absmax_offset);
+        nf4::dequantize(&self.codes, &self.absmax_codes, scales, offset, &mut values);
+        values
+    }
+
+    pub(crate) fn place(&self, device: &mut impl Memory) -> nf4::Nf4Weight {
+        nf4::Nf4Weight {
+            codes: place(device, &self.codes),
+            absmax_codes: place(device, &self.absmax_codes),
+            absmax_scales: place(device, &self.absmax_scales),
+            absmax_offset: place(device, &[self.absmax_offset]),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! Operations reach memory through [`Cpu::access`], the one place where a [`DeviceSlice`] becomes
 //! a Rust slice.
 
+pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod parallel;
 
@@ -85,6 +86,8 @@ impl Cpu {
     /// Starts resolving one operation's arguments.
     pub(crate) fn access(&mut self) -> Access<'_> {
         Access {
+            isa: self.isa,
+            compute: self.compute,
             blocks: &self.blocks,
             pool: &self.pool,
             taken: [(); MAX_ARGUMENTS].map(|()| None),
@@ -102,6 +105,8 @@ const MAX_ARGUMENTS: usize = 24;
 /// live slices alias. It holds the device for the operation's whole life; on the stack, because a
 /// training step does not allocate.
 pub(crate) struct Access<'a> {
+    isa: Isa,
+    compute: Compute,
     blocks: &'a [Block],
     pool: &'a rayon::ThreadPool,
     taken: [Option<Taken>; MAX_ARGUMENTS],
@@ -118,6 +123,11 @@ impl<'a> Access<'a> {
     /// The threads to run on.
     pub(crate) fn pool(&self) -> &'a rayon::ThreadPool {
         self.pool
+    }
+
+    /// Where a matrix product runs.
+    pub(crate) fn place(&self) -> gemm::Place<'a> {
+        gemm::Place { pool: self.pool, isa: self.isa, compute: self.compute }
     }
 
     /// An input.

@@ -11,9 +11,17 @@
 //!
 //! [`Compute::Bf16`]: crate::Compute::Bf16
 
+mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
 use half::bf16;
 
 use crate::{
+    DeviceProfile,
+    cpu::gemm::{self, Extents},
     memory::{DeviceSlice, Memory, Store},
     nf4::Nf4Weight,
 };
@@ -95,7 +103,19 @@ pub trait Linear: Memory {
     );
 }
 
-/// Bytes of workspace that any of the three products of `shape` needs on `profile`.
-pub fn workspace_bytes(_profile: &crate::DeviceProfile, _shape: LinearShape) -> usize {
-    0
+/// Bytes of workspace that any of the three products needs on `profile`, for `shape` or for fewer
+/// rows.
+pub fn workspace_bytes(profile: &DeviceProfile, shape: LinearShape) -> usize {
+    let LinearShape { n_rows, n_in, n_out } = shape;
+    let bytes = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k });
+    bytes(n_rows, n_out, n_in)
+        .saturating_add(few_rows_bytes(shape))
+        .max(bytes(n_rows, n_in, n_out))
+        .max(bytes(n_out, n_in, n_rows))
+}
+
+/// Bytes at the front of the workspace for products with very few rows; a multiple of a cache line.
+fn few_rows_bytes(shape: LinearShape) -> usize {
+    let LinearShape { n_rows, n_in, n_out } = shape;
+    gemm::few_rows_workspace_bytes(Extents { m: n_rows, n: n_out, k: n_in }).next_multiple_of(64)
 }

@@ -12,7 +12,15 @@
 //! `keep(i)` is a hash of the seed and the element's index: the backward pass draws the same mask
 //! again instead of saving it, whatever the number of threads.
 
-use crate::memory::{DeviceSlice, Memory};
+mod cpu;
+
+use std::ops::Range;
+
+use crate::{
+    DeviceProfile,
+    cpu::gemm::{self, Extents},
+    memory::{DeviceSlice, Memory},
+};
 
 /// The extents of one pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +90,40 @@ pub trait Lora: Memory {
     );
 }
 
-/// Bytes of workspace that either direction of `shape` needs on `profile`.
-pub fn workspace_bytes(_profile: &crate::DeviceProfile, _shape: LoraShape, _dropout: bool) -> usize {
-    0
+/// Rows whose product waits for its mask at a time.
+const PRODUCT_ROWS: usize = 128;
+
+/// The workspace's parts before that of the products, in bytes.
+struct Parts {
+    /// `[T, R]`.
+    dxa: Range<usize>,
+    /// `[PRODUCT_ROWS, n_in]`, with dropout.
+    product: Range<usize>,
+}
+
+fn parts(shape: LoraShape, dropout: bool) -> Parts {
+    let bytes = |n: usize, width: usize| {
+        n.saturating_mul(width).saturating_mul(size_of::<f32>()).saturating_add(63) / 64 * 64
+    };
+    let dxa = bytes(shape.n_rows, shape.rank);
+    let product =
+        if dropout { bytes(shape.n_rows.min(PRODUCT_ROWS), shape.n_in) } else { 0 };
+    Parts { dxa: 0..dxa, product: dxa..dxa.saturating_add(product) }
+}
+
+/// Bytes of workspace that either direction needs on `profile`, for `shape` or for fewer rows.
+pub fn workspace_bytes(profile: &DeviceProfile, shape: LoraShape, dropout: bool) -> usize {
+    let LoraShape { n_rows, n_in, n_out, rank } = shape;
+    let products = [
+        (n_rows, rank, n_in),
+        (n_rows, n_out, rank),
+        (n_rows, rank, n_out),
+        (n_out, rank, n_rows),
+        (rank, n_in, n_rows),
+        (n_rows, n_in, rank),
+    ];
+    let products =
+        products.map(|(m, n, k)| gemm::workspace_bytes(profile, Extents { m, n, k }));
+    let most = products.into_iter().fold(0, usize::max);
+    parts(shape, dropout).product.end.saturating_add(most)
 }

@@ -1,0 +1,129 @@
+//! The three products on the processor, each one call of the packed product with its operands
+//! turned the right way.
+
+use super::{Linear, LinearShape, Weight, few_rows_bytes};
+use crate::{
+    Cpu,
+    cpu::{
+        Access,
+        gemm::{self, Extents, Layout, Operand, Values},
+        parallel::for_each_part,
+    },
+    memory::{DeviceSlice, Store},
+};
+
+/// A weight `[n_out, n_in]` as an operand: along k in `layout`.
+fn operand<'a>(
+    access: &mut Access<'a>,
+    weight: Weight,
+    shape: LinearShape,
+    layout: Layout,
+) -> Operand<'a> {
+    let values = match weight {
+        Weight::F32(values) => Values::F32(access.read(values)),
+        Weight::Bf16(values) => Values::Bf16(access.read(values)),
+        Weight::Nf4(weight) => Values::Nf4 {
+            n_elements: shape.n_out * shape.n_in,
+            codes: access.read(weight.codes),
+            absmax_codes: access.read(weight.absmax_codes),
+            absmax_scales: access.read(weight.absmax_scales),
+            absmax_offset: access.read(weight.absmax_offset)[0],
+        },
+    };
+    Operand { values, layout, stride: shape.n_in }
+}
+
+impl Linear for Cpu {
+    fn linear(
+        &mut self,
+        shape: LinearShape,
+        x: DeviceSlice<f32>,
+        weight: Weight,
+        bias: Option<DeviceSlice<f32>>,
+        store: Store,
+        y: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let mut access = self.access();
+        let LinearShape { n_rows, n_in, n_out } = shape;
+        let place = access.place();
+        let x = access.read(x);
+        let weight = operand(&mut access, weight, shape, Layout::Depth);
+        let bias = bias.map(|bias| access.read(bias));
+        let y = access.write(y);
+        let extents = Extents { m: n_rows, n: n_out, k: n_in };
+        let few = few_rows_bytes(shape);
+        let scratch = access.write(workspace.first(few).cast::<f32>());
+        if !gemm::few_rows(place, extents, x, weight, store, y, scratch) {
+            let rest = workspace.slice(few..workspace.len()).cast::<u32>();
+            let x = Operand::f32(x, Layout::Depth, n_in);
+            gemm::multiply(place, extents, 1.0, x, weight, store, y, access.write(rest));
+        }
+        if let Some(bias) = bias {
+            for_each_part(place.pool, &mut y[..n_rows * n_out], n_out, |_, row| {
+                for (y, bias) in row.iter_mut().zip(bias) {
+                    *y += bias;
+                }
+            });
+        }
+    }
+
+    fn linear_input_gradient(
+        &mut self,
+        shape: LinearShape,
+        dy: DeviceSlice<f32>,
+        weight: Weight,
+        store: Store,
+        dx: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let mut access = self.access();
+        let LinearShape { n_rows, n_in, n_out } = shape;
+        let place = access.place();
+        let dy = Operand::f32(access.read(dy), Layout::Depth, n_out);
+        let weight = operand(&mut access, weight, shape, Layout::Lanes);
+        let extents = Extents { m: n_rows, n: n_in, k: n_out };
+        let (dx, workspace) = (access.write(dx), access.write(workspace.cast()));
+        gemm::multiply(place, extents, 1.0, dy, weight, store, dx, workspace);
+    }
+
+    fn linear_weight_gradient(
+        &mut self,
+        shape: LinearShape,
+        x: DeviceSlice<f32>,
+        dy: DeviceSlice<f32>,
+        store: Store,
+        dweight: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let mut access = self.access();
+        let LinearShape { n_rows, n_in, n_out } = shape;
+        let place = access.place();
+        let dy = Operand::f32(access.read(dy), Layout::Lanes, n_out);
+        let x = Operand::f32(access.read(x), Layout::Lanes, n_in);
+        let extents = Extents { m: n_out, n: n_in, k: n_rows };
+        let (dweight, workspace) = (access.write(dweight), access.write(workspace.cast()));
+        gemm::multiply(place, extents, 1.0, dy, x, store, dweight, workspace);
+    }
+
+    fn linear_bias_gradient(
+        &mut self,
+        n_rows: usize,
+        n_out: usize,
+        dy: DeviceSlice<f32>,
+        dbias: DeviceSlice<f32>,
+    ) {
+        /// Columns of a task: a cache line.
+        const COLUMNS: usize = 16;
+        let mut access = self.access();
+        let dy = &access.read(dy)[..n_rows * n_out];
+        let dbias = &mut access.write(dbias)[..n_out];
+        for_each_part(access.pool(), dbias, COLUMNS, |task, sums| {
+            for row in dy.chunks_exact(n_out) {
+                for (sum, term) in sums.iter_mut().zip(&row[task * COLUMNS..]) {
+                    *sum += term;
+                }
+            }
+        });
+    }
+}

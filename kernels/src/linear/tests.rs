@@ -1,0 +1,156 @@
+use half::bf16;
+
+use super::{reference::*, *};
+use crate::{
+    Compute,
+    nf4::Nf4,
+    testing::{Nf4Parts, Random, fetch, on_every_device, place, relative_error, workspace},
+};
+
+/// Extents that are multiples of nothing, one row, one column, and more than one block each way.
+const SHAPES: [LinearShape; 8] = [
+    LinearShape { n_rows: 1, n_in: 77, n_out: 33 },
+    LinearShape { n_rows: 3, n_in: 1031, n_out: 5 },
+    LinearShape { n_rows: 5, n_in: 123, n_out: 77 },
+    LinearShape { n_rows: 14, n_in: 64, n_out: 32 },
+    LinearShape { n_rows: 61, n_in: 1, n_out: 16 },
+    LinearShape { n_rows: 131, n_in: 600, n_out: 1 },
+    LinearShape { n_rows: 33, n_in: 520, n_out: 300 },
+    LinearShape { n_rows: 1100, n_in: 40, n_out: 37 },
+];
+
+/// The values, and every way of storing them with what each stands for.
+fn weights(
+    device: &mut (impl Linear + Nf4),
+    shape: LinearShape,
+    random: &mut Random,
+) -> Vec<(Weight, Vec<f32>)> {
+    let values = random.normal(shape.n_in * shape.n_out);
+    let narrow: Vec<_> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+    let quantised = Nf4Parts::quantize(&values);
+    let f32 = place(device, &values);
+    let bf16 = place(device, &narrow);
+    let nf4 = quantised.place(device);
+    vec![
+        (Weight::F32(f32), values),
+        (Weight::Bf16(bf16), narrow.into_iter().map(f32::from).collect()),
+        (Weight::Nf4(nf4), quantised.values()),
+    ]
+}
+
+/// At most twice the error of sums in plain order; products in bf16 compare with rounded inputs.
+fn check(what: &str, actual: &[f32], (exact, plain): &(Vec<f64>, Vec<f32>)) {
+    let limit = 2.0 * relative_error(plain, exact) + f64::from(f32::EPSILON);
+    let error = relative_error(actual, exact);
+    assert!(error <= limit, "{what}: {error:e} beyond {limit:e}");
+}
+
+fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
+    let profile = device.profile();
+    let mut random = Random::new(1);
+    for shape in SHAPES {
+        let x = random.normal(shape.n_rows * shape.n_in);
+        let dy = random.normal(shape.n_rows * shape.n_out);
+        let scratch = workspace(device, workspace_bytes(&profile, shape));
+        let [x_rounded, dy_rounded] = [&x, &dy].map(|values| rounded(values, profile.compute));
+        let (x_slice, dy_slice) = (place(device, &x), place(device, &dy));
+        for (weight, values) in weights(device, shape, &mut random) {
+            let values = rounded(&values, profile.compute);
+            let y = place(device, &vec![f32::NAN; dy.len()]);
+            device.linear(shape, x_slice, weight, None, Store::Overwrite, y, scratch);
+            let what = format!("forward {shape:?} {weight:?}");
+            check(&what, &fetch(device, y), &forward(shape, &x_rounded, &values));
+
+            let dx = place(device, &vec![f32::NAN; x.len()]);
+            device.linear_input_gradient(shape, dy_slice, weight, Store::Overwrite, dx, scratch);
+            let what = format!("input gradient {shape:?} {weight:?}");
+            check(&what, &fetch(device, dx), &input_gradient(shape, &dy_rounded, &values));
+        }
+        let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
+        let store = Store::Overwrite;
+        device.linear_weight_gradient(shape, x_slice, dy_slice, store, dweight, scratch);
+        let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
+        check(&format!("weight gradient {shape:?}"), &fetch(device, dweight), &expected);
+    }
+}
+
+fn accumulating_adds_to_what_is_there(device: &mut (impl Linear + Nf4)) {
+    let profile = device.profile();
+    let mut random = Random::new(2);
+    for shape in SHAPES {
+        let x = random.normal(shape.n_rows * shape.n_in);
+        let x = place(device, &x);
+        let bias = random.normal(shape.n_out);
+        let before = random.normal(shape.n_rows * shape.n_out);
+        let scratch = workspace(device, workspace_bytes(&profile, shape));
+        let (weight, _) = weights(device, shape, &mut random).remove(1);
+        let product = place(device, &before);
+        device.linear(shape, x, weight, None, Store::Overwrite, product, scratch);
+        let sum = place(device, &before);
+        let bias_slice = place(device, &bias);
+        device.linear(shape, x, weight, Some(bias_slice), Store::Accumulate, sum, scratch);
+        let expected: Vec<_> = fetch(device, product)
+            .into_iter()
+            .zip(&before)
+            .enumerate()
+            .map(|(i, (y, b))| {
+                f64::from(y) + f64::from(*b) + f64::from(bias[i % shape.n_out])
+            })
+            .collect();
+        // The blocks of k are added one by one: a rounding each, and two for sum and bias.
+        let n_roundings = shape.n_in.div_ceil(256) + 2;
+        let error = relative_error(&fetch(device, sum), &expected);
+        assert!(error <= n_roundings as f64 * f64::from(f32::EPSILON), "{shape:?}: {error:e}");
+    }
+}
+
+fn the_bias_gradient_sums_rows(device: &mut impl Linear) {
+    let (n_rows, n_out) = (37, 53);
+    let dy = Random::new(3).normal(n_rows * n_out);
+    let before = Random::new(4).normal(n_out);
+    let (dy_slice, dbias) = (place(device, &dy), place(device, &before));
+    device.linear_bias_gradient(n_rows, n_out, dy_slice, dbias);
+    let sums = |i: usize| (0..n_rows).map(move |row| row * n_out + i);
+    let exact: Vec<f64> = (0..n_out)
+        .map(|i| f64::from(before[i]) + sums(i).map(|at| f64::from(dy[at])).sum::<f64>())
+        .collect();
+    let plain: Vec<f32> =
+        (0..n_out).map(|i| sums(i).fold(before[i], |sum, at| sum + dy[at])).collect();
+    check("bias gradient", &fetch(device, dbias), &(exact, plain));
+}
+
+on_every_device! {
+    products_match_the_reference,
+    accumulating_adds_to_what_is_there,
+    the_bias_gradient_sums_rows,
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for shape in SHAPES {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let results = [1, 2, 3].map(|n_threads| {
+                let isa = crate::Isa::best();
+                let kind = crate::DeviceKind::Cpu { isa, n_threads };
+                let profile = DeviceProfile { kind, compute };
+                let mut device = crate::Cpu::new(profile).unwrap();
+                let mut random = Random::new(5);
+                let x = place(&mut device, &random.normal(shape.n_rows * shape.n_in));
+                let dy = place(&mut device, &random.normal(shape.n_rows * shape.n_out));
+                let scratch = workspace(&mut device, workspace_bytes(&profile, shape));
+                let (weight, _) = weights(&mut device, shape, &mut random).remove(2);
+                let y = place(&mut device, &vec![0.0; shape.n_rows * shape.n_out]);
+                let dx = place(&mut device, &vec![0.0; shape.n_rows * shape.n_in]);
+                let dweight = place(&mut device, &vec![0.0; shape.n_in * shape.n_out]);
+                let store = Store::Overwrite;
+                device.linear(shape, x, weight, None, store, y, scratch);
+                device.linear_input_gradient(shape, dy, weight, store, dx, scratch);
+                device.linear_weight_gradient(shape, x, dy, store, dweight, scratch);
+                [y, dx, dweight].map(|slice| {
+                    fetch(&device, slice).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                })
+            });
+            assert!(results.iter().all(|result| *result == results[0]), "{shape:?} {compute:?}");
+        }
+    }
+}
