@@ -18,7 +18,16 @@
 //! A [`Segment`] is one sequence. Packed sequences are several segments of one batch and do not see
 //! each other. Generation has fewer queries than keys: the last query sees the last key.
 
-use crate::memory::{DeviceSlice, Element, Memory};
+mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    DeviceKind, DeviceProfile,
+    memory::{DeviceSlice, Element, Memory},
+};
 
 /// The extents of one attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,6 +109,11 @@ pub trait Attention: Memory {
 }
 
 /// Bytes of workspace that `shape` needs on `profile`, forward alone or with the backward pass.
-pub fn workspace_bytes(_profile: &crate::DeviceProfile, _shape: AttentionShape, _backward: bool) -> usize {
-    0
+pub fn workspace_bytes(profile: &DeviceProfile, shape: AttentionShape, backward: bool) -> usize {
+    let DeviceKind::Cpu { n_threads, .. } = profile.kind;
+    let delta = if backward { shape.n_rows.saturating_mul(shape.n_heads) } else { 0 };
+    cpu::scratch_len(shape.head_size)
+        .saturating_mul(n_threads)
+        .saturating_add(delta)
+        .saturating_mul(size_of::<f32>())
 }

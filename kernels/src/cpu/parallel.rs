@@ -41,3 +41,40 @@ pub(crate) fn for_each_part<T: Send>(
         });
     }
 }
+
+/// A matrix shared by tasks that write different parts of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(*mut T, usize);
+// SAFETY: only `Shared::part` reads it, whose callers keep the parts of different tasks apart.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Lets tasks share `values`, which must outlive them.
+    pub(crate) fn new(values: &mut [T]) -> Self {
+        Self(values.as_mut_ptr(), values.len())
+    }
+
+    /// A pointer to `start`, from which `len` elements may be used.
+    ///
+    /// # Safety
+    /// No other task may use those elements meanwhile, and the slice must outlive the use.
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> *mut T {
+        assert!(start + len <= self.1, "a part beyond its matrix");
+        // SAFETY: inside the slice, as just checked.
+        unsafe { self.0.add(start) }
+    }
+}
+
+impl<T> Shared<T> {
+    /// `len` elements from `start` on.
+    ///
+    /// # Safety
+    /// As [`Shared::part`].
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        // SAFETY: the caller keeps the parts of different tasks apart.
+        unsafe { std::slice::from_raw_parts_mut(self.part(start, len), len) }
+    }
+}

@@ -15,6 +15,8 @@ mod cpu;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
+pub(crate) use reference::rounded;
+#[cfg(test)]
 mod tests;
 
 use half::bf16;

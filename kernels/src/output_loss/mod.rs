@@ -10,8 +10,13 @@
 //! `gradient_scale` is one over the number of trained tokens of the whole optimizer step, so that
 //! accumulated micro-batches of any lengths weigh every token alike.
 
+mod cpu;
+#[cfg(test)]
+mod tests;
+
 use crate::{
-    linear::Weight,
+    DeviceProfile,
+    linear::{self, LinearShape, Weight},
     memory::{DeviceSlice, Memory},
 };
 
@@ -57,7 +62,29 @@ pub trait OutputLoss: Memory {
     );
 }
 
-/// Bytes of workspace that `shape` needs on `profile`: one chunk of logits and the products' own.
-pub fn workspace_bytes(_profile: &crate::DeviceProfile, _shape: OutputLossShape) -> usize {
-    0
+/// Rows whose logits exist at a time: as many as keep them near 16 MiB, half of a usual last-level
+/// cache, but enough for the products to reuse what they read of the output matrix.
+pub fn default_chunk_rows(vocabulary: usize) -> usize {
+    const LOGITS: usize = (16 << 20) / size_of::<f32>();
+    (LOGITS / vocabulary.max(1)).clamp(64, 1024) / 16 * 16
+}
+
+impl OutputLossShape {
+    /// The product of one chunk.
+    fn chunk(&self, n_rows: usize) -> LinearShape {
+        LinearShape { n_rows, n_in: self.width, n_out: self.vocabulary }
+    }
+
+    /// Bytes of one chunk of logits, up to a whole cache line.
+    fn logits_bytes(&self) -> usize {
+        let rows = self.chunk_rows.min(self.n_rows);
+        rows.saturating_mul(self.vocabulary).saturating_mul(size_of::<f32>()).div_ceil(64) * 64
+    }
+}
+
+/// Bytes of workspace that `shape`, or fewer rows, needs on `profile`: one chunk of logits and the
+/// products' own.
+pub fn workspace_bytes(profile: &DeviceProfile, shape: OutputLossShape) -> usize {
+    let chunk = shape.chunk(shape.chunk_rows.min(shape.n_rows));
+    shape.logits_bytes().saturating_add(linear::workspace_bytes(profile, chunk))
 }

@@ -21,6 +21,8 @@ use crate::{
 };
 use kernels::{Kernel, MAX_TILE, Tile};
 
+use super::parallel::Shared;
+
 /// Columns of B that a task packs at a time: 128 columns of 512 bf16 are 128 KiB, an eighth of the
 /// second-level cache, and four panels amortise each read of A's panel.
 const TASK_COLUMNS: usize = 128;
@@ -84,30 +86,6 @@ pub(crate) struct Place<'a> {
     pub pool: &'a rayon::ThreadPool,
     pub isa: Isa,
     pub compute: Compute,
-}
-
-/// A matrix shared by tasks that write different parts of it.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T, usize);
-// SAFETY: only `Shared::part` reads it, whose callers keep the parts of different tasks apart.
-unsafe impl<T: Send> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn new(values: &mut [T]) -> Self {
-        Self(values.as_mut_ptr(), values.len())
-    }
-
-    /// A pointer to `start`, from which `len` elements may be used.
-    ///
-    /// # Safety
-    /// No other task may use those elements meanwhile, and the slice must outlive the use.
-    unsafe fn part(self, start: usize, len: usize) -> *mut T {
-        assert!(start + len <= self.1, "a part beyond its matrix");
-        // SAFETY: inside the slice, as just checked.
-        unsafe { self.0.add(start) }
-    }
 }
 
 /// `c (store) factor · a · b`, `c` `[m, n]` row-major.

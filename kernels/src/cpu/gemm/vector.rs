@@ -6,7 +6,7 @@ use crate::{
     Store,
     cpu::{
         math::{dot, for_each_isa},
-        parallel::for_each_task,
+        parallel::{Shared, for_each_task},
     },
 };
 
@@ -52,7 +52,7 @@ pub(crate) fn few_rows(
     rounded.copy_from_slice(&a[..m * k]);
     round(place.isa, place.compute, rounded);
     let rounded = &*rounded;
-    let shared = super::Shared::new(&mut c[..m * n]);
+    let shared = Shared::new(&mut c[..m * n]);
     for_each_task(place.pool, n.div_ceil(TASK_ROWS), |task| {
         let mut run = [0.0_f32; RUN];
         for column in task * TASK_ROWS..((task + 1) * TASK_ROWS).min(n) {
