@@ -40,6 +40,9 @@ pub enum ModelError {
         /// Bytes that are free.
         available_bytes: u64,
     },
+    /// The system has no folder for caches.
+    #[error("this system has no folder for caches; set the environment variable NIBBLE_CACHE")]
+    NoCacheFolder,
     /// A file is not JSON.
     #[error("{path} is not valid JSON: {source}; download the file again")]
     Json {

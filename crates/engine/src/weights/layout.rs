@@ -70,6 +70,11 @@ impl EmbeddingFormat {
         }
     }
 
+    /// The format's name in files and messages.
+    pub const fn name(self) -> &'static str {
+        self.as_weight_format().name()
+    }
+
     const fn as_weight_format(self) -> WeightFormat {
         match self {
             Self::F32 => WeightFormat::F32,
