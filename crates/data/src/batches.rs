@@ -1,0 +1,201 @@
+//! Micro-batches: whole examples behind one another, without padding.
+//!
+//! A micro-batch has room for `rows × sequence` tokens. Packed, it takes as many examples as fit;
+//! unpacked, at most `rows`. Which examples share a micro-batch is decided once for the run; each
+//! epoch visits the micro-batches in an order of its own, so that every epoch has as many.
+
+use crate::TokenizedDataset;
+
+/// Where a micro-batch is written; each slice as long as [`BatchPlan::capacity`].
+#[derive(Debug)]
+pub struct BatchBuffers<'a> {
+    /// Token ids.
+    pub ids: &'a mut [u32],
+    /// Position of each token in its example.
+    pub positions: &'a mut [u32],
+    /// First query, number of queries, first key, number of keys of each example.
+    pub segments: &'a mut [[u32; 4]],
+    /// Tokens whose successor in the same example is trained on.
+    pub target_rows: &'a mut [u32],
+    /// That successor.
+    pub targets: &'a mut [u32],
+}
+
+/// How much of the buffers a micro-batch fills.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchCounts {
+    /// Tokens.
+    pub n_tokens: usize,
+    /// Examples.
+    pub n_segments: usize,
+    /// Trained tokens.
+    pub n_targets: usize,
+    /// Tokens of the longest example.
+    pub longest_segment: usize,
+}
+
+/// The examples of one micro-batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MicroBatchPlan {
+    /// Their numbers in the dataset.
+    pub examples: Vec<usize>,
+    /// Trained tokens.
+    pub n_targets: usize,
+}
+
+/// Every micro-batch of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchPlan {
+    micro_batches: Vec<MicroBatchPlan>,
+    capacity: usize,
+    seed: u64,
+    /// The order of the epoch below; kept, so that another epoch allocates nothing.
+    order: Vec<usize>,
+    epoch: Option<u64>,
+}
+
+impl BatchPlan {
+    /// Divides `examples` of `dataset` among micro-batches of `rows` rows of `sequence` tokens.
+    ///
+    /// # Panics
+    /// When an example is longer than `sequence`: they were tokenized for a longer one.
+    pub fn new(
+        dataset: &TokenizedDataset,
+        examples: &[usize],
+        (rows, sequence): (usize, usize),
+        packing: bool,
+        seed: u64,
+    ) -> Self {
+        let capacity = rows * sequence;
+        let mut shuffled = examples.to_vec();
+        shuffle(&mut shuffled, hash(seed, u64::MAX));
+        /// Micro-batches that are still open to examples: enough to fill gaps, few to search.
+        const OPEN: usize = 64;
+        let mut micro_batches: Vec<(MicroBatchPlan, usize)> = Vec::new();
+        let mut first_open = 0;
+        for example in shuffled {
+            let len = dataset.example_len(example);
+            assert!(len <= sequence, "an example of {len} tokens in a row of {sequence}");
+            let n_targets = dataset.example_trained(example);
+            let room = micro_batches[first_open..].iter_mut().find(|(plan, n_tokens)| {
+                n_tokens + len <= capacity && (packing || plan.examples.len() < rows)
+            });
+            match room {
+                Some((plan, n_tokens)) => {
+                    plan.examples.push(example);
+                    plan.n_targets += n_targets;
+                    *n_tokens += len;
+                }
+                None => {
+                    let plan = MicroBatchPlan { examples: vec![example], n_targets };
+                    micro_batches.push((plan, len));
+                    first_open = micro_batches.len().saturating_sub(OPEN).max(first_open);
+                }
+            }
+        }
+        let micro_batches: Vec<_> = micro_batches.into_iter().map(|(plan, _)| plan).collect();
+        let order = (0..micro_batches.len()).collect();
+        Self { micro_batches, capacity, seed, order, epoch: None }
+    }
+
+    /// Tokens that a micro-batch has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Micro-batches of an epoch.
+    pub fn len(&self) -> usize {
+        self.micro_batches.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.micro_batches.is_empty()
+    }
+
+    /// The micro-batch at `index` of `epoch`.
+    pub fn micro_batch(&mut self, epoch: u64, index: usize) -> &MicroBatchPlan {
+        if self.epoch != Some(epoch) {
+            for (i, slot) in self.order.iter_mut().enumerate() {
+                *slot = i;
+            }
+            shuffle(&mut self.order, hash(self.seed, epoch));
+            self.epoch = Some(epoch);
+        }
+        &self.micro_batches[self.order[index]]
+    }
+
+    /// Writes the micro-batch at `index` of `epoch`.
+    ///
+    /// # Panics
+    /// When a buffer is shorter than [`BatchPlan::capacity`].
+    pub fn fill(
+        &mut self,
+        dataset: &TokenizedDataset,
+        epoch: u64,
+        index: usize,
+        buffers: &mut BatchBuffers<'_>,
+    ) -> BatchCounts {
+        let mut counts = BatchCounts::default();
+        for &example in &self.micro_batch(epoch, index).examples {
+            let (ids, trained) = dataset.example(example);
+            let start = counts.n_tokens;
+            let end = start + ids.len();
+            buffers.ids[start..end].copy_from_slice(ids);
+            for (position, slot) in buffers.positions[start..end].iter_mut().enumerate() {
+                *slot = position as u32;
+            }
+            let (first, n) = (start as u32, ids.len() as u32);
+            buffers.segments[counts.n_segments] = [first, n, first, n];
+            for (i, next) in ids.iter().enumerate().skip(1) {
+                if trained[i] {
+                    buffers.target_rows[counts.n_targets] = (start + i - 1) as u32;
+                    buffers.targets[counts.n_targets] = *next;
+                    counts.n_targets += 1;
+                }
+            }
+            counts.n_tokens = end;
+            counts.n_segments += 1;
+            counts.longest_segment = counts.longest_segment.max(ids.len());
+        }
+        counts
+    }
+}
+
+impl TokenizedDataset {
+    /// The examples to train on, and a share of them held out, chosen by `seed`. At least one is
+    /// trained on.
+    pub fn split(&self, held_out: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
+        let mut examples: Vec<usize> = (0..self.len()).collect();
+        shuffle(&mut examples, hash(seed, u64::MAX - 1));
+        let n_held_out = if held_out > 0.0 {
+            ((self.len() as f64 * held_out).round() as usize)
+                .clamp(1, self.len().max(2) - 1)
+                .min(self.len().saturating_sub(1))
+        } else {
+            0
+        };
+        let mut training = examples.split_off(n_held_out);
+        // In the file's order again: shuffling is the batches' own affair.
+        examples.sort_unstable();
+        training.sort_unstable();
+        (training, examples)
+    }
+}
+
+/// A number for every seed and index (SplitMix64's finaliser).
+fn hash(seed: u64, index: u64) -> u64 {
+    let mut z = seed ^ index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Fisher and Yates' shuffle.
+fn shuffle(values: &mut [usize], seed: u64) {
+    for i in (1..values.len()).rev() {
+        // 128-bit multiplication maps the draw to 0..=i without a bias that matters.
+        let draw = (u128::from(hash(seed, i as u64)) * (i as u128 + 1)) >> 64;
+        values.swap(i, draw as usize);
+    }
+}

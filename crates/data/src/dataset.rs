@@ -1,0 +1,458 @@
+//! Reading examples: which format a file has, and what is wrong with its lines.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::DataError;
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or whatever the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of the person.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: "user".into(), content: content.into() }
+    }
+
+    /// A message of the model.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self { role: "assistant".into(), content: content.into() }
+    }
+}
+
+/// One example.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Example {
+    /// A text, trained as a whole.
+    Text(String),
+    /// A prompt and what should follow it.
+    Completion {
+        /// What is given.
+        prompt: String,
+        /// What is trained.
+        completion: String,
+    },
+    /// A conversation, of which the assistant's turns are trained.
+    Messages(Vec<Message>),
+}
+
+/// What the examples of a file look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// `{"text"}`
+    Text,
+    /// `{"prompt", "completion"}`
+    PromptCompletion,
+    /// `{"instruction", "input"?, "output"}`
+    Alpaca,
+    /// `{"messages": [{"role", "content"}]}`
+    Messages,
+    /// `{"conversations": [{"from", "value"}]}`
+    #[serde(rename = "sharegpt")]
+    ShareGpt,
+}
+
+/// Columns named by hand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ColumnMapping {
+    /// Column of whole texts.
+    pub text: Option<String>,
+    /// Column of prompts.
+    pub prompt: Option<String>,
+    /// Column of completions.
+    pub completion: Option<String>,
+    /// Column of conversations.
+    pub messages: Option<String>,
+}
+
+/// An example that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MalformedLine {
+    /// Its line in the file, from 1; in a JSON array, its number.
+    pub line: usize,
+    /// What is wrong.
+    pub error: String,
+}
+
+/// The examples of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// What they look like.
+    pub format: Format,
+    /// Those that can be read.
+    pub examples: Vec<Example>,
+    /// Those that cannot.
+    pub malformed: Vec<MalformedLine>,
+}
+
+/// How the fields of a row become an example.
+#[derive(Clone, Debug)]
+enum Columns {
+    Text(String),
+    Completion { prompt: String, completion: String },
+    Alpaca,
+    Messages(String),
+    ShareGpt(String),
+}
+
+impl Columns {
+    fn format(&self) -> Format {
+        match self {
+            Self::Text(_) => Format::Text,
+            Self::Completion { .. } => Format::PromptCompletion,
+            Self::Alpaca => Format::Alpaca,
+            Self::Messages(_) => Format::Messages,
+            Self::ShareGpt(_) => Format::ShareGpt,
+        }
+    }
+
+    /// From the names given by hand, or from the fields of a row.
+    fn recognise(mapping: &ColumnMapping, row: &Map<String, Value>) -> Option<Self> {
+        let completion = |prompt: &str, completion: &str| Self::Completion {
+            prompt: prompt.to_owned(),
+            completion: completion.to_owned(),
+        };
+        match mapping {
+            ColumnMapping { messages: Some(column), .. } => {
+                return Some(if is_sharegpt(row.get(column)) {
+                    Self::ShareGpt(column.clone())
+                } else {
+                    Self::Messages(column.clone())
+                });
+            }
+            ColumnMapping { prompt, completion: Some(of), .. } => {
+                return Some(completion(prompt.as_deref().unwrap_or("prompt"), of));
+            }
+            ColumnMapping { prompt: Some(prompt), .. } => {
+                return Some(completion(prompt, "completion"));
+            }
+            ColumnMapping { text: Some(column), .. } => return Some(Self::Text(column.clone())),
+            _ => {}
+        }
+        let has = |name: &str| row.contains_key(name);
+        for column in ["messages", "conversations", "conversation"] {
+            if has(column) {
+                return Some(if is_sharegpt(row.get(column)) {
+                    Self::ShareGpt(column.to_owned())
+                } else {
+                    Self::Messages(column.to_owned())
+                });
+            }
+        }
+        if has("instruction") && has("output") {
+            return Some(Self::Alpaca);
+        }
+        let pairs = [
+            ("prompt", "completion"),
+            ("prompt", "response"),
+            ("question", "answer"),
+            ("input", "output"),
+            ("instruction", "response"),
+        ];
+        if let Some((prompt, of)) = pairs.into_iter().find(|(p, c)| has(p) && has(c)) {
+            return Some(completion(prompt, of));
+        }
+        has("text").then(|| Self::Text("text".to_owned()))
+    }
+
+    fn example(&self, row: &Map<String, Value>) -> Result<Example, String> {
+        match self {
+            Self::Text(column) => string(row, column).map(Example::Text),
+            Self::Completion { prompt, completion } => Ok(Example::Completion {
+                prompt: string(row, prompt)?,
+                completion: string(row, completion)?,
+            }),
+            Self::Alpaca => {
+                let mut prompt = string(row, "instruction")?;
+                match row.get("input") {
+                    None | Some(Value::Null) => {}
+                    Some(_) => {
+                        let input = string(row, "input")?;
+                        if !input.is_empty() {
+                            prompt = format!("{prompt}\n\n{input}");
+                        }
+                    }
+                }
+                // A question and its answer: through the chat template, like any conversation.
+                let answer = string(row, "output")?;
+                Ok(Example::Messages(vec![Message::user(prompt), Message::assistant(answer)]))
+            }
+            Self::Messages(column) => {
+                let messages = array(row, column)?;
+                let message = |(i, message): (usize, &Value)| {
+                    let message = message
+                        .as_object()
+                        .ok_or_else(|| format!("message {} is no object", i + 1))?;
+                    let within = |error| format!("message {}: {error}", i + 1);
+                    Ok(Message {
+                        role: string(message, "role").map_err(within)?,
+                        content: string(message, "content").map_err(within)?,
+                    })
+                };
+                conversation(messages.iter().enumerate().map(message))
+            }
+            Self::ShareGpt(column) => {
+                let turns = array(row, column)?;
+                let message = |(i, turn): (usize, &Value)| {
+                    let turn =
+                        turn.as_object().ok_or_else(|| format!("turn {} is no object", i + 1))?;
+                    let within = |error| format!("turn {}: {error}", i + 1);
+                    let from = string(turn, "from").map_err(within)?;
+                    let role = match from.as_str() {
+                        "human" | "user" => "user",
+                        "gpt" | "assistant" | "model" | "chatgpt" | "bot" => "assistant",
+                        "system" => "system",
+                        other => return Err(within(format!("nobody is known as `{other}`"))),
+                    };
+                    let content = string(turn, "value").map_err(within)?;
+                    Ok(Message { role: role.to_owned(), content })
+                };
+                conversation(turns.iter().enumerate().map(message))
+            }
+        }
+    }
+}
+
+fn is_sharegpt(value: Option<&Value>) -> bool {
+    value.and_then(|turns| turns.get(0)).is_some_and(|turn| turn.get("from").is_some())
+}
+
+fn conversation(
+    messages: impl Iterator<Item = Result<Message, String>>,
+) -> Result<Example, String> {
+    let messages = messages.collect::<Result<Vec<_>, _>>()?;
+    if messages.is_empty() {
+        return Err("the conversation has no messages".into());
+    }
+    Ok(Example::Messages(messages))
+}
+
+fn string(row: &Map<String, Value>, column: &str) -> Result<String, String> {
+    match row.get(column) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Number(number)) => Ok(number.to_string()),
+        Some(Value::Bool(value)) => Ok(value.to_string()),
+        Some(Value::Null) => Err(format!("`{column}` is null")),
+        Some(_) => Err(format!("`{column}` is no text")),
+        None => Err(format!("there is no `{column}`")),
+    }
+}
+
+fn array<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a Vec<Value>, String> {
+    match row.get(column) {
+        Some(Value::Array(values)) => Ok(values),
+        Some(_) => Err(format!("`{column}` is no list")),
+        None => Err(format!("there is no `{column}`")),
+    }
+}
+
+/// Gathers rows into examples; the first row whose columns are known decides the format.
+struct Reader<'a> {
+    path: &'a Path,
+    mapping: &'a ColumnMapping,
+    columns: Option<Columns>,
+    unknown: Option<String>,
+    examples: Vec<Example>,
+    malformed: Vec<MalformedLine>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(path: &'a Path, mapping: &'a ColumnMapping) -> Self {
+        Self {
+            path,
+            mapping,
+            columns: None,
+            unknown: None,
+            examples: Vec::new(),
+            malformed: Vec::new(),
+        }
+    }
+
+    fn row(&mut self, line: usize, row: Result<Value, String>) {
+        let example = row.and_then(|row| match row {
+            Value::Object(row) => {
+                if self.columns.is_none() {
+                    self.columns = Columns::recognise(self.mapping, &row);
+                }
+                match &self.columns {
+                    Some(columns) => columns.example(&row),
+                    None => {
+                        let names: Vec<_> = row.keys().map(|name| format!("`{name}`")).collect();
+                        let names = names.join(", ");
+                        self.unknown.get_or_insert_with(|| names.clone());
+                        Err(format!("the columns {names} are not known"))
+                    }
+                }
+            }
+            _ => Err("it is no JSON object".into()),
+        });
+        match example {
+            Ok(example) => self.examples.push(example),
+            Err(error) => self.malformed.push(MalformedLine { line, error }),
+        }
+    }
+
+    fn finish(self) -> Result<Dataset, DataError> {
+        let path = self.path.to_owned();
+        match (self.columns, self.unknown) {
+            (None, Some(found)) => return Err(DataError::UnknownColumns { path, found }),
+            (None, None) if self.malformed.is_empty() => return Err(DataError::Empty { path }),
+            (columns, _) => {
+                let n_lines = self.examples.len() + self.malformed.len();
+                if let Some(first) = self.malformed.first()
+                    && 2 * self.malformed.len() > n_lines
+                {
+                    return Err(DataError::MostlyMalformed {
+                        path,
+                        n_malformed: self.malformed.len(),
+                        n_lines,
+                        line: first.line,
+                        reason: first.error.clone(),
+                    });
+                }
+                let Some(columns) = columns else { return Err(DataError::Empty { path }) };
+                Ok(Dataset {
+                    format: columns.format(),
+                    examples: self.examples,
+                    malformed: self.malformed,
+                })
+            }
+        }
+    }
+}
+
+impl Dataset {
+    /// Reads a JSON-lines file (an object a line), a JSON file (a list of objects, or an object
+    /// that holds one), or a plain text file (one text a paragraph between empty lines).
+    ///
+    /// # Errors
+    /// When the file cannot be read, its columns are not known, or most examples are malformed.
+    pub fn open(path: &Path, mapping: &ColumnMapping) -> Result<Self, DataError> {
+        let failed = |source| DataError::Read { path: path.to_owned(), source };
+        let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
+        let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if ending == "txt" || ending == "md" {
+            return Self::read_text(path, file);
+        }
+        let first = first_byte(&mut file).map_err(failed)?;
+        if first == Some(b'[') || ending == "json" {
+            return Self::read_json(path, file, mapping);
+        }
+        let mut reader = Reader::new(path, mapping);
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            if file.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+                break;
+            }
+            let text = line.trim_ascii();
+            if !text.is_empty() {
+                reader.row(number, serde_json::from_slice(text).map_err(|e| e.to_string()));
+            }
+        }
+        reader.finish()
+    }
+
+    fn read_json(
+        path: &Path,
+        mut file: impl Read,
+        mapping: &ColumnMapping,
+    ) -> Result<Self, DataError> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+        let value = match serde_json::from_slice(&bytes) {
+            Ok(value) => value,
+            Err(error) => {
+                // Many a JSON-lines file is called .json.
+                let lines =
+                    bytes.split(|&byte| byte == b'\n').filter(|l| !l.trim_ascii().is_empty());
+                let mut reader = Reader::new(path, mapping);
+                for (i, line) in lines.enumerate() {
+                    reader.row(i + 1, serde_json::from_slice(line).map_err(|e| e.to_string()));
+                }
+                return match reader.finish() {
+                    Ok(dataset) => Ok(dataset),
+                    Err(_) => {
+                        Err(DataError::Json { path: path.to_owned(), reason: error.to_string() })
+                    }
+                };
+            }
+        };
+        let rows = match value {
+            Value::Array(rows) => rows,
+            // An object that holds the list under any one name; else the only example itself.
+            Value::Object(fields) => {
+                let mut lists = fields.iter().filter(|(_, value)| {
+                    value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object))
+                });
+                let known = Columns::recognise(mapping, &fields).is_some();
+                match (lists.next(), lists.next()) {
+                    (Some((_, Value::Array(rows))), None) if !known => rows.clone(),
+                    _ => vec![Value::Object(fields)],
+                }
+            }
+            other => vec![other],
+        };
+        let mut reader = Reader::new(path, mapping);
+        for (i, row) in rows.into_iter().enumerate() {
+            reader.row(i + 1, Ok(row));
+        }
+        reader.finish()
+    }
+
+    fn read_text(path: &Path, file: impl BufRead) -> Result<Self, DataError> {
+        let (mut examples, mut malformed) = (Vec::new(), Vec::new());
+        let mut paragraph = String::new();
+        for (i, line) in file.split(b'\n').enumerate() {
+            let line = line.map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
+            match std::str::from_utf8(line) {
+                Ok(text) if text.trim().is_empty() => {
+                    if !paragraph.is_empty() {
+                        examples.push(Example::Text(std::mem::take(&mut paragraph)));
+                    }
+                }
+                Ok(text) => {
+                    if !paragraph.is_empty() {
+                        paragraph.push('\n');
+                    }
+                    paragraph.push_str(text.trim_end());
+                }
+                Err(error) => {
+                    malformed.push(MalformedLine { line: i + 1, error: error.to_string() });
+                }
+            }
+        }
+        if !paragraph.is_empty() {
+            examples.push(Example::Text(paragraph));
+        }
+        if examples.is_empty() {
+            return Err(DataError::Empty { path: path.to_owned() });
+        }
+        Ok(Self { format: Format::Text, examples, malformed })
+    }
+}
+
+/// Passes over a byte-order mark and white space; the first byte of the content, still unread.
+fn first_byte(file: &mut impl BufRead) -> std::io::Result<Option<u8>> {
+    if file.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
+        file.consume(3);
+    }
+    let buffer = file.fill_buf()?;
+    // Line numbers count from the file's beginning, so that white space is looked past, not read.
+    Ok(buffer.iter().copied().find(|byte| !byte.is_ascii_whitespace()))
+}

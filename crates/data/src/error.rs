@@ -1,0 +1,104 @@
+//! What can be wrong with a dataset, a tokenizer or a chat template.
+
+use std::{io, path::PathBuf};
+
+/// What happened, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file could not be read.
+    #[error("could not read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The model has no tokenizer.
+    #[error(
+        "there is no tokenizer.json in {folder}; download it with the model (models with only a tokenizer.model must be converted with transformers first)"
+    )]
+    NoTokenizer {
+        /// The model's folder.
+        folder: PathBuf,
+    },
+    /// A tokenizer's file is damaged.
+    #[error("{path} cannot be read as a tokenizer: {reason}; download it again")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tokenizer knows tokens that the model does not.
+    #[error(
+        "the tokenizer has {n_tokens} tokens and the model only {n_model_tokens}; they do not belong together: use the tokenizer.json that came with the model"
+    )]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        n_tokens: usize,
+        /// Rows of the model's embedding.
+        n_model_tokens: usize,
+    },
+    /// A text could not be tokenized.
+    #[error("a text could not be tokenized: {reason}")]
+    Encode {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The chat template fails.
+    #[error("the model's chat template fails: {reason}")]
+    Template {
+        /// What is wrong, and with which conversation.
+        reason: String,
+    },
+    /// The file holds no examples.
+    #[error(
+        "{path} holds no examples; it should have one JSON object a line, such as {{\"prompt\": \"…\", \"completion\": \"…\"}}"
+    )]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The columns are none that are known.
+    #[error(
+        "{path} has the columns {found}; known are: text; prompt and completion; instruction, input and output; messages; conversations. Name yours with --text-column, --prompt-column and --completion-column, or --messages-column"
+    )]
+    UnknownColumns {
+        /// The file.
+        path: PathBuf,
+        /// The columns of the first example.
+        found: String,
+    },
+    /// Most lines cannot be read.
+    #[error(
+        "{n_malformed} of {n_lines} examples in {path} cannot be read; the first is line {line}: {reason}"
+    )]
+    MostlyMalformed {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        n_malformed: usize,
+        /// Of how many.
+        n_lines: usize,
+        /// The first of them.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The whole file is no JSON.
+    #[error("{path} is no JSON: {reason}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        reason: String,
+    },
+    /// No token would be trained on.
+    #[error(
+        "no token of any example would be trained on: there are no completions or assistant turns, or all were cut off. The first example is: {example}. Train on everything with --train-on everything, or choose a longer --seq"
+    )]
+    NothingTrained {
+        /// The beginning of the first example.
+        example: String,
+    },
+}
