@@ -2,7 +2,9 @@
 
 use std::{fmt, path::Path};
 
-use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig};
+use minijinja::{
+    Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde,
+};
 use serde_json::Value as Json;
 
 use crate::{DataError, Message, Tokenizer, tokenizer::read_json};
@@ -72,9 +74,8 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         // As the reference implementation sets them.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| DataError::Template {
-            reason: describe(&error),
-        })?);
+        environment
+            .set_syntax(syntax.map_err(|error| DataError::Template { reason: describe(&error) })?);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
@@ -108,10 +109,10 @@ impl ChatTemplate {
     ) -> Result<String, DataError> {
         let rendered = self.environment.get_template("chat").and_then(|template| {
             template.render(context! {
-                messages => Value::from_serialize(messages),
+                messages => Value::from(Serde(messages)),
                 add_generation_prompt => add_generation_prompt,
-                bos_token => self.bos_token,
-                eos_token => self.eos_token,
+                bos_token => self.bos_token.as_str(),
+                eos_token => self.eos_token.as_str(),
             })
         });
         rendered.map_err(|error| DataError::Template { reason: describe(&error) })

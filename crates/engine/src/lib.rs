@@ -2,6 +2,14 @@
 //!
 //! Knows nothing of windows or of the command line; both call what is here.
 
+pub mod adapter;
 pub mod catalog;
+pub mod decoder;
+pub mod devices;
+pub mod export;
+pub mod files;
+pub mod generate;
 pub mod model;
+pub mod plan;
+pub mod train;
 pub mod weights;

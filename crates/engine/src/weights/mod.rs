@@ -10,9 +10,18 @@
 pub mod image;
 pub mod layout;
 pub mod load;
+mod place;
 pub mod random;
 mod safetensors_file;
 pub mod source;
+
+pub use layout::{
+    EmbeddingFormat, LayerTensor, TensorPlace, TensorRole, WeightFormat, WeightLayout,
+};
+pub use place::place_weights;
+pub use source::{ModelFolder, StoredType};
+
+pub(crate) use safetensors_file::convert;
 
 #[cfg(test)]
 mod tests;

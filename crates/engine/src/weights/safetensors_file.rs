@@ -184,7 +184,7 @@ impl SafetensorsFile {
 ///
 /// # Panics
 /// When `bytes` and `values` are not of the same number of numbers.
-pub(super) fn convert(stored_type: StoredType, bytes: &[u8], values: &mut [f32]) {
+pub(crate) fn convert(stored_type: StoredType, bytes: &[u8], values: &mut [f32]) {
     assert_eq!(bytes.len(), values.len() * stored_type.n_bytes(), "as many numbers as asked for");
     match stored_type {
         StoredType::F32 => {

@@ -1,0 +1,167 @@
+//! The backward pass of one layer.
+
+use nibble_kernels::{Backend, DeviceSlice, Store, rope::Rotation};
+
+use super::{
+    Decoder,
+    forward::PassRows,
+    rows,
+    weights::{BaseWeights, ProductInput},
+};
+use crate::{
+    model::Projection,
+    plan::{LayerGradientSlices, LayerSlices, attention_shape},
+    weights::LayerTensor,
+};
+
+/// Where the gradients of the trained parameters go; all are accumulated.
+#[derive(Clone, Debug)]
+pub enum Gradients {
+    /// The flat buffer of the adapter.
+    Adapter(DeviceSlice<f32>),
+    /// Every weight, in the f32 layout.
+    Weights(BaseWeights),
+}
+
+impl Gradients {
+    fn norm(&self, layer: usize, norm: LayerTensor) -> Option<DeviceSlice<f32>> {
+        match self {
+            Self::Adapter(_) => None,
+            Self::Weights(weights) => weights.vector(layer, norm),
+        }
+    }
+}
+
+/// What the backward pass of a layer reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardSlices<'a> {
+    /// Activations that the forward pass left; `gate` and `up` are overwritten.
+    pub layer: &'a LayerSlices,
+    /// Gradients inside the layer.
+    pub gradients: &'a LayerGradientSlices,
+    /// The residual stream before the layer.
+    pub input: DeviceSlice<f32>,
+    /// Gradient of the residual stream: after the layer on entry, before it on return.
+    pub residual: DeviceSlice<f32>,
+    /// Whether the gradient before the layer is wanted.
+    pub wants_input_gradient: bool,
+    /// Workspace of the operations.
+    pub workspace: DeviceSlice<u8>,
+}
+
+impl Decoder {
+    /// Passes the residual stream's gradient back through `layer`.
+    pub fn layer_backward(
+        &self,
+        device: &mut impl Backend,
+        layer: usize,
+        pass: &PassRows,
+        slices: &BackwardSlices<'_>,
+        gradients: &Gradients,
+    ) {
+        let spec = &self.spec;
+        let n_rows = pass.n_rows;
+        let workspace = slices.workspace;
+        let saved = slices.layer.first_rows(spec, n_rows);
+        let cut = |slice, width| rows(slice, n_rows, width);
+        let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+        let residual = cut(slices.residual, spec.hidden_width);
+        let product = |x, projection: Projection| ProductInput {
+            x,
+            low_rank: saved.low_rank[projection as usize],
+            n_rows,
+            dropout: pass.dropout,
+            workspace,
+        };
+        let back = |device: &mut _, projection, x, dy, store, dx| {
+            let input = product(x, projection);
+            self.project_backward(device, (layer, projection), input, dy, gradients, store, dx);
+        };
+
+        // Feed-forward block.
+        let dactivated = cut(slices.gradients.activated, spec.ffn_width);
+        let overwrite = Store::Overwrite;
+        back(device, Projection::Down, saved.activated, residual, overwrite, Some(dactivated));
+        device.swiglu_backward(dactivated, saved.gate, saved.up);
+        let dnormed = cut(slices.gradients.feed_forward_normed, spec.hidden_width);
+        let normed = saved.feed_forward_normed;
+        back(device, Projection::Gate, normed, saved.gate, Store::Overwrite, Some(dnormed));
+        back(device, Projection::Up, normed, saved.up, Store::Accumulate, Some(dnormed));
+        self.norm_backward(
+            device,
+            (layer, LayerTensor::PostAttentionNorm),
+            (saved.middle, dnormed, residual),
+            gradients,
+            workspace,
+        );
+
+        // Attention block.
+        let dattention = cut(slices.gradients.attention, query_width);
+        let attention = saved.attention;
+        back(device, Projection::Output, attention, residual, overwrite, Some(dattention));
+        let (key, value) = (cut(saved.key, key_width), cut(saved.value, key_width));
+        let dquery = cut(slices.gradients.query, query_width);
+        let dkey = cut(slices.gradients.key, key_width);
+        let dvalue = cut(slices.gradients.value, key_width);
+        device.attention_backward(
+            attention_shape(spec, layer, n_rows, n_rows, pass.max_segment),
+            pass.segments,
+            saved.query,
+            key,
+            value,
+            saved.attention,
+            saved.log_sum_exp,
+            dattention,
+            dquery,
+            dkey,
+            dvalue,
+            workspace,
+        );
+        for (raw, norm, n_heads, gradient) in [
+            (saved.query_raw, LayerTensor::QueryNorm, spec.n_heads, dquery),
+            (saved.key_raw, LayerTensor::KeyNorm, spec.n_kv_heads, dkey),
+        ] {
+            self.rotate(device, pass, Rotation::Backward, n_heads, gradient);
+            if let (Some(raw), Some(weight)) = (raw, self.weights.vector(layer, norm)) {
+                device.rms_norm_backward_in_place(
+                    self.head_norm_shape(raw),
+                    raw,
+                    weight,
+                    gradient,
+                    gradients.norm(layer, norm),
+                    workspace,
+                );
+            }
+        }
+        let dnormed = cut(slices.gradients.input_normed, spec.hidden_width);
+        let wanted = slices.wants_input_gradient.then_some(dnormed);
+        let normed = saved.input_normed;
+        back(device, Projection::Query, normed, dquery, Store::Overwrite, wanted);
+        back(device, Projection::Key, normed, dkey, Store::Accumulate, wanted);
+        back(device, Projection::Value, normed, dvalue, Store::Accumulate, wanted);
+        if slices.wants_input_gradient {
+            let input = cut(slices.input, spec.hidden_width);
+            self.norm_backward(
+                device,
+                (layer, LayerTensor::InputNorm),
+                (input, dnormed, residual),
+                gradients,
+                workspace,
+            );
+        }
+    }
+
+    fn norm_backward(
+        &self,
+        device: &mut impl Backend,
+        (layer, norm): (usize, LayerTensor),
+        (x, dy, dx): (DeviceSlice<f32>, DeviceSlice<f32>, DeviceSlice<f32>),
+        gradients: &Gradients,
+        workspace: DeviceSlice<u8>,
+    ) {
+        if let Some(weight) = self.weights.vector(layer, norm) {
+            let dweight = gradients.norm(layer, norm);
+            device.rms_norm_backward(self.norm_shape(x), x, weight, dy, dx, dweight, workspace);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The forward pass and the loss.
+
+use nibble_kernels::{
+    Backend, DeviceSlice, Store,
+    attention::Segment,
+    output_loss::OutputLossGradient,
+    output_loss::OutputLossShape,
+    rms_norm::RmsNormShape,
+    rope::{self, Rotation},
+};
+
+use super::{Decoder, DropoutMask, rows, weights::ProductInput};
+use crate::{
+    model::{ModelSpec, Projection},
+    plan::{BatchSlices, LayerSlices, LossSlices, RopeTables, attention_shape},
+    weights::LayerTensor,
+};
+
+/// The rows that pass through the model together.
+#[derive(Clone, Copy, Debug)]
+pub struct PassRows {
+    /// How many.
+    pub n_rows: usize,
+    /// Rows of keys and values that were there before (generation); 0 in training.
+    pub n_past: usize,
+    /// Position of each row in its segment.
+    pub positions: DeviceSlice<u32>,
+    /// Which rows belong together; exactly the segments in use.
+    pub segments: DeviceSlice<Segment>,
+    /// The most queries of any segment.
+    pub max_segment: usize,
+    /// Elements dropped before the pairs, in training with dropout.
+    pub dropout: Option<DropoutMask>,
+}
+
+impl Decoder {
+    /// The rows' embeddings into `residual` `=`.
+    pub fn embed(
+        &self,
+        device: &mut impl Backend,
+        ids: DeviceSlice<u32>,
+        residual: DeviceSlice<f32>,
+    ) {
+        let width = self.spec.hidden_width;
+        let residual = rows(residual, ids.len(), width);
+        device.embedding(width, ids, self.weights.embedding(), residual);
+    }
+
+    /// One layer: `output = layer(input)`, leaving in `slices` what the backward pass reads.
+    /// Without `output`, only rebuilds that, and skips the down product, whose result it is not.
+    pub fn layer_forward(
+        &self,
+        device: &mut impl Backend,
+        layer: usize,
+        pass: &PassRows,
+        slices: &LayerSlices,
+        input: DeviceSlice<f32>,
+        output: Option<DeviceSlice<f32>>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let spec = &self.spec;
+        let n_rows = pass.n_rows;
+        let slices = slices.first_rows(spec, n_rows);
+        let input = rows(input, n_rows, spec.hidden_width);
+        let product = |x, projection: Projection| ProductInput {
+            x,
+            low_rank: slices.low_rank[projection as usize],
+            n_rows,
+            dropout: pass.dropout,
+            workspace,
+        };
+        let key_width = spec.kv_width();
+        let fresh = pass.n_past * key_width..(pass.n_past + n_rows) * key_width;
+        let (key, value) = (slices.key.slice(fresh.clone()), slices.value.slice(fresh));
+
+        self.layer_norm(device, (layer, LayerTensor::InputNorm), input, slices.input_normed);
+        let normed = slices.input_normed;
+        let raw_query = slices.query_raw.unwrap_or(slices.query);
+        let raw_key = slices.key_raw.unwrap_or(key);
+        for (projection, y) in
+            [(Projection::Query, raw_query), (Projection::Key, raw_key), (Projection::Value, value)]
+        {
+            let input = product(normed, projection);
+            self.project(device, (layer, projection), input, Store::Overwrite, y);
+        }
+        if let Some(raw) = slices.query_raw {
+            self.head_norm(device, (layer, LayerTensor::QueryNorm), raw, slices.query);
+        }
+        if let Some(raw) = slices.key_raw {
+            self.head_norm(device, (layer, LayerTensor::KeyNorm), raw, key);
+        }
+        self.rotate(device, pass, Rotation::Forward, spec.n_heads, slices.query);
+        self.rotate(device, pass, Rotation::Forward, spec.n_kv_heads, key);
+
+        let n_key_rows = pass.n_past + n_rows;
+        device.attention(
+            attention_shape(spec, layer, n_rows, n_key_rows, pass.max_segment),
+            pass.segments,
+            slices.query,
+            rows(slices.key, n_key_rows, key_width),
+            rows(slices.value, n_key_rows, key_width),
+            slices.attention,
+            slices.log_sum_exp,
+            workspace,
+        );
+        device.copy(input, slices.middle);
+        let attention = product(slices.attention, Projection::Output);
+        let output_matrix = (layer, Projection::Output);
+        self.project(device, output_matrix, attention, Store::Accumulate, slices.middle);
+
+        let normed = slices.feed_forward_normed;
+        self.layer_norm(device, (layer, LayerTensor::PostAttentionNorm), slices.middle, normed);
+        for (projection, y) in [(Projection::Gate, slices.gate), (Projection::Up, slices.up)] {
+            let input = product(normed, projection);
+            self.project(device, (layer, projection), input, Store::Overwrite, y);
+        }
+        device.swiglu(slices.gate, slices.up, slices.activated);
+        if let Some(output) = output {
+            let output = rows(output, n_rows, spec.hidden_width);
+            device.copy(slices.middle, output);
+            let activated = product(slices.activated, Projection::Down);
+            let down = (layer, Projection::Down);
+            self.project(device, down, activated, Store::Accumulate, output);
+        }
+    }
+
+    fn layer_norm(
+        &self,
+        device: &mut impl Backend,
+        (layer, norm): (usize, LayerTensor),
+        x: DeviceSlice<f32>,
+        y: DeviceSlice<f32>,
+    ) {
+        if let Some(weight) = self.weights.vector(layer, norm) {
+            device.rms_norm(self.norm_shape(x), x, weight, y);
+        }
+    }
+
+    fn head_norm(
+        &self,
+        device: &mut impl Backend,
+        (layer, norm): (usize, LayerTensor),
+        x: DeviceSlice<f32>,
+        y: DeviceSlice<f32>,
+    ) {
+        if let Some(weight) = self.weights.vector(layer, norm) {
+            device.rms_norm(self.head_norm_shape(x), x, weight, y);
+        }
+    }
+
+    pub(super) fn norm_shape(&self, x: DeviceSlice<f32>) -> RmsNormShape {
+        let width = self.spec.hidden_width;
+        RmsNormShape { n_rows: x.len() / width, width, epsilon: self.spec.rms_epsilon as f32 }
+    }
+
+    pub(super) fn head_norm_shape(&self, x: DeviceSlice<f32>) -> RmsNormShape {
+        let width = self.spec.head_size;
+        RmsNormShape { n_rows: x.len() / width, width, epsilon: self.spec.rms_epsilon as f32 }
+    }
+
+    pub(super) fn rotate(
+        &self,
+        device: &mut impl Backend,
+        pass: &PassRows,
+        rotation: Rotation,
+        n_heads: usize,
+        x: DeviceSlice<f32>,
+    ) {
+        let positions = pass.positions.first(pass.n_rows);
+        let (cos, sin) = (self.rope.cos, self.rope.sin);
+        device.rope(n_heads, self.spec.head_size, rotation, positions, cos, sin, x);
+    }
+
+    /// The logits of the last of `n_rows` rows of `residual`, through the last normalisation.
+    pub fn last_logits(
+        &self,
+        device: &mut impl Backend,
+        residual: DeviceSlice<f32>,
+        n_rows: usize,
+        normed: DeviceSlice<f32>,
+        logits: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let width = self.spec.hidden_width;
+        let last = residual.slice((n_rows - 1) * width..n_rows * width);
+        device.rms_norm(self.norm_shape(last), last, self.weights.final_norm(), normed);
+        let shape = nibble_kernels::linear::LinearShape {
+            n_rows: 1,
+            n_in: width,
+            n_out: self.spec.vocabulary,
+        };
+        let (weight, store) = (self.weights.output(), Store::Overwrite);
+        device.linear(shape, normed, weight, None, store, logits, workspace);
+    }
+}
+
+/// The gradients that [`loss`] is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct LossGradient {
+    /// One over the trained tokens of the whole step.
+    pub scale: f32,
+    /// Gradient of the residual stream `[T, D]` `=`.
+    pub residual: DeviceSlice<f32>,
+    /// Gradient of the output matrix `+=`, when it is trained.
+    pub output: Option<DeviceSlice<f32>>,
+    /// Gradient of the last normalisation's weight `+=`, when it is trained.
+    pub final_norm: Option<DeviceSlice<f32>>,
+}
+
+/// The cross-entropy of the `n_targets` trained rows into `batch.losses`, and its gradients.
+/// Rows on which nothing is trained never meet the output matrix.
+pub fn loss(
+    decoder: &Decoder,
+    device: &mut impl Backend,
+    batch: &BatchSlices,
+    slices: &LossSlices,
+    (n_rows, n_targets): (usize, usize),
+    residual: DeviceSlice<f32>,
+    gradient: Option<LossGradient>,
+) {
+    let spec = &decoder.spec;
+    let width = spec.hidden_width;
+    let target_rows = batch.target_rows.first(n_targets);
+    let gathered = rows(slices.gathered, n_targets, width);
+    let normed = rows(slices.normed, n_targets, width);
+    let dx = rows(slices.gradient, n_targets, width);
+    device.gather_rows(width, target_rows, rows(residual, n_rows, width), gathered);
+    let norm = decoder.weights.final_norm();
+    device.rms_norm(decoder.norm_shape(gathered), gathered, norm, normed);
+    let shape = OutputLossShape {
+        n_rows: n_targets,
+        width,
+        vocabulary: spec.vocabulary,
+        chunk_rows: nibble_kernels::output_loss::default_chunk_rows(spec.vocabulary),
+    };
+    device.output_loss(
+        shape,
+        normed,
+        decoder.weights.output(),
+        batch.targets.first(n_targets),
+        batch.losses.first(n_targets),
+        gradient.map(|gradient| OutputLossGradient {
+            scale: gradient.scale,
+            dx,
+            dweight: gradient.output,
+        }),
+        slices.workspace,
+    );
+    if let Some(gradient) = gradient {
+        device.rms_norm_backward_in_place(
+            decoder.norm_shape(gathered),
+            gathered,
+            norm,
+            dx,
+            gradient.final_norm,
+            slices.workspace,
+        );
+        device.scatter_rows(width, target_rows, dx, rows(gradient.residual, n_rows, width));
+    }
+}
+
+/// Computes the rotation tables of `spec` on the host and brings them to the device.
+pub fn fill_rope_tables(device: &mut impl Backend, spec: &ModelSpec, tables: RopeTables) {
+    let n_positions = tables.cos.len() / (spec.head_size / 2).max(1);
+    let (cos, sin) = rope::tables(spec.rope_scaling, spec.rope_base, spec.head_size, n_positions);
+    device.upload(&cos, tables.cos);
+    device.upload(&sin, tables.sin);
+}

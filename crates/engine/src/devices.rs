@@ -1,0 +1,132 @@
+//! What this machine can train on, and how much memory it has for it.
+
+use nibble_kernels::{Compute, DeviceKind, DeviceProfile, Isa};
+use serde::Serialize;
+use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Device {
+    /// Its name on the command line.
+    pub id: String,
+    /// The processor's or card's name.
+    pub name: String,
+    /// All its memory.
+    pub total_bytes: u64,
+    /// What other programs leave.
+    pub free_bytes: u64,
+    /// Threads that compute.
+    pub n_threads: usize,
+    /// The instructions its fastest path uses.
+    pub instructions: String,
+    /// The precision of its matrix products unless another is asked for.
+    pub compute: &'static str,
+}
+
+/// Every device of this machine.
+pub fn devices() -> Vec<Device> {
+    let mut system = System::new().ok();
+    if let Some(system) = &mut system {
+        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+    }
+    let profile = DeviceProfile::native_cpu();
+    let DeviceKind::Cpu { isa, n_threads } = profile.kind;
+    let (total_bytes, free_bytes) = system.as_ref().map_or((0, 0), memory);
+    let brand = system
+        .as_ref()
+        .and_then(|system| system.cpus().first())
+        .map(|cpu| cpu.brand().trim().to_owned());
+    vec![Device {
+        id: "cpu".into(),
+        name: brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| "Processor".into()),
+        total_bytes,
+        free_bytes,
+        n_threads,
+        instructions: isa.to_string(),
+        compute: match profile.compute {
+            Compute::Bf16 => "bf16",
+            Compute::F32 => "f32",
+        },
+    }]
+}
+
+/// Memory that other programs leave to this one now. A system that does not tell is taken to have
+/// enough: a plan is then held against the budget that the person sets.
+pub fn available_bytes() -> u64 {
+    let Ok(mut system) = System::new() else { return u64::MAX };
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    memory(&system).1
+}
+
+/// Total and free memory, of the machine or of the container that limits this process.
+fn memory(system: &System) -> (u64, u64) {
+    let (total, free) = (system.total_memory(), system.available_memory());
+    match system.cgroup_limits() {
+        Some(limits) if limits.total_memory > 0 && limits.total_memory < total => {
+            (limits.total_memory, limits.free_memory.min(free))
+        }
+        _ => (total, free),
+    }
+}
+
+/// The processor with this many threads and this precision; `None`: as suits the machine.
+pub fn cpu_profile(n_threads: Option<usize>, compute: Option<Compute>) -> DeviceProfile {
+    let native = DeviceProfile::native_cpu();
+    let DeviceKind::Cpu { isa, n_threads: native_threads } = native.kind;
+    DeviceProfile {
+        kind: DeviceKind::Cpu { isa, n_threads: n_threads.unwrap_or(native_threads).max(1) },
+        compute: compute.unwrap_or(native.compute),
+    }
+}
+
+/// The fastest instructions, for reports.
+pub fn instructions() -> Isa {
+    Isa::best()
+}
+
+/// Reads this process's resident memory, again and again without growing.
+#[derive(Debug)]
+pub struct ResidentMemory {
+    system: Option<System>,
+    id: Option<sysinfo::Pid>,
+    peak_bytes: u64,
+}
+
+impl Default for ResidentMemory {
+    fn default() -> Self {
+        Self { system: System::new().ok(), id: sysinfo::get_current_pid().ok(), peak_bytes: 0 }
+    }
+}
+
+impl ResidentMemory {
+    /// Resident bytes now.
+    pub fn bytes(&mut self) -> u64 {
+        let (Some(id), Some(system)) = (self.id, &mut self.system) else { return 0 };
+        let what = ProcessRefreshKind::nothing().with_memory();
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[id]), false, what);
+        let bytes = system.process(id).map_or(0, sysinfo::Process::memory);
+        self.peak_bytes = self.peak_bytes.max(bytes);
+        bytes
+    }
+
+    /// The most resident bytes since the process began where the system tells (Linux), else the
+    /// most that [`ResidentMemory::bytes`] saw.
+    pub fn peak_bytes(&mut self) -> u64 {
+        self.bytes();
+        system_peak_bytes().unwrap_or(0).max(self.peak_bytes)
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn system_peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn system_peak_bytes() -> Option<u64> {
+    None
+}

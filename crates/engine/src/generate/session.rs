@@ -1,0 +1,230 @@
+//! A model that only reads and writes text: for the playground, the command line, and for holding
+//! every export against the run it came from.
+
+use std::path::{Path, PathBuf};
+
+use nibble_data::{ChatTemplate, Message, StreamDecoder, Tokenizer};
+use nibble_kernels::{Backend, Compute, Cpu, DeviceProfile, memory::MemoryError};
+
+use super::{SamplingSettings, Stop, generate};
+use crate::{
+    adapter::{AdapterError, peft},
+    decoder::{Adapter, Decoder, fill_rope_tables},
+    devices,
+    model::{ModelError, ModelSpec},
+    plan::{GenerationShape, Regions, SessionLayout},
+    weights::{
+        EmbeddingFormat, ModelFolder, WeightFormat, WeightLayout, load::unwatched, place_weights,
+    },
+};
+
+/// Why no text could be written.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The tokenizer or the chat template.
+    #[error(transparent)]
+    Data(#[from] nibble_data::DataError),
+    /// The device.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The threads could not be started.
+    #[error("the worker threads could not be started: {0}")]
+    Threads(String),
+    /// The next token could not be chosen.
+    #[error(
+        "no next token could be chosen ({0}); the model's output is not a number: its weights or the adapter are damaged"
+    )]
+    Sample(#[from] candle_core::Error),
+    /// Too little memory.
+    #[error(
+        "writing text with this model needs {needed_bytes} bytes and {available_bytes} are available; choose a smaller model, NF4 weights or a shorter context"
+    )]
+    DoesNotFit {
+        /// The plan's peak.
+        needed_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
+    },
+}
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub struct SessionSettings {
+    /// The model's folder.
+    pub model: PathBuf,
+    /// A PEFT adapter folder.
+    pub adapter: Option<PathBuf>,
+    /// How the matrices are stored; `None`: as precise as the products.
+    pub weight_format: Option<WeightFormat>,
+    /// The most tokens of prompt and answer together.
+    pub context: usize,
+    /// The device.
+    pub profile: DeviceProfile,
+    /// Where quantised weights are kept; `None`: the user's cache folder.
+    pub cache: Option<PathBuf>,
+}
+
+/// A model, open for reading and writing text.
+#[derive(Debug)]
+pub struct Session<B> {
+    device: B,
+    decoder: Decoder,
+    layout: SessionLayout,
+    adapter: Option<Adapter>,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+}
+
+impl Session<Cpu> {
+    /// Opens a model, and an adapter on it, on the processor.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or the memory does not suffice.
+    pub fn open(settings: &SessionSettings) -> Result<Self, GenerateError> {
+        let device = Cpu::new(settings.profile)
+            .map_err(|error| GenerateError::Threads(error.to_string()))?;
+        Self::open_on(device, settings)
+    }
+}
+
+impl<B: Backend> Session<B> {
+    /// Opens a model, and an adapter on it, on `device`.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_on(mut device: B, settings: &SessionSettings) -> Result<Self, GenerateError> {
+        let folder = ModelFolder::open(&settings.model)?;
+        let tokenizer = Tokenizer::open(&settings.model)?;
+        tokenizer.check_vocabulary(folder.spec().vocabulary)?;
+        let template = ChatTemplate::open(&settings.model, &tokenizer)?;
+        let spec = folder.spec().clone();
+        let adapter =
+            settings.adapter.as_deref().map(|path| peft::read(path, &spec)).transpose()?;
+
+        let plain = match settings.profile.compute {
+            Compute::F32 => WeightFormat::F32,
+            Compute::Bf16 => WeightFormat::Bf16,
+        };
+        let format = settings.weight_format.unwrap_or(plain);
+        let weights =
+            WeightLayout::with_embedding_format(&spec, format, EmbeddingFormat::beside(plain));
+        let shape = GenerationShape {
+            adapter: adapter.as_ref().map(|(config, ..)| (config.rank, config.targets)),
+            context: settings.context.min(spec.max_context).max(1),
+            profile: settings.profile,
+            spec: spec.clone(),
+        };
+        let mut regions = Regions::plan(|regions| SessionLayout::new(regions, &shape));
+        let needed_bytes = (weights.n_bytes() as u64).saturating_add(regions.total_bytes() as u64);
+        let available_bytes = devices::available_bytes();
+        if needed_bytes > available_bytes {
+            return Err(GenerateError::DoesNotFit { needed_bytes, available_bytes });
+        }
+        let cache = settings.cache.as_deref();
+        let weights = place_weights(&mut device, &folder, weights, cache, &mut unwatched)?;
+        let arena = device.allocate(regions.total_bytes())?;
+        let layout = regions.resolve(arena, |regions| SessionLayout::new(regions, &shape));
+        fill_rope_tables(&mut device, &spec, layout.rope);
+        let adapter = match (adapter, layout.adapter) {
+            (Some((config, adapter_layout, values)), Some(parameters)) => {
+                device.upload(&values, parameters);
+                Some(Adapter { layout: adapter_layout, parameters, scale: config.scale() })
+            }
+            _ => None,
+        };
+        let decoder = Decoder { spec, weights, rope: layout.rope, adapter: adapter.clone() };
+        Ok(Self { device, decoder, layout, adapter, tokenizer, template })
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The model's shape.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.decoder.spec
+    }
+
+    /// The device and the model, to read its weights.
+    pub fn parts(&mut self) -> (&mut B, &Decoder) {
+        (&mut self.device, &self.decoder)
+    }
+
+    /// Turns the adapter on or off, to compare the tuned model with its base.
+    pub fn use_adapter(&mut self, on: bool) {
+        self.decoder.adapter = self.adapter.clone().filter(|_| on);
+    }
+
+    /// Answers `prompt` as one message of a conversation, handing out text as it is written;
+    /// `on_text` returns whether to go on. Gives the number of tokens written.
+    ///
+    /// # Errors
+    /// When the template fails or no next token can be chosen.
+    pub fn answer(
+        &mut self,
+        prompt: &str,
+        sampling: &SamplingSettings,
+        on_text: impl FnMut(&str) -> bool,
+    ) -> Result<(usize, Stop), GenerateError> {
+        let parts = (&mut self.device, &self.decoder, &self.layout.generation);
+        answer(parts, &self.tokenizer, &self.template, prompt, sampling, on_text)
+    }
+
+    /// The logits of every token of `ids`, `[n, V]` row by row.
+    ///
+    /// # Panics
+    /// When `ids` are more than the context.
+    pub fn logits(&mut self, ids: &[u32]) -> Vec<f32> {
+        super::logits((&mut self.device, &self.decoder, &self.layout.generation), ids)
+    }
+}
+
+/// Answers `prompt` as one message of a conversation, over any model with generation buffers.
+///
+/// # Errors
+/// When the template fails or no next token can be chosen.
+pub fn answer<B: Backend>(
+    parts: (&mut B, &Decoder, &crate::plan::GenerationLayout),
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    prompt: &str,
+    sampling: &SamplingSettings,
+    mut on_text: impl FnMut(&str) -> bool,
+) -> Result<(usize, Stop), GenerateError> {
+    let text = template.render(&[Message::user(prompt)], true)?;
+    // The template writes the special tokens itself.
+    let ids = tokenizer.encode(&text, false)?;
+    let mut decoder = StreamDecoder::new(tokenizer);
+    let mut n_tokens = 0;
+    let mut failure = None;
+    let stop = generate(parts, &ids, tokenizer.eos_ids(), sampling, |token| {
+        n_tokens += 1;
+        match decoder.push(token) {
+            Ok(Some(text)) => on_text(&text),
+            Ok(None) => true,
+            Err(error) => {
+                failure = Some(error);
+                false
+            }
+        }
+    })?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    if let Some(rest) = decoder.finish()? {
+        on_text(&rest);
+    }
+    Ok((n_tokens, stop))
+}
+
+/// Whether a folder holds an adapter.
+pub fn is_adapter(folder: &Path) -> bool {
+    folder.join(peft::ADAPTER_CONFIG).is_file()
+}

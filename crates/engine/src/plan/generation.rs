@@ -1,0 +1,187 @@
+//! The regions of writing text: a key-value cache and one layer's activations for a few rows.
+
+use nibble_kernels::{
+    DeviceProfile, DeviceSlice,
+    attention::{self, Segment},
+    linear::{self, LinearShape},
+    lora::{self, LoraShape},
+};
+use nibble_run::Category;
+
+use super::{
+    moments::Moments,
+    regions::Regions,
+    training::{LayerSlices, RopeTables, area, attention_shape, rope_tables},
+};
+use crate::{
+    adapter::{AdapterLayout, Targets},
+    model::{ModelSpec, Projection},
+};
+
+/// The most prompt tokens that pass through the model at a time.
+const PROMPT_ROWS: usize = 128;
+
+/// Everything that the memory of writing text depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationShape {
+    /// The model.
+    pub spec: ModelSpec,
+    /// Rank and place of the adapter, if one is used.
+    pub adapter: Option<(usize, Targets)>,
+    /// The most tokens of prompt and answer together.
+    pub context: usize,
+    /// The device.
+    pub profile: DeviceProfile,
+}
+
+/// Handles to everything that writing text uses, beside weights and rotation tables.
+#[derive(Clone, Debug)]
+pub struct GenerationLayout {
+    /// The most tokens of prompt and answer together.
+    pub context: usize,
+    /// Ids of the tokens that pass through the model now.
+    pub ids: DeviceSlice<u32>,
+    /// Their positions.
+    pub positions: DeviceSlice<u32>,
+    /// The one segment.
+    pub segment: DeviceSlice<Segment>,
+    /// Keys `[context, G·K]` and values of each layer.
+    pub cache: Vec<[DeviceSlice<f32>; 2]>,
+    /// The residual stream before and after a layer, in turn.
+    pub residuals: [DeviceSlice<f32>; 2],
+    /// Activations; `key` and `value` are replaced by rows of the cache.
+    pub layer: LayerSlices,
+    /// The last row, normalised `[D]`.
+    pub normed: DeviceSlice<f32>,
+    /// Logits of the next token `[V]`.
+    pub logits: DeviceSlice<f32>,
+    /// Workspace of the operations.
+    pub workspace: DeviceSlice<u8>,
+}
+
+impl GenerationLayout {
+    /// Asks `regions` for everything that writing text uses at `moments`.
+    pub fn new(regions: &mut Regions, shape: &GenerationShape, moments: Moments) -> Self {
+        let spec = &shape.spec;
+        let n_rows = shape.n_rows();
+        let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+        let cache = (0..spec.n_layers)
+            .map(|layer| {
+                ["keys", "values"].map(|name| {
+                    let name = format!("sample.layers.{layer}.{name}");
+                    let len = area(shape.context, key_width);
+                    regions.region(name, Category::Activations, len, moments)
+                })
+            })
+            .collect::<Vec<_>>();
+        let mut rows = |name: &str, width| {
+            let len = area(n_rows, width);
+            regions.region::<f32>(format!("sample.{name}"), Category::Activations, len, moments)
+        };
+        let residuals = ["residual.even", "residual.odd"].map(|name| rows(name, spec.hidden_width));
+        let mut low_rank = [None; Projection::ALL.len()];
+        if let Some((rank, targets)) = shape.adapter {
+            for projection in targets.iter() {
+                let name = format!("low_rank.{}", projection.name());
+                low_rank[projection as usize] = Some(rows(&name, rank));
+            }
+        }
+        let layer = LayerSlices {
+            input_normed: rows("input_normed", spec.hidden_width),
+            query_raw: spec.qk_norm.then(|| rows("query_raw", query_width)),
+            key_raw: spec.qk_norm.then(|| rows("key_raw", key_width)),
+            query: rows("query", query_width),
+            key: cache.first().map_or_else(|| rows("keys", 0), |[keys, _]| *keys),
+            value: cache.first().map_or_else(|| rows("values", 0), |[_, values]| *values),
+            attention: rows("attention", query_width),
+            log_sum_exp: rows("log_sum_exp", spec.n_heads),
+            middle: rows("middle", spec.hidden_width),
+            feed_forward_normed: rows("feed_forward_normed", spec.hidden_width),
+            gate: rows("gate", spec.ffn_width),
+            up: rows("up", spec.ffn_width),
+            activated: rows("activated", spec.ffn_width),
+            low_rank,
+        };
+        let mut row = |name: &str, width| {
+            regions.region(format!("sample.{name}"), Category::Activations, width, moments)
+        };
+        let (normed, logits) = (row("normed", spec.hidden_width), row("logits", spec.vocabulary));
+        let mut tokens = |name: &str| {
+            regions.region(format!("sample.{name}"), Category::Workspace, n_rows, moments)
+        };
+        let (ids, positions) = (tokens("ids"), tokens("positions"));
+        let segment = regions.region("sample.segment", Category::Workspace, 1, moments);
+        let workspace = regions.region(
+            "sample.workspace",
+            Category::Workspace,
+            shape.workspace_bytes(),
+            moments,
+        );
+        Self {
+            context: shape.context,
+            ids,
+            positions,
+            segment,
+            cache,
+            residuals,
+            layer,
+            normed,
+            logits,
+            workspace,
+        }
+    }
+}
+
+impl GenerationShape {
+    /// The most tokens that pass through the model at a time.
+    pub fn n_rows(&self) -> usize {
+        self.context.clamp(1, PROMPT_ROWS)
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        let (spec, profile) = (&self.spec, &self.profile);
+        let mut bytes = 0;
+        // A prompt passes in chunks, its answer row by row.
+        for n_rows in [self.n_rows(), 1] {
+            let attention = attention_shape(spec, 0, n_rows, self.context, n_rows);
+            bytes = bytes.max(attention::workspace_bytes(profile, attention, false));
+            for projection in Projection::ALL {
+                let [n_out, n_in] = spec.projection_shape(projection);
+                let shape = LinearShape { n_rows, n_in, n_out };
+                bytes = bytes.max(linear::workspace_bytes(profile, shape));
+                if let Some((rank, targets)) = self.adapter
+                    && targets.contains(projection)
+                {
+                    let shape = LoraShape { n_rows, n_in, n_out, rank };
+                    bytes = bytes.max(lora::workspace_bytes(profile, shape, false));
+                }
+            }
+        }
+        let output = LinearShape { n_rows: 1, n_in: spec.hidden_width, n_out: spec.vocabulary };
+        bytes.max(linear::workspace_bytes(profile, output))
+    }
+}
+
+/// The layout of a session that only writes text: everything above, and the adapter.
+#[derive(Clone, Debug)]
+pub struct SessionLayout {
+    /// Buffers of the text.
+    pub generation: GenerationLayout,
+    /// Rotation tables.
+    pub rope: RopeTables,
+    /// The adapter's parameters, if there is one.
+    pub adapter: Option<DeviceSlice<f32>>,
+}
+
+impl SessionLayout {
+    /// Asks `regions` for everything that a session of `shape` uses.
+    pub fn new(regions: &mut Regions, shape: &GenerationShape) -> Self {
+        let adapter = shape.adapter.map(|(rank, targets)| {
+            let len = AdapterLayout::new(&shape.spec, targets, rank).len();
+            regions.region("adapter", Category::Adapters, len, Moments::ALWAYS)
+        });
+        let rope = rope_tables(regions, &shape.spec, shape.context);
+        let generation = GenerationLayout::new(regions, shape, Moments::ALWAYS);
+        Self { generation, rope, adapter }
+    }
+}

@@ -1,0 +1,210 @@
+//! From a person's settings to plans: full, LoRA and QLoRA side by side, and whether they fit.
+
+use nibble_kernels::{Compute, DeviceProfile};
+use nibble_run::{Method, MethodPlan, ModelSummary, PlanReport, RunSettings};
+
+use super::{MemoryPlan, Trainable, TrainingShape, suggestions};
+use crate::{
+    adapter::Targets,
+    model::{ModelSpec, Projection},
+    weights::{EmbeddingFormat, WeightFormat},
+};
+
+/// Why there is no plan to run.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A name that is no linear layer.
+    #[error(
+        "`{name}` is no linear layer of the model; choose among {}, or `all-linear`",
+        projection_names()
+    )]
+    UnknownTarget {
+        /// The name.
+        name: String,
+    },
+    /// The sequence is longer than the model reads.
+    #[error(
+        "sequence length {sequence} is beyond the model's context of {context} tokens; choose {context} or less"
+    )]
+    SequenceTooLong {
+        /// As asked.
+        sequence: usize,
+        /// The model's limit.
+        context: usize,
+    },
+    /// The plan is larger than the memory.
+    #[error(
+        "the run needs {} and {} is available{}",
+        size(*peak_bytes), size(*budget_bytes), changes(suggestions)
+    )]
+    DoesNotFit {
+        /// The plan's peak.
+        peak_bytes: u64,
+        /// What there is, or the budget that was set.
+        budget_bytes: u64,
+        /// Changes that would make it fit.
+        suggestions: Vec<nibble_run::Suggestion>,
+    },
+}
+
+fn projection_names() -> String {
+    Projection::ALL.map(Projection::name).join(", ")
+}
+
+fn size(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / (1_u64 << 30) as f64)
+}
+
+fn changes(suggestions: &[nibble_run::Suggestion]) -> String {
+    if suggestions.is_empty() {
+        return "; no shorter sequence, smaller batch or other method makes it fit: \
+                choose a smaller model"
+            .into();
+    }
+    let each = suggestions.iter().map(|s| format!("{} ({})", s.change, size(s.peak_bytes)));
+    format!("; it fits with {}", each.collect::<Vec<_>>().join(", or with "))
+}
+
+/// What a plan depends on beside the model: the settings and the device.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanSettings<'a> {
+    /// The person's settings.
+    pub settings: &'a RunSettings,
+    /// The device, with the precision of its products already chosen.
+    pub profile: DeviceProfile,
+}
+
+/// What a run of `method` with these settings asks of memory.
+///
+/// # Errors
+/// When a target is unknown or the sequence is beyond the model's context.
+pub fn training_shape(
+    spec: &ModelSpec,
+    method: Method,
+    plan: PlanSettings<'_>,
+) -> Result<TrainingShape, PlanError> {
+    let PlanSettings { settings, profile } = plan;
+    let sequence = settings.sequence;
+    if sequence > spec.max_context {
+        return Err(PlanError::SequenceTooLong { sequence, context: spec.max_context });
+    }
+    let plain = match settings.weights {
+        nibble_run::WeightPrecision::F32 => WeightFormat::F32,
+        nibble_run::WeightPrecision::Bf16 => WeightFormat::Bf16,
+        // Trained weights keep every bit of an update; frozen ones are as precise as the products.
+        nibble_run::WeightPrecision::Auto => match (method, profile.compute) {
+            (Method::Full, _) | (_, Compute::F32) => WeightFormat::F32,
+            (_, Compute::Bf16) => WeightFormat::Bf16,
+        },
+    };
+    let trainable = match method {
+        Method::Full => Trainable::Everything,
+        Method::Lora | Method::Qlora => Trainable::Adapter {
+            targets: targets(&settings.lora.targets)?,
+            rank: settings.lora.rank,
+            dropout: settings.lora.dropout > 0.0,
+        },
+    };
+    Ok(TrainingShape {
+        spec: spec.clone(),
+        weight_format: if method == Method::Qlora { WeightFormat::Nf4 } else { plain },
+        embedding_format: EmbeddingFormat::beside(plain),
+        trainable,
+        sequence,
+        batch: settings.batch,
+        recompute: settings.recompute,
+        sample_tokens: if settings.samples.prompts.is_empty() {
+            0
+        } else {
+            // The prompt gets as many tokens again as its answer may have.
+            settings.samples.max_tokens.saturating_mul(2).min(spec.max_context)
+        },
+        profile,
+    })
+}
+
+/// The linear layers that `names` stand for.
+///
+/// # Errors
+/// When a name is unknown.
+pub fn targets(names: &[String]) -> Result<Targets, PlanError> {
+    if names.iter().any(|name| name == "all-linear") {
+        return Ok(Targets::all_linear());
+    }
+    names
+        .iter()
+        .map(|name| {
+            Projection::from_name(name)
+                .ok_or_else(|| PlanError::UnknownTarget { name: name.clone() })
+        })
+        .collect()
+}
+
+/// The plan of one method, held against `budget_bytes`.
+///
+/// # Errors
+/// As [`training_shape`].
+pub fn method_plan(
+    spec: &ModelSpec,
+    method: Method,
+    settings: PlanSettings<'_>,
+    budget_bytes: u64,
+) -> Result<MethodPlan, PlanError> {
+    let plan = MemoryPlan::new(training_shape(spec, method, settings)?);
+    Ok(planned_method(method, &plan, budget_bytes))
+}
+
+/// A plan as it is shown and stored, held against `budget_bytes`.
+pub fn planned_method(method: Method, plan: &MemoryPlan, budget_bytes: u64) -> MethodPlan {
+    let peak_bytes = plan.peak_bytes() as u64;
+    let fits = peak_bytes <= budget_bytes;
+    MethodPlan {
+        method,
+        peak_bytes,
+        categories: plan.category_bytes(),
+        regions: plan.planned_regions(),
+        fits,
+        suggestions: if fits { Vec::new() } else { suggestions(plan.shape(), budget_bytes) },
+    }
+}
+
+/// A model in numbers people know.
+pub fn model_summary(spec: &ModelSpec) -> ModelSummary {
+    ModelSummary {
+        family: spec.family.name().into(),
+        parameters: spec.n_parameters() as u64,
+        layers: spec.n_layers,
+        hidden: spec.hidden_width,
+        vocabulary: spec.vocabulary,
+        context: spec.max_context,
+    }
+}
+
+/// The plans of full fine-tuning, LoRA and QLoRA side by side.
+///
+/// # Errors
+/// As [`training_shape`].
+pub fn compare_methods(
+    spec: &ModelSpec,
+    settings: PlanSettings<'_>,
+    budget_bytes: u64,
+) -> Result<PlanReport, PlanError> {
+    let methods = [Method::Full, Method::Lora, Method::Qlora]
+        .into_iter()
+        .map(|method| method_plan(spec, method, settings, budget_bytes))
+        .collect::<Result<_, _>>()?;
+    Ok(PlanReport { model: model_summary(spec), budget_bytes, methods })
+}
+
+/// Refuses a plan that is larger than `budget_bytes`.
+///
+/// # Errors
+/// [`PlanError::DoesNotFit`], with the changes that would make it fit.
+pub fn check(plan: &MemoryPlan, budget_bytes: u64) -> Result<(), PlanError> {
+    let peak_bytes = plan.peak_bytes() as u64;
+    if peak_bytes <= budget_bytes {
+        return Ok(());
+    }
+    let suggestions = suggestions(plan.shape(), budget_bytes);
+    Err(PlanError::DoesNotFit { peak_bytes, budget_bytes, suggestions })
+}

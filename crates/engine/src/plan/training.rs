@@ -1,0 +1,574 @@
+//! The regions of a training run, and their handles.
+//!
+//! [`TrainingLayout::new`] is the only place that knows what a run keeps in its working arena. The
+//! base weights are a block of their own (see [`crate::weights::WeightLayout`]), because they may
+//! be a file that is mapped in place.
+
+use nibble_kernels::{
+    DeviceProfile, DeviceSlice,
+    attention::{self, AttentionShape, Segment},
+    linear::{self, LinearShape},
+    lora::{self, LoraShape},
+    output_loss::{self, OutputLossShape},
+    rms_norm::{self, RmsNormShape},
+};
+use nibble_run::Category;
+
+use super::{
+    generation::{GenerationLayout, GenerationShape},
+    moments::{Backward, Forward, Moments},
+    regions::Regions,
+};
+use crate::{
+    adapter::{AdapterLayout, Targets},
+    model::{ModelSpec, Projection},
+    weights::{EmbeddingFormat, WeightFormat, WeightLayout},
+};
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Trainable {
+    /// Low-rank pairs beside frozen weights.
+    Adapter {
+        /// Which linear layers carry a pair.
+        targets: Targets,
+        /// R.
+        rank: usize,
+        /// Whether inputs of the pairs are dropped at random.
+        dropout: bool,
+    },
+    /// Every weight.
+    Everything,
+}
+
+/// Everything that a run's memory depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingShape {
+    /// The model.
+    pub spec: ModelSpec,
+    /// How the matrices of the layers are stored.
+    pub weight_format: WeightFormat,
+    /// How the embedding and the output matrix are stored.
+    pub embedding_format: EmbeddingFormat,
+    /// What is trained.
+    pub trainable: Trainable,
+    /// The longest example, in tokens.
+    pub sequence: usize,
+    /// Rows of `sequence` tokens in a micro-batch.
+    pub batch: usize,
+    /// Whether a layer's activations are computed again in the backward pass, instead of kept.
+    pub recompute: bool,
+    /// The longest sample written during the run, prompt included; 0: none.
+    pub sample_tokens: usize,
+    /// The device.
+    pub profile: DeviceProfile,
+}
+
+impl TrainingShape {
+    /// T, the tokens of a micro-batch.
+    pub fn n_rows(&self) -> usize {
+        self.batch.saturating_mul(self.sequence)
+    }
+
+    /// The layout of the base weights.
+    pub fn weight_layout(&self) -> WeightLayout {
+        WeightLayout::with_embedding_format(&self.spec, self.weight_format, self.embedding_format)
+    }
+
+    /// The layout of the adapter, if one is trained.
+    pub fn adapter_layout(&self) -> Option<AdapterLayout> {
+        match self.trainable {
+            Trainable::Adapter { targets, rank, .. } => {
+                Some(AdapterLayout::new(&self.spec, targets, rank))
+            }
+            Trainable::Everything => None,
+        }
+    }
+
+    /// The layout of the gradients (and moments) of full fine-tuning: every weight in f32.
+    pub fn gradient_layout(&self) -> WeightLayout {
+        WeightLayout::new(&self.spec, WeightFormat::F32)
+    }
+
+    /// Whether the gradient of this projection's own matrices (weight or pair) is wanted.
+    fn trains(&self, projection: Projection) -> bool {
+        match self.trainable {
+            Trainable::Adapter { targets, .. } => targets.contains(projection),
+            Trainable::Everything => true,
+        }
+    }
+}
+
+/// The inputs of one micro-batch and its losses.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchSlices {
+    /// Token ids `[T]`.
+    pub ids: DeviceSlice<u32>,
+    /// Position of each token in its segment `[T]`.
+    pub positions: DeviceSlice<u32>,
+    /// Segments, at most T.
+    pub segments: DeviceSlice<Segment>,
+    /// Rows whose next token is trained, at most T.
+    pub target_rows: DeviceSlice<u32>,
+    /// That next token, at most T.
+    pub targets: DeviceSlice<u32>,
+    /// Cross-entropy of each of those rows.
+    pub losses: DeviceSlice<f32>,
+}
+
+/// The rotation tables.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeTables {
+    /// `[n_positions, K / 2]`.
+    pub cos: DeviceSlice<f32>,
+    /// `[n_positions, K / 2]`.
+    pub sin: DeviceSlice<f32>,
+}
+
+/// What the optimizer reads and writes: flat buffers of one layout, an [`AdapterLayout`] or, in
+/// full fine-tuning, the f32 [`WeightLayout`].
+#[derive(Clone, Copy, Debug)]
+pub struct TrainableSlices {
+    /// The adapter's parameters; `None` in full fine-tuning, whose parameters are the weights.
+    pub parameters: Option<DeviceSlice<f32>>,
+    /// Gradients.
+    pub gradients: DeviceSlice<f32>,
+    /// First moments.
+    pub first_moments: DeviceSlice<f32>,
+    /// Second moments.
+    pub second_moments: DeviceSlice<f32>,
+}
+
+/// What one layer's forward pass writes.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerSlices {
+    /// `[T, D]`.
+    pub input_normed: DeviceSlice<f32>,
+    /// Queries before their normalisation `[T, H·K]`, in models that have one.
+    pub query_raw: Option<DeviceSlice<f32>>,
+    /// Keys before their normalisation `[T, G·K]`, in models that have one.
+    pub key_raw: Option<DeviceSlice<f32>>,
+    /// `[T, H·K]`.
+    pub query: DeviceSlice<f32>,
+    /// `[T, G·K]`.
+    pub key: DeviceSlice<f32>,
+    /// `[T, G·K]`.
+    pub value: DeviceSlice<f32>,
+    /// `[T, H·K]`.
+    pub attention: DeviceSlice<f32>,
+    /// `[T, H]`.
+    pub log_sum_exp: DeviceSlice<f32>,
+    /// The residual stream between attention and feed-forward block `[T, D]`.
+    pub middle: DeviceSlice<f32>,
+    /// `[T, D]`.
+    pub feed_forward_normed: DeviceSlice<f32>,
+    /// `[T, F]`.
+    pub gate: DeviceSlice<f32>,
+    /// `[T, F]`.
+    pub up: DeviceSlice<f32>,
+    /// `[T, F]`.
+    pub activated: DeviceSlice<f32>,
+    /// `x · Aᵀ` of each pair `[T, R]`.
+    pub low_rank: [Option<DeviceSlice<f32>>; Projection::ALL.len()],
+}
+
+/// The gradients that pass through one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerGradientSlices {
+    /// `[T, F]`.
+    pub activated: DeviceSlice<f32>,
+    /// `[T, D]`.
+    pub feed_forward_normed: DeviceSlice<f32>,
+    /// `[T, H·K]`.
+    pub attention: DeviceSlice<f32>,
+    /// `[T, H·K]`.
+    pub query: DeviceSlice<f32>,
+    /// `[T, G·K]`.
+    pub key: DeviceSlice<f32>,
+    /// `[T, G·K]`.
+    pub value: DeviceSlice<f32>,
+    /// `[T, D]`.
+    pub input_normed: DeviceSlice<f32>,
+}
+
+/// The output projection and the loss.
+#[derive(Clone, Copy, Debug)]
+pub struct LossSlices {
+    /// The residual stream at the trained rows `[T, D]`.
+    pub gathered: DeviceSlice<f32>,
+    /// The same, normalised.
+    pub normed: DeviceSlice<f32>,
+    /// The gradient of `normed`, then of `gathered`.
+    pub gradient: DeviceSlice<f32>,
+    /// One chunk of logits and the products' own workspace.
+    pub workspace: DeviceSlice<u8>,
+}
+
+/// Handles to everything in the working arena of a run.
+#[derive(Clone, Debug)]
+pub struct TrainingLayout {
+    /// Inputs and losses.
+    pub batch: BatchSlices,
+    /// Rotation tables.
+    pub rope: RopeTables,
+    /// Trained parameters, gradients, moments.
+    pub trainable: TrainableSlices,
+    /// The residual stream `[T, D]` before each layer and after the last.
+    pub residuals: Vec<DeviceSlice<f32>>,
+    /// Activations of each layer; every layer's are the same slices when they are recomputed.
+    pub layers: Vec<LayerSlices>,
+    /// Gradients inside a layer.
+    pub layer_gradients: LayerGradientSlices,
+    /// Gradient of the residual stream `[T, D]`.
+    pub residual_gradient: DeviceSlice<f32>,
+    /// Loss.
+    pub loss: LossSlices,
+    /// Workspace of the operations of a layer.
+    pub workspace: DeviceSlice<u8>,
+    /// Buffers for writing samples, if the run writes any.
+    pub generation: Option<GenerationLayout>,
+}
+
+impl TrainingLayout {
+    /// Asks `regions` for everything that a run of `shape` uses.
+    pub fn new(regions: &mut Regions, shape: &TrainingShape) -> Self {
+        let spec = &shape.spec;
+        let n_rows = shape.n_rows();
+        let (width, n_layers) = (spec.hidden_width, spec.n_layers);
+        let trainable = trainable(regions, shape);
+        let n_positions = shape.sequence.max(shape.sample_tokens);
+        let rope = rope_tables(regions, spec, n_positions);
+        let batch = batch(regions, n_rows);
+        let residuals = (0..=n_layers)
+            .map(|layer| {
+                let name = if layer < n_layers {
+                    format!("layers.{layer}.input")
+                } else {
+                    "output.input".to_owned()
+                };
+                regions.region(name, Category::Activations, area(n_rows, width), Moments::pass())
+            })
+            .collect();
+        let layers = layers(regions, shape);
+        let mut gradient = |name: &str, width, first, last| {
+            let moments = Moments::backward(first, last);
+            let name = format!("gradient.{name}");
+            regions.region(name, Category::Activations, area(n_rows, width), moments)
+        };
+        let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+        let layer_gradients = LayerGradientSlices {
+            activated: gradient("activated", spec.ffn_width, Backward::Down, Backward::Activation),
+            feed_forward_normed: gradient(
+                "feed_forward_normed",
+                width,
+                Backward::GateUp,
+                Backward::FeedForwardNorm,
+            ),
+            attention: gradient("attention", query_width, Backward::Output, Backward::Attention),
+            query: gradient("query", query_width, Backward::Attention, Backward::QueryKeyValue),
+            key: gradient("key", key_width, Backward::Attention, Backward::QueryKeyValue),
+            value: gradient("value", key_width, Backward::Attention, Backward::QueryKeyValue),
+            input_normed: gradient(
+                "input_normed",
+                width,
+                Backward::QueryKeyValue,
+                Backward::InputNorm,
+            ),
+        };
+        let residual_gradient = regions.region(
+            "gradient.residual",
+            Category::Activations,
+            area(n_rows, width),
+            Moments::residual_gradient(),
+        );
+        let loss = loss(regions, shape);
+        let workspace = regions.region(
+            "workspace.layers",
+            Category::Workspace,
+            layer_workspace_bytes(shape),
+            Moments::layers(),
+        );
+        let generation = (shape.sample_tokens > 0).then(|| {
+            let shape = GenerationShape {
+                spec: spec.clone(),
+                adapter: match shape.trainable {
+                    Trainable::Adapter { rank, targets, .. } => Some((rank, targets)),
+                    Trainable::Everything => None,
+                },
+                context: shape.sample_tokens,
+                profile: shape.profile,
+            };
+            GenerationLayout::new(regions, &shape, Moments::GENERATE)
+        });
+        Self {
+            batch,
+            rope,
+            trainable,
+            residuals,
+            layers,
+            layer_gradients,
+            residual_gradient,
+            loss,
+            workspace,
+            generation,
+        }
+    }
+}
+
+/// Elements of a matrix; absurd extents saturate, to be refused as a plan that does not fit.
+pub(super) fn area(n_rows: usize, width: usize) -> usize {
+    n_rows.saturating_mul(width)
+}
+
+fn trainable(regions: &mut Regions, shape: &TrainingShape) -> TrainableSlices {
+    let adapter = shape.adapter_layout();
+    let len = match &adapter {
+        Some(layout) => layout.len(),
+        None => shape.gradient_layout().n_bytes() / size_of::<f32>(),
+    };
+    let mut flat =
+        |name: &str, category| regions.region::<f32>(name, category, len, Moments::ALWAYS);
+    TrainableSlices {
+        parameters: adapter.is_some().then(|| flat("adapter", Category::Adapters)),
+        gradients: flat("gradients", Category::Gradients),
+        first_moments: flat("optimizer.first_moments", Category::Optimizer),
+        second_moments: flat("optimizer.second_moments", Category::Optimizer),
+    }
+}
+
+pub(super) fn rope_tables(
+    regions: &mut Regions,
+    spec: &ModelSpec,
+    n_positions: usize,
+) -> RopeTables {
+    let mut table = |name: &str| {
+        let len = area(n_positions, spec.head_size / 2);
+        regions.region(name, Category::Workspace, len, Moments::ALWAYS)
+    };
+    RopeTables { cos: table("rope.cos"), sin: table("rope.sin") }
+}
+
+fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
+    let moments = Moments::pass();
+    let mut tokens = |name: &str| regions.region::<u32>(name, Category::Workspace, n_rows, moments);
+    let (ids, positions) = (tokens("batch.ids"), tokens("batch.positions"));
+    let (target_rows, targets) = (tokens("batch.target_rows"), tokens("batch.targets"));
+    BatchSlices {
+        ids,
+        positions,
+        target_rows,
+        targets,
+        segments: regions.region("batch.segments", Category::Workspace, n_rows, moments),
+        losses: regions.region("batch.losses", Category::Workspace, n_rows, Moments::LOSS),
+    }
+}
+
+/// The activations of every layer. Recomputed, all layers take turns in one set; kept, each has its
+/// own of what the backward pass reads, and they share the rest.
+fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
+    let n_layers = shape.spec.n_layers;
+    let first = layer(regions, shape, 0, None);
+    let mut layers = vec![first; n_layers];
+    if !shape.recompute {
+        for (index, slices) in layers.iter_mut().enumerate().skip(1) {
+            *slices = layer(regions, shape, index, Some(&first));
+        }
+    }
+    // The down product is the one whose output the backward pass never asks for again, so that it
+    // is not repeated; what its pair needs of it is small and kept.
+    if let Trainable::Adapter { targets, rank, .. } = shape.trainable
+        && targets.contains(Projection::Down)
+    {
+        for (index, slices) in layers.iter_mut().enumerate() {
+            let len = area(shape.n_rows(), rank);
+            let name = format!("layers.{index}.low_rank.down");
+            let slice = regions.region(name, Category::Activations, len, Moments::pass());
+            slices.low_rank[Projection::Down as usize] = Some(slice);
+        }
+    }
+    layers
+}
+
+/// The activations of one layer; `first` are those of layer 0, with which it shares what only the
+/// forward pass needs.
+fn layer(
+    regions: &mut Regions,
+    shape: &TrainingShape,
+    index: usize,
+    first: Option<&LayerSlices>,
+) -> LayerSlices {
+    use Projection::{Down, Gate, Key, Output, Query, Up, Value};
+    let spec = &shape.spec;
+    let n_rows = shape.n_rows();
+    let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+    let mut saved = |name: &str, width: usize, since: Forward, until: Backward| {
+        let (name, moments) = if shape.recompute {
+            (format!("layer.{name}"), Moments::recomputed(since, until))
+        } else {
+            (format!("layers.{index}.{name}"), Moments::pass())
+        };
+        regions.region::<f32>(name, Category::Activations, area(n_rows, width), moments)
+    };
+
+    let query = saved("query", query_width, Forward::QueryKeyValue, Backward::Attention);
+    let key = saved("key", key_width, Forward::QueryKeyValue, Backward::Attention);
+    let value = saved("value", key_width, Forward::QueryKeyValue, Backward::Attention);
+    let [query_raw, key_raw] =
+        [("query_raw", query_width), ("key_raw", key_width)].map(|(name, width)| {
+            let raw = |width| saved(name, width, Forward::QueryKeyValue, Backward::Rotate);
+            spec.qk_norm.then_some(width).map(raw)
+        });
+    let attention = saved("attention", query_width, Forward::Attention, Backward::Attention);
+    let log_sum_exp = saved("log_sum_exp", spec.n_heads, Forward::Attention, Backward::Attention);
+    let middle = saved("middle", spec.hidden_width, Forward::Output, Backward::FeedForwardNorm);
+    let gate = saved("gate", spec.ffn_width, Forward::GateUp, Backward::GateUp);
+    let up = saved("up", spec.ffn_width, Forward::GateUp, Backward::GateUp);
+
+    let mut low_rank = [None; Projection::ALL.len()];
+    if let Trainable::Adapter { targets, rank, .. } = shape.trainable {
+        for (projection, since, until) in [
+            (Query, Forward::QueryKeyValue, Backward::QueryKeyValue),
+            (Key, Forward::QueryKeyValue, Backward::QueryKeyValue),
+            (Value, Forward::QueryKeyValue, Backward::QueryKeyValue),
+            (Output, Forward::Output, Backward::Output),
+            (Gate, Forward::GateUp, Backward::GateUp),
+            (Up, Forward::GateUp, Backward::GateUp),
+        ] {
+            if targets.contains(projection) {
+                let name = format!("low_rank.{}", projection.name());
+                low_rank[projection as usize] = Some(saved(&name, rank, since, until));
+            }
+        }
+    }
+
+    // Inputs of products: kept only where the gradient of a weight or pair will read them.
+    let trains_attention = [Query, Key, Value].into_iter().any(|p| shape.trains(p));
+    let trains_gate_up = shape.trains(Gate) || shape.trains(Up);
+    let input_normed = if trains_attention {
+        Ok(saved("input_normed", spec.hidden_width, Forward::InputNorm, Backward::QueryKeyValue))
+    } else {
+        Err((Forward::InputNorm, Forward::QueryKeyValue))
+    };
+    let feed_forward_normed = if trains_gate_up {
+        Ok(saved(
+            "feed_forward_normed",
+            spec.hidden_width,
+            Forward::FeedForwardNorm,
+            Backward::GateUp,
+        ))
+    } else {
+        Err((Forward::FeedForwardNorm, Forward::GateUp))
+    };
+    let activated = if shape.trains(Down) {
+        Ok(saved("activated", spec.ffn_width, Forward::Activation, Backward::Down))
+    } else {
+        Err((Forward::Activation, Forward::Down))
+    };
+    let mut or_shared =
+        |kept: Result<DeviceSlice<f32>, (Forward, Forward)>,
+         name: &str,
+         width: usize,
+         of_first: fn(&LayerSlices) -> DeviceSlice<f32>| match (kept, first) {
+            (Ok(slice), _) => slice,
+            (Err(_), Some(first)) => of_first(first),
+            (Err((since, until)), None) => regions.region(
+                format!("layer.{name}"),
+                Category::Activations,
+                area(n_rows, width),
+                Moments::forward(since, until),
+            ),
+        };
+    LayerSlices {
+        input_normed: or_shared(input_normed, "input_normed", spec.hidden_width, |l| {
+            l.input_normed
+        }),
+        query_raw,
+        key_raw,
+        query,
+        key,
+        value,
+        attention,
+        log_sum_exp,
+        middle,
+        feed_forward_normed: or_shared(
+            feed_forward_normed,
+            "feed_forward_normed",
+            spec.hidden_width,
+            |l| l.feed_forward_normed,
+        ),
+        gate,
+        up,
+        activated: or_shared(activated, "activated", spec.ffn_width, |l| l.activated),
+        low_rank,
+    }
+}
+
+fn loss(regions: &mut Regions, shape: &TrainingShape) -> LossSlices {
+    let len = area(shape.n_rows(), shape.spec.hidden_width);
+    let mut rows = |name: &str| regions.region(name, Category::Activations, len, Moments::LOSS);
+    let (gathered, normed, gradient) =
+        (rows("loss.gathered"), rows("loss.normed"), rows("loss.gradient"));
+    let bytes = output_loss::workspace_bytes(&shape.profile, output_loss_shape(shape))
+        .max(rms_norm::workspace_bytes(&shape.profile, norm_shape(&shape.spec, shape.n_rows())));
+    let workspace = regions.region("workspace.loss", Category::Workspace, bytes, Moments::LOSS);
+    LossSlices { gathered, normed, gradient, workspace }
+}
+
+/// The extents of the loss of a full micro-batch.
+pub fn output_loss_shape(shape: &TrainingShape) -> OutputLossShape {
+    OutputLossShape {
+        n_rows: shape.n_rows(),
+        width: shape.spec.hidden_width,
+        vocabulary: shape.spec.vocabulary,
+        chunk_rows: output_loss::default_chunk_rows(shape.spec.vocabulary),
+    }
+}
+
+fn norm_shape(spec: &ModelSpec, n_rows: usize) -> RmsNormShape {
+    RmsNormShape { n_rows, width: spec.hidden_width, epsilon: spec.rms_epsilon as f32 }
+}
+
+/// The most that any operation of a layer needs.
+fn layer_workspace_bytes(shape: &TrainingShape) -> usize {
+    let (spec, profile, n_rows) = (&shape.spec, &shape.profile, shape.n_rows());
+    let mut bytes = rms_norm::workspace_bytes(profile, norm_shape(spec, n_rows));
+    if spec.qk_norm {
+        let heads = area(n_rows, spec.n_heads);
+        let shape =
+            RmsNormShape { n_rows: heads, width: spec.head_size, epsilon: spec.rms_epsilon as f32 };
+        bytes = bytes.max(rms_norm::workspace_bytes(profile, shape));
+    }
+    let attention = attention_shape(spec, 0, n_rows, n_rows, shape.sequence);
+    bytes = bytes.max(attention::workspace_bytes(profile, attention, true));
+    for projection in Projection::ALL {
+        let [n_out, n_in] = spec.projection_shape(projection);
+        bytes = bytes.max(linear::workspace_bytes(profile, LinearShape { n_rows, n_in, n_out }));
+        if let Trainable::Adapter { targets, rank, dropout } = shape.trainable
+            && targets.contains(projection)
+        {
+            let shape = LoraShape { n_rows, n_in, n_out, rank };
+            bytes = bytes.max(lora::workspace_bytes(profile, shape, dropout));
+        }
+    }
+    bytes
+}
+
+/// The extents of the attention of `layer` over `n_rows` queries.
+pub fn attention_shape(
+    spec: &ModelSpec,
+    layer: usize,
+    n_rows: usize,
+    n_key_rows: usize,
+    max_segment: usize,
+) -> AttentionShape {
+    AttentionShape {
+        n_rows,
+        n_key_rows,
+        n_heads: spec.n_heads,
+        n_kv_heads: spec.n_kv_heads,
+        head_size: spec.head_size,
+        window: spec.sliding_window(layer),
+        scale: (1.0 / (spec.head_size as f64).sqrt()) as f32,
+        max_segment,
+    }
+}

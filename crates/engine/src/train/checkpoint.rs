@@ -1,0 +1,332 @@
+//! Checkpoints: everything a killed run needs to go on bit for bit.
+//!
+//! ```text
+//! step-000100/adapter_model.safetensors, adapter_config.json     or, trained in full:
+//! step-000100/model.safetensors                                  every weight, as it is stored
+//! step-000100/optimizer.safetensors                              both moments of every tensor
+//! step-000100/state.json                                         where the run stands
+//! ```
+//! A checkpoint is written beside its place and renamed when it is whole, so that a folder with
+//! its final name is always complete.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nibble_kernels::{Backend, DeviceSlice, Element, linear::Weight, memory::MappedFile};
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use super::trainer::Trainer;
+use crate::{
+    adapter::{AdapterConfig, AdapterError, peft},
+    decoder::BaseWeights,
+    files::{SafetensorsWriter, TensorEntry},
+};
+
+/// Weights of a run that trains everything.
+pub const MODEL_WEIGHTS: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const VERSION: u32 = 1;
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Version of the checkpoint's format.
+    pub version: u32,
+    /// Steps done.
+    pub step: u64,
+    /// The last step's mean loss.
+    pub loss: f64,
+    /// Tokens seen.
+    pub n_tokens: u64,
+}
+
+impl RunState {
+    /// The state after `step` steps.
+    pub fn new(step: u64, loss: f64, n_tokens: u64) -> Self {
+        Self { version: VERSION, step, loss, n_tokens }
+    }
+}
+
+/// Why a checkpoint could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file could not be written.
+    #[error(
+        "could not write the checkpoint {path}: {source}; the checkpoint before it is whole. Free some space or check the folder's permissions, then resume"
+    )]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file could not be read.
+    #[error("could not read the checkpoint {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file is not what the run wrote.
+    #[error("the checkpoint {path} is damaged: {reason}; delete it to resume from the one before")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The adapter's files.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}
+
+/// Writes a checkpoint of `trainer` at `path`, whole or not at all.
+///
+/// # Errors
+/// When the disk is full or refuses.
+pub fn write<B: Backend>(
+    path: &Path,
+    trainer: &Trainer<B>,
+    adapter: Option<&AdapterConfig>,
+    state: &RunState,
+) -> Result<(), CheckpointError> {
+    let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let unfinished = path.with_file_name(format!("{name}.tmp"));
+    let result = write_files(&unfinished, trainer, adapter, state).and_then(|()| {
+        if path.exists() {
+            fs::remove_dir_all(path).map_err(failed)?;
+        }
+        fs::rename(&unfinished, path).map_err(failed)?;
+        sync_folder(path.parent().unwrap_or(path)).map_err(failed)
+    });
+    if result.is_err() {
+        // What is left of it only takes space that the person now needs.
+        let _ = fs::remove_dir_all(&unfinished);
+    }
+    result
+}
+
+fn write_files<B: Backend>(
+    folder: &Path,
+    trainer: &Trainer<B>,
+    adapter: Option<&AdapterConfig>,
+    state: &RunState,
+) -> Result<(), CheckpointError> {
+    let failed = |source| CheckpointError::Write { path: folder.to_owned(), source };
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(failed)?;
+    }
+    fs::create_dir_all(folder).map_err(failed)?;
+    let trainable = trainer.layout().trainable;
+    match (&trainer.decoder().adapter, trainable.parameters, adapter) {
+        (Some(adapter), Some(parameters), Some(config)) => {
+            let mut values = vec![0.0; parameters.len()];
+            trainer.download(parameters, &mut values);
+            peft::write(folder, config, &adapter.layout, &values)?;
+        }
+        _ => {
+            let tensors = weight_tensors(&trainer.decoder().weights);
+            write_tensors(&folder.join(MODEL_WEIGHTS), trainer, &tensors).map_err(failed)?;
+        }
+    }
+    write_tensors(&folder.join(OPTIMIZER), trainer, &moment_tensors(trainer)).map_err(failed)?;
+    let json = serde_json::to_vec_pretty(state).map_err(|error| failed(error.into()))?;
+    fs::write(folder.join(STATE), json).map_err(failed)?;
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Brings a folder's entries to the disk, where the system can (Unix).
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { fs::File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+/// Reads where the run stood.
+///
+/// # Errors
+/// When the file is missing, damaged, or of a newer version.
+pub fn read_state(folder: &Path) -> Result<RunState, CheckpointError> {
+    let path = folder.join(STATE);
+    let bytes =
+        fs::read(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.clone(), reason };
+    let state: RunState =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if state.version > VERSION {
+        let reason = format!("it is of version {}, newer than this Nibble knows", state.version);
+        return Err(damaged(reason));
+    }
+    Ok(state)
+}
+
+/// Brings a checkpoint's parameters and moments back into `trainer`.
+///
+/// # Errors
+/// When a file is missing or does not belong to the run's model and settings.
+pub fn read<B: Backend>(
+    folder: &Path,
+    trainer: &mut Trainer<B>,
+) -> Result<RunState, CheckpointError> {
+    let state = read_state(folder)?;
+    let trainable = trainer.layout().trainable;
+    match (trainer.decoder().adapter.clone(), trainable.parameters) {
+        (Some(adapter), Some(parameters)) => {
+            let path = folder.join(peft::ADAPTER_WEIGHTS);
+            let values = peft::read_parameters(&path, &adapter.layout)?;
+            trainer.device().upload(&values, parameters);
+        }
+        _ => {
+            let tensors = weight_tensors(&trainer.decoder().weights);
+            read_tensors(&folder.join(MODEL_WEIGHTS), trainer, &tensors)?;
+        }
+    }
+    let moments = moment_tensors(trainer);
+    read_tensors(&folder.join(OPTIMIZER), trainer, &moments)?;
+    Ok(state)
+}
+
+/// One tensor of a checkpoint: its name in the file and its place on the device.
+#[derive(Debug)]
+struct StoredTensor {
+    name: String,
+    shape: Vec<usize>,
+    weight: Weight,
+}
+
+/// Every tensor of a block of weights, under its name in model files.
+fn weight_tensors(weights: &BaseWeights) -> Vec<StoredTensor> {
+    weights
+        .tensors()
+        .map(|(place, weight)| StoredTensor {
+            name: place.role.name(),
+            shape: place.shape.to_vec(),
+            weight,
+        })
+        .collect()
+}
+
+/// Both moments of everything trained.
+fn moment_tensors<B: Backend>(trainer: &Trainer<B>) -> Vec<StoredTensor> {
+    let trainable = trainer.layout().trainable;
+    let mut tensors = Vec::new();
+    for (moment, flat) in
+        [("first_moments", trainable.first_moments), ("second_moments", trainable.second_moments)]
+    {
+        if let Some(adapter) = &trainer.decoder().adapter {
+            tensors.extend(adapter.layout.tensors().map(|tensor| StoredTensor {
+                name: format!("{moment}.{}", peft::tensor_name(&tensor)),
+                shape: tensor.shape.to_vec(),
+                weight: Weight::F32(flat.slice(tensor.start..tensor.start + tensor.len())),
+            }));
+        } else {
+            let moments = BaseWeights {
+                layout: trainer.shape().gradient_layout(),
+                memory: flat.memory(),
+                offset: flat.offset(),
+            };
+            tensors.extend(weight_tensors(&moments).into_iter().map(|tensor| StoredTensor {
+                name: format!("{moment}.{}", tensor.name),
+                ..tensor
+            }));
+        }
+    }
+    tensors
+}
+
+/// Elements that cross between device and file at a time.
+const CHUNK: usize = 1 << 20;
+
+fn write_tensors<B: Backend>(
+    path: &Path,
+    trainer: &Trainer<B>,
+    tensors: &[StoredTensor],
+) -> io::Result<()> {
+    let entries = tensors.iter().map(|tensor| TensorEntry {
+        name: tensor.name.clone(),
+        dtype: dtype(tensor.weight),
+        shape: tensor.shape.clone(),
+    });
+    let mut writer = SafetensorsWriter::create(path, &entries.collect::<Vec<_>>())?;
+    for tensor in tensors {
+        match tensor.weight {
+            Weight::F32(slice) => write_slice(&mut writer, trainer, slice)?,
+            Weight::Bf16(slice) => write_slice(&mut writer, trainer, slice)?,
+            Weight::Nf4(_) => unreachable!("quantised weights are not trained"),
+        }
+    }
+    writer.finish()
+}
+
+fn write_slice<B: Backend, T: Element>(
+    writer: &mut SafetensorsWriter,
+    trainer: &Trainer<B>,
+    slice: DeviceSlice<T>,
+) -> io::Result<()> {
+    let mut chunk = vec![T::zeroed(); slice.len().min(CHUNK)];
+    let mut start = 0;
+    while start < slice.len() {
+        let end = (start + CHUNK).min(slice.len());
+        let values = &mut chunk[..end - start];
+        trainer.download(slice.slice(start..end), values);
+        writer.write_values(values)?;
+        start = end;
+    }
+    Ok(())
+}
+
+fn read_tensors<B: Backend>(
+    path: &Path,
+    trainer: &mut Trainer<B>,
+    tensors: &[StoredTensor],
+) -> Result<(), CheckpointError> {
+    let file = MappedFile::open(path).map_err(|error| CheckpointError::Read {
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    })?;
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
+    let stored = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
+    for tensor in tensors {
+        let name = &tensor.name;
+        let view = stored.tensor(name).map_err(|_| damaged(format!("`{name}` is missing")))?;
+        if view.shape() != tensor.shape || view.dtype() != dtype(tensor.weight) {
+            return Err(damaged(format!(
+                "`{name}` is {:?} {:?} instead of {:?} {:?}",
+                view.dtype(),
+                view.shape(),
+                dtype(tensor.weight),
+                tensor.shape
+            )));
+        }
+        match tensor.weight {
+            Weight::F32(slice) => upload_bytes(trainer, view.data(), slice),
+            Weight::Bf16(slice) => upload_bytes(trainer, view.data(), slice),
+            Weight::Nf4(_) => unreachable!("quantised weights are not trained"),
+        }
+    }
+    Ok(())
+}
+
+fn upload_bytes<B: Backend, T: Element>(
+    trainer: &mut Trainer<B>,
+    bytes: &[u8],
+    slice: DeviceSlice<T>,
+) {
+    trainer.device().upload(bytes, slice.cast::<u8>());
+}
+
+fn dtype(weight: Weight) -> Dtype {
+    match weight {
+        Weight::F32(_) => Dtype::F32,
+        Weight::Bf16(_) => Dtype::BF16,
+        Weight::Nf4(_) => Dtype::U8,
+    }
+}

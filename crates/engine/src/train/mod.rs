@@ -1,0 +1,101 @@
+//! Training: a step, a run around it, and what survives a run.
+
+pub mod checkpoint;
+mod initialise;
+mod prepare;
+mod run;
+mod schedule;
+mod trainer;
+
+pub use prepare::{Prepared, prepare};
+pub use run::{Command, Outcome, RunHandle, resume, start};
+pub use schedule::LearningRate;
+pub use trainer::{MicroBatch, OptimizerConfig, Trainer};
+
+use std::path::PathBuf;
+
+use nibble_data::DataError;
+use nibble_kernels::MemoryError;
+use nibble_run::RunError;
+
+use crate::{
+    adapter::AdapterError, generate::GenerateError, model::ModelError, plan::PlanError,
+    train::checkpoint::CheckpointError,
+};
+
+/// Why a run could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The settings or the run folder.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The dataset or the tokenizer.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The memory plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The device.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// An adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// A sample.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// A model's companions could not be copied.
+    #[error(transparent)]
+    Export(#[from] crate::export::ExportError),
+    /// The model is known by its shape alone.
+    #[error(
+        "`{id}` is known by its shape only; download {repository} into a folder and give that folder as --model"
+    )]
+    NotDownloaded {
+        /// Its id in the catalog.
+        id: String,
+        /// Where it is published.
+        repository: String,
+    },
+    /// Paging was asked for.
+    #[error(
+        "paging (`--paged on`) is not available in this version; leave it at `auto`, and lower --seq, --batch or choose qlora until the plan fits"
+    )]
+    PagingUnavailable,
+    /// The loss is not a number any more.
+    #[error(
+        "the {what} became {value} in step {step}; the model has diverged and the run was stopped. Try a tenth of the learning rate ({learning_rate:e}), more warm-up steps, or clip the gradient (--clip-norm 1); the last checkpoint is from before"
+    )]
+    Diverged {
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The step.
+        step: u64,
+        /// The learning rate of the run.
+        learning_rate: f64,
+    },
+    /// There is nothing left to do.
+    #[error("the run {path} is complete after {n_steps} steps; start another, or export it")]
+    Complete {
+        /// The run folder.
+        path: PathBuf,
+        /// Its steps.
+        n_steps: u64,
+    },
+    /// The system refused threads.
+    #[error("the worker threads could not be started: {0}")]
+    Threads(String),
+    /// A defect.
+    #[error(
+        "the training thread ended unexpectedly, which is a defect of Nibble; the last checkpoint is whole: resume the run, and please report what you did"
+    )]
+    Panicked,
+}

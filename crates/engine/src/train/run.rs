@@ -1,0 +1,566 @@
+//! A run: from settings to a trained adapter, on a background thread behind a handle.
+//!
+//! Events come out, commands go in; whoever shows the run needs nothing else. The run folder is
+//! written as it goes, so that a run can be resumed after any end.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::{self, Receiver, Sender, TryRecvError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nibble_data::{
+    BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
+};
+use nibble_kernels::{Cpu, Memory, attention::Segment};
+use nibble_run::{Event, MetricsWriter, RunFolder, RunSettings};
+
+use super::{
+    TrainError,
+    checkpoint::{self, RunState},
+    initialise::{hash, initial_adapter},
+    prepare::{self, Prepared, column_mapping, tokenize_options},
+    schedule::LearningRate,
+    trainer::{MicroBatch, OptimizerConfig, Trainer},
+};
+use crate::{
+    adapter::AdapterConfig,
+    decoder::DropoutMask,
+    devices::ResidentMemory,
+    export::copy_companions,
+    generate::{self, SamplingSettings},
+    weights::place_weights,
+};
+
+/// What a running run can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Hold before the next step.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Write a checkpoint and end.
+    Stop,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Steps done, of all sittings.
+    pub n_steps: u64,
+    /// The last step's mean loss.
+    pub final_loss: f64,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+    /// Whether every step was done, as opposed to stopped before.
+    pub complete: bool,
+}
+
+/// A run on its thread.
+#[derive(Debug)]
+pub struct RunHandle {
+    events: Receiver<Event>,
+    commands: Sender<Command>,
+    thread: JoinHandle<Result<Outcome, TrainError>>,
+}
+
+impl RunHandle {
+    /// What happens, in order; ends when the run does.
+    pub fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    /// Tells the run something; a run that has ended does not hear it.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    /// A way to send commands from elsewhere, such as a signal handler.
+    pub fn commands(&self) -> Sender<Command> {
+        self.commands.clone()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// Whatever ended the run.
+    pub fn join(self) -> Result<Outcome, TrainError> {
+        drop(self.events);
+        self.thread.join().unwrap_or(Err(TrainError::Panicked))
+    }
+}
+
+/// Starts a new run in the folder `path`. Everything that can be wrong with the settings, the
+/// model's shape or the memory is found before this returns, and before anything is loaded.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError> {
+    let prepared = prepare::prepare(settings)?;
+    let folder = RunFolder::create(path, &prepared.settings)?;
+    folder.write_plan(&prepared.report())?;
+    spawn(prepared, folder, None)
+}
+
+/// Goes on with the run in the folder `path` from its last whole checkpoint, or from the beginning
+/// when it has none.
+///
+/// # Errors
+/// As [`start`]; or when the run is complete.
+pub fn resume(path: &Path) -> Result<RunHandle, TrainError> {
+    let folder = RunFolder::open(path)?;
+    let prepared = prepare::prepare(folder.settings()?)?;
+    let last = folder.checkpoints()?.pop();
+    spawn(prepared, folder, last.map(|checkpoint| checkpoint.path))
+}
+
+fn spawn(
+    prepared: Prepared,
+    folder: RunFolder,
+    checkpoint: Option<PathBuf>,
+) -> Result<RunHandle, TrainError> {
+    let (event_sender, events) = mpsc::channel();
+    let (commands, command_receiver) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("nibble-run".into())
+        .spawn(move || {
+            let link = Link { events: event_sender, commands: command_receiver };
+            Run::open(prepared, folder, checkpoint.as_deref(), link)?.run()
+        })
+        .map_err(|error| TrainError::Threads(error.to_string()))?;
+    Ok(RunHandle { events, commands, thread })
+}
+
+/// The thread's ends of the handle's channels.
+struct Link {
+    events: Sender<Event>,
+    commands: Receiver<Command>,
+}
+
+impl Link {
+    fn emit(&self, event: Event) {
+        // Nobody listening is no reason to stop: the run folder has everything.
+        let _ = self.events.send(event);
+    }
+
+    /// Takes the commands that have come; waits while paused. Returns whether to go on.
+    fn goes_on(&self) -> bool {
+        let mut paused = false;
+        loop {
+            let command = if paused {
+                self.commands.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                self.commands.try_recv()
+            };
+            match command {
+                Ok(Command::Stop) => return false,
+                Ok(Command::Pause) => {
+                    if !paused {
+                        self.emit(Event::Paused);
+                    }
+                    paused = true;
+                }
+                Ok(Command::Resume) => {
+                    if paused {
+                        self.emit(Event::Resumed);
+                    }
+                    paused = false;
+                }
+                Err(TryRecvError::Empty) => return true,
+                // A paused run whose handle is gone can never be told to go on: it is saved.
+                Err(TryRecvError::Disconnected) => return !paused,
+            }
+        }
+    }
+}
+
+/// A micro-batch on the host.
+#[derive(Debug)]
+struct HostBatch {
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    segments: Vec<[u32; 4]>,
+    target_rows: Vec<u32>,
+    targets: Vec<u32>,
+    counts: BatchCounts,
+}
+
+impl HostBatch {
+    fn new(capacity: usize) -> Self {
+        Self {
+            ids: vec![0; capacity],
+            positions: vec![0; capacity],
+            segments: vec![[0; 4]; capacity],
+            target_rows: vec![0; capacity],
+            targets: vec![0; capacity],
+            counts: BatchCounts::default(),
+        }
+    }
+
+    fn fill(&mut self, plan: &mut BatchPlan, dataset: &TokenizedDataset, epoch: u64, index: usize) {
+        let mut buffers = BatchBuffers {
+            ids: &mut self.ids,
+            positions: &mut self.positions,
+            segments: &mut self.segments,
+            target_rows: &mut self.target_rows,
+            targets: &mut self.targets,
+        };
+        self.counts = plan.fill(dataset, epoch, index, &mut buffers);
+    }
+
+    fn view(&self) -> MicroBatch<'_> {
+        let BatchCounts { n_tokens, n_segments, n_targets, longest_segment } = self.counts;
+        // A segment is these four numbers in this order.
+        let segments: &[Segment] = bytemuck::cast_slice(&self.segments[..n_segments]);
+        MicroBatch {
+            ids: &self.ids[..n_tokens],
+            positions: &self.positions[..n_tokens],
+            segments,
+            target_rows: &self.target_rows[..n_targets],
+            targets: &self.targets[..n_targets],
+            max_segment: longest_segment,
+        }
+    }
+}
+
+/// A run on its thread.
+struct Run {
+    settings: RunSettings,
+    folder: RunFolder,
+    link: Link,
+    metrics: MetricsWriter,
+    trainer: Trainer<Cpu>,
+    adapter: Option<AdapterConfig>,
+    optimizer: OptimizerConfig,
+    learning_rate: LearningRate,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    dataset: TokenizedDataset,
+    training: BatchPlan,
+    evaluation: Option<BatchPlan>,
+    batch: HostBatch,
+    steps_per_epoch: u64,
+    state: RunState,
+    memory: ResidentMemory,
+    planned_peak_bytes: u64,
+}
+
+impl Run {
+    fn open(
+        mut prepared: Prepared,
+        folder: RunFolder,
+        checkpoint: Option<&Path>,
+        link: Link,
+    ) -> Result<Self, TrainError> {
+        let settings = prepared.settings.clone();
+        let state = match checkpoint {
+            Some(path) => checkpoint::read_state(path)?,
+            None => RunState::new(0, f64::NAN, 0),
+        };
+        let tokenizer = Tokenizer::open(&settings.model)?;
+        tokenizer.check_vocabulary(prepared.model.spec().vocabulary)?;
+        let template = ChatTemplate::open(&settings.model, &tokenizer)?;
+        let examples = Dataset::open(&settings.data, &column_mapping(&settings))?;
+        let options = tokenize_options(&settings);
+        let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &options)?;
+        let mut metrics = MetricsWriter::open(&folder, state.step)?;
+        for message in warnings(&examples, &dataset) {
+            let event = Event::Warning { message };
+            metrics.write(&event)?;
+            link.emit(event);
+        }
+        drop(examples);
+
+        let (training, held_out) = dataset.split(settings.eval_split, settings.seed);
+        let rows = (settings.batch, settings.sequence);
+        let plan = |examples: &[usize]| {
+            BatchPlan::new(&dataset, examples, rows, settings.packing, settings.seed)
+        };
+        let training = plan(&training);
+        let evaluation = (!held_out.is_empty()).then(|| plan(&held_out));
+        let steps_per_epoch = training.len().div_ceil(settings.gradient_accumulation) as u64;
+        let n_steps = settings
+            .steps
+            .unwrap_or_else(|| ((settings.epochs * steps_per_epoch as f64).ceil() as u64).max(1));
+        if state.step >= n_steps {
+            return Err(TrainError::Complete { path: folder.path().to_owned(), n_steps });
+        }
+
+        let planned_peak_bytes = prepared.plan.peak_bytes() as u64;
+        let adapter = prepared.adapter_config();
+        let trainer = open_trainer(&mut prepared, adapter.as_ref(), checkpoint, &link)?;
+        let learning_rate = LearningRate {
+            peak: settings.learning_rate(),
+            schedule: settings.schedule,
+            n_warmup_steps: settings.warmup_steps,
+            n_steps,
+        };
+        let run = Self {
+            optimizer: prepared.optimizer(),
+            batch: HostBatch::new(training.capacity()),
+            memory: ResidentMemory::default(),
+            settings,
+            folder,
+            link,
+            metrics,
+            trainer,
+            adapter,
+            learning_rate,
+            tokenizer,
+            template,
+            dataset,
+            training,
+            evaluation,
+            steps_per_epoch,
+            state,
+            planned_peak_bytes,
+        };
+        run.link.emit(Event::Ready {
+            n_steps,
+            step: state.step,
+            n_examples: run.dataset.len() as u64,
+            n_tokens: run.dataset.n_tokens() as u64,
+            planned_peak_bytes,
+        });
+        Ok(run)
+    }
+
+    /// Every step, until the last or a command to stop.
+    fn run(mut self) -> Result<Outcome, TrainError> {
+        let n_steps = self.learning_rate.n_steps;
+        let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
+        if self.state.step == 0 {
+            self.sample()?;
+        }
+        let mut saved = self.folder.checkpoint(self.state.step);
+        let mut saved_step = self.state.step;
+        while self.state.step < n_steps && self.link.goes_on() {
+            self.step()?;
+            let step = self.state.step;
+            if due(self.settings.eval_every, step) && step < n_steps {
+                self.evaluate()?;
+            }
+            if due(self.settings.samples.every, step) && step < n_steps {
+                self.sample()?;
+            }
+            if due(self.settings.save_every, step) && step < n_steps {
+                saved = self.save()?;
+                saved_step = step;
+            }
+        }
+        let complete = self.state.step == n_steps;
+        if complete {
+            self.evaluate()?;
+            self.sample()?;
+        }
+        if saved_step < self.state.step {
+            saved = self.save()?;
+        }
+        let done = Event::Done {
+            planned_peak_bytes: self.planned_peak_bytes,
+            allocated_peak_bytes: self.trainer.allocated_bytes() as u64,
+            peak_rss_bytes: self.memory.peak_bytes(),
+            steps: self.state.step,
+            final_loss: self.state.loss,
+            adapter: saved.clone(),
+        };
+        if complete {
+            self.report(done)?;
+        } else {
+            // Only an end that is the end is remembered as one.
+            self.link.emit(done);
+        }
+        Ok(Outcome {
+            n_steps: self.state.step,
+            final_loss: self.state.loss,
+            checkpoint: saved,
+            complete,
+        })
+    }
+
+    fn report(&mut self, event: Event) -> Result<(), TrainError> {
+        self.metrics.write(&event)?;
+        self.link.emit(event);
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), TrainError> {
+        let start = Instant::now();
+        let step = self.state.step + 1;
+        let (epoch, first) = (
+            self.state.step / self.steps_per_epoch,
+            (self.state.step % self.steps_per_epoch) as usize * self.settings.gradient_accumulation,
+        );
+        let last = (first + self.settings.gradient_accumulation).min(self.training.len());
+        let n_targets: usize =
+            (first..last).map(|index| self.training.micro_batch(epoch, index).n_targets).sum();
+        self.trainer.clear_gradients();
+        let (mut loss, mut n_tokens) = (0.0, 0);
+        for index in first..last {
+            self.batch.fill(&mut self.training, &self.dataset, epoch, index);
+            n_tokens += self.batch.counts.n_tokens as u64;
+            let dropout =
+                self.adapter.as_ref().filter(|adapter| adapter.dropout > 0.0).map(|adapter| {
+                    DropoutMask {
+                        probability: adapter.dropout as f32,
+                        seed: hash(hash(self.settings.seed, step), index as u64),
+                    }
+                });
+            let weight = 1.0 / n_targets as f32;
+            loss += self.trainer.accumulate(&self.batch.view(), weight, dropout);
+        }
+        loss /= n_targets as f64;
+        let diverged = |what, value| TrainError::Diverged {
+            what,
+            value,
+            step,
+            learning_rate: self.learning_rate.peak,
+        };
+        if !loss.is_finite() {
+            return Err(diverged("loss", loss));
+        }
+        let lr = self.learning_rate.at(step);
+        let seed = hash(self.settings.seed, step);
+        let grad_norm = self.trainer.update(&self.optimizer, lr, step, seed);
+        if !grad_norm.is_finite() {
+            return Err(diverged("gradient norm", grad_norm));
+        }
+        self.state = RunState::new(step, loss, self.state.n_tokens + n_tokens);
+        let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
+        let host_bytes = self.memory.bytes();
+        self.report(Event::Step {
+            step,
+            loss,
+            lr,
+            grad_norm,
+            tokens: n_tokens,
+            tokens_per_s: n_tokens as f64 / seconds,
+            host_bytes,
+            device_bytes: self.trainer.allocated_bytes() as u64,
+        })
+    }
+
+    fn evaluate(&mut self) -> Result<(), TrainError> {
+        let Some(plan) = &mut self.evaluation else { return Ok(()) };
+        let (mut loss, mut n_targets) = (0.0, 0);
+        for index in 0..plan.len() {
+            self.batch.fill(plan, &self.dataset, 0, index);
+            loss += self.trainer.evaluate(&self.batch.view());
+            n_targets += self.batch.counts.n_targets as u64;
+        }
+        let loss = loss / n_targets.max(1) as f64;
+        self.report(Event::Eval {
+            step: self.state.step,
+            loss,
+            perplexity: loss.exp(),
+            trained_tokens: n_targets,
+        })
+    }
+
+    fn sample(&mut self) -> Result<(), TrainError> {
+        for index in 0..self.settings.samples.prompts.len() {
+            let (device, decoder, layout) = self.trainer.parts();
+            let Some(layout) = &layout.generation else { return Ok(()) };
+            let samples = &self.settings.samples;
+            let prompt = samples.prompts[index].clone();
+            let sampling = SamplingSettings {
+                temperature: samples.temperature,
+                max_tokens: samples.max_tokens,
+                seed: hash(self.settings.seed, self.state.step),
+                ..SamplingSettings::default()
+            };
+            let mut text = String::new();
+            generate::answer(
+                (device, decoder, layout),
+                &self.tokenizer,
+                &self.template,
+                &prompt,
+                &sampling,
+                |piece| {
+                    text.push_str(piece);
+                    true
+                },
+            )?;
+            let step = self.state.step;
+            self.report(Event::Sample { step, prompt, text: text.trim().to_owned() })?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<PathBuf, TrainError> {
+        let path = self.folder.checkpoint(self.state.step);
+        checkpoint::write(&path, &self.trainer, self.adapter.as_ref(), &self.state)?;
+        if self.adapter.is_none() {
+            // Beside its configuration and tokenizer, a fully trained checkpoint is a model.
+            copy_companions(&self.settings.model, None, &path)?;
+        }
+        self.report(Event::Checkpoint { step: self.state.step, path: path.clone() })?;
+        self.folder.prune_checkpoints(self.settings.keep_checkpoints)?;
+        Ok(path)
+    }
+}
+
+/// The model in memory, with the adapter, moments and (trained in full) weights of the checkpoint,
+/// or those that a run begins with.
+fn open_trainer(
+    prepared: &mut Prepared,
+    adapter: Option<&AdapterConfig>,
+    checkpoint: Option<&Path>,
+    link: &Link,
+) -> Result<Trainer<Cpu>, TrainError> {
+    let shape = prepared.plan.shape();
+    let mut device =
+        Cpu::new(shape.profile).map_err(|error| TrainError::Threads(error.to_string()))?;
+    let layout = shape.weight_layout();
+    let weights = place_weights(&mut device, &prepared.model, layout, None, &mut |progress| {
+        link.emit(Event::Loading {
+            done_bytes: progress.done_bytes as u64,
+            total_bytes: progress.total_bytes as u64,
+        });
+        std::ops::ControlFlow::Continue(())
+    })?;
+    let scale = adapter.map_or(1.0, AdapterConfig::scale);
+    let mut trainer = Trainer::new(device, &mut prepared.plan, weights, scale)?;
+    match checkpoint {
+        Some(path) => {
+            checkpoint::read(path, &mut trainer)?;
+        }
+        None => {
+            if let (Some(adapter), Some(parameters)) =
+                (trainer.decoder().adapter.clone(), trainer.layout().trainable.parameters)
+            {
+                let values = initial_adapter(&adapter.layout, prepared.settings.seed);
+                trainer.device().upload(&values, parameters);
+            }
+        }
+    }
+    Ok(trainer)
+}
+
+/// What a person should know about a dataset that can be trained on.
+fn warnings(examples: &Dataset, dataset: &TokenizedDataset) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(first) = examples.malformed.first() {
+        warnings.push(format!(
+            "{} examples cannot be read and were left out; the first is line {}: {}",
+            examples.malformed.len(),
+            first.line,
+            first.error
+        ));
+    }
+    if dataset.n_cut > 0 {
+        warnings.push(format!(
+            "{} of {} examples are longer than the sequence length and were cut",
+            dataset.n_cut,
+            examples.examples.len()
+        ));
+    }
+    if dataset.n_skipped > 0 {
+        warnings.push(format!(
+            "{} examples have nothing to train on (or it was cut off) and were left out",
+            dataset.n_skipped
+        ));
+    }
+    warnings
+}
