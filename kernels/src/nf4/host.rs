@@ -24,12 +24,13 @@ pub fn dynamic_code() -> &'static [f32; 256] {
             let n_parts = 1_usize << (exponent + 6);
             let power = 10.0_f64.powi(exponent) as f32;
             let step = (1.0_f32 - 0.1) / n_parts as f32;
-            // From the nearer end, as evenly spaced numbers are made there.
+            // From the nearer end and with one rounding, as evenly spaced numbers are made there on
+            // every processor that can multiply and add at once.
             let edge = |i: usize| {
                 if i < n_parts.div_ceil(2) {
-                    0.1 + step * i as f32
+                    step.mul_add(i as f32, 0.1)
                 } else {
-                    1.0 - step * (n_parts - i) as f32
+                    (-step).mul_add((n_parts - i) as f32, 1.0)
                 }
             };
             for part in 0..n_parts {
