@@ -14,6 +14,7 @@ mod place;
 pub mod random;
 mod safetensors_file;
 pub mod source;
+mod tensor;
 
 pub use layout::{
     EmbeddingFormat, LayerTensor, TensorPlace, TensorRole, WeightFormat, WeightLayout,

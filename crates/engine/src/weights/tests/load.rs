@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 
 use half::bf16;
 use nibble_kernels::nf4::{self, Nf4Layout};
+use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::{
@@ -94,6 +95,51 @@ fn tensors_longer_than_a_chunk_have_no_seams() {
         let layout = WeightLayout::new(folder.spec(), format);
         assert!(image(&folder, &layout) == expected_image(&folder, &layout), "{format:?}");
     }
+}
+
+#[test]
+fn quantising_while_loading_gives_the_bytes_of_bitsandbytes() {
+    let hexadecimal = |bytes: &[u8]| -> String {
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let text = std::fs::read_to_string(golden.join("trajectories.json")).unwrap();
+    let golden_forms: Value = serde_json::from_str(&text).unwrap();
+    let forms = &golden_forms["methods"]["qlora"]["nf4_forms"];
+
+    let folder = ModelFolder::open(&golden.join("families/llama")).unwrap();
+    let layout = WeightLayout::new(folder.spec(), WeightFormat::Nf4);
+    let image = image(&folder, &layout);
+    let mut n_compared = 0;
+    for place in layout.tensors() {
+        let TensorParts::Nf4 { codes, absmax_codes, absmax_scales, absmax_offset } = place.parts
+        else {
+            continue;
+        };
+        let n = Nf4Layout { n_elements: place.shape.n_elements() };
+        let codes = &image[codes..codes + n.n_codes()];
+        let absmax_codes = &image[absmax_codes..absmax_codes + n.n_blocks()];
+        let floats = |offset: usize, n: usize| -> Vec<f32> {
+            bytemuck::pod_collect_to_vec(&image[offset..offset + n * size_of::<f32>()])
+        };
+        let scales = floats(absmax_scales, n.n_groups());
+        let offset = floats(absmax_offset, 1)[0];
+        let mut values = vec![0.0; n.n_elements];
+        nf4::dequantize(codes, absmax_codes, &scales, offset, &mut values);
+
+        let name = place.role.name();
+        let form = &forms[&name];
+        assert_eq!(f64::from(offset), form["absmax_offset"].as_f64().unwrap(), "{name}");
+        for (part, bytes) in [
+            ("codes_sha256", codes),
+            ("absmax_codes_sha256", absmax_codes),
+            ("dequantized_sha256", bytemuck::cast_slice(&values)),
+        ] {
+            assert_eq!(hexadecimal(bytes), form[part].as_str().unwrap(), "{part} of {name}");
+        }
+        n_compared += 1;
+    }
+    assert_eq!(n_compared, forms.as_object().unwrap().len());
 }
 
 #[test]
