@@ -6,6 +6,7 @@ pub mod adapter;
 pub mod catalog;
 pub mod decoder;
 pub mod devices;
+pub mod evaluate;
 pub mod export;
 pub mod files;
 pub mod generate;

@@ -64,7 +64,7 @@ impl GenerationLayout {
     pub fn new(regions: &mut Regions, shape: &GenerationShape, moments: Moments) -> Self {
         let spec = &shape.spec;
         let n_rows = shape.n_rows();
-        let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+        let key_width = spec.kv_width();
         let cache = (0..spec.n_layers)
             .map(|layer| {
                 ["keys", "values"].map(|name| {
@@ -79,29 +79,11 @@ impl GenerationLayout {
             regions.region::<f32>(format!("sample.{name}"), Category::Activations, len, moments)
         };
         let residuals = ["residual.even", "residual.odd"].map(|name| rows(name, spec.hidden_width));
-        let mut low_rank = [None; Projection::ALL.len()];
-        if let Some((rank, targets)) = shape.adapter {
-            for projection in targets.iter() {
-                let name = format!("low_rank.{}", projection.name());
-                low_rank[projection as usize] = Some(rows(&name, rank));
-            }
-        }
-        let layer = LayerSlices {
-            input_normed: rows("input_normed", spec.hidden_width),
-            query_raw: spec.qk_norm.then(|| rows("query_raw", query_width)),
-            key_raw: spec.qk_norm.then(|| rows("key_raw", key_width)),
-            query: rows("query", query_width),
-            key: cache.first().map_or_else(|| rows("keys", 0), |[keys, _]| *keys),
-            value: cache.first().map_or_else(|| rows("values", 0), |[_, values]| *values),
-            attention: rows("attention", query_width),
-            log_sum_exp: rows("log_sum_exp", spec.n_heads),
-            middle: rows("middle", spec.hidden_width),
-            feed_forward_normed: rows("feed_forward_normed", spec.hidden_width),
-            gate: rows("gate", spec.ffn_width),
-            up: rows("up", spec.ffn_width),
-            activated: rows("activated", spec.ffn_width),
-            low_rank,
-        };
+        let keys_and_values = cache.first().copied().unwrap_or_else(|| {
+            // A model without layers has no cache, but its layout must still be one.
+            ["keys", "values"].map(|name| rows(name, 0))
+        });
+        let layer = forward_slices(spec, shape.adapter, keys_and_values, &mut rows);
         let mut row = |name: &str, width| {
             regions.region(format!("sample.{name}"), Category::Activations, width, moments)
         };
@@ -129,6 +111,39 @@ impl GenerationLayout {
             logits,
             workspace,
         }
+    }
+}
+
+/// One layer's activations when no backward pass follows, each from `rows(name, width)`.
+pub(super) fn forward_slices(
+    spec: &ModelSpec,
+    adapter: Option<(usize, Targets)>,
+    [key, value]: [DeviceSlice<f32>; 2],
+    rows: &mut impl FnMut(&str, usize) -> DeviceSlice<f32>,
+) -> LayerSlices {
+    let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+    let mut low_rank = [None; Projection::ALL.len()];
+    if let Some((rank, targets)) = adapter {
+        for projection in targets.iter() {
+            let name = format!("low_rank.{}", projection.name());
+            low_rank[projection as usize] = Some(rows(&name, rank));
+        }
+    }
+    LayerSlices {
+        input_normed: rows("input_normed", spec.hidden_width),
+        query_raw: spec.qk_norm.then(|| rows("query_raw", query_width)),
+        key_raw: spec.qk_norm.then(|| rows("key_raw", key_width)),
+        query: rows("query", query_width),
+        key,
+        value,
+        attention: rows("attention", query_width),
+        log_sum_exp: rows("log_sum_exp", spec.n_heads),
+        middle: rows("middle", spec.hidden_width),
+        feed_forward_normed: rows("feed_forward_normed", spec.hidden_width),
+        gate: rows("gate", spec.ffn_width),
+        up: rows("up", spec.ffn_width),
+        activated: rows("activated", spec.ffn_width),
+        low_rank,
     }
 }
 

@@ -5,6 +5,7 @@
 //! draws it, the trainer allocates it. There is no other memory formula in this project, and
 //! nothing here opens a device or a file.
 
+mod evaluation;
 mod generation;
 mod methods;
 mod moments;
@@ -15,6 +16,7 @@ mod training;
 use nibble_kernels::MemoryId;
 use nibble_run::{Category, CategoryBytes, PlannedRegion, Residence};
 
+pub use evaluation::EvaluationLayout;
 pub use generation::{GenerationLayout, GenerationShape, SessionLayout};
 pub use methods::{
     PlanError, PlanSettings, check, compare_methods, method_plan, model_summary, planned_method,

@@ -348,7 +348,7 @@ pub(super) fn rope_tables(
     RopeTables { cos: table("rope.cos"), sin: table("rope.sin") }
 }
 
-fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
+pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
     let moments = Moments::pass();
     let mut tokens = |name: &str| regions.region::<u32>(name, Category::Workspace, n_rows, moments);
     let (ids, positions) = (tokens("batch.ids"), tokens("batch.positions"));
@@ -503,7 +503,7 @@ fn layer(
     }
 }
 
-fn loss(regions: &mut Regions, shape: &TrainingShape) -> LossSlices {
+pub(super) fn loss(regions: &mut Regions, shape: &TrainingShape) -> LossSlices {
     let len = area(shape.n_rows(), shape.spec.hidden_width);
     let mut rows = |name: &str| regions.region(name, Category::Activations, len, Moments::LOSS);
     let (gathered, normed, gradient) =
@@ -529,7 +529,7 @@ fn norm_shape(spec: &ModelSpec, n_rows: usize) -> RmsNormShape {
 }
 
 /// The most that any operation of a layer needs.
-fn layer_workspace_bytes(shape: &TrainingShape) -> usize {
+pub(super) fn layer_workspace_bytes(shape: &TrainingShape) -> usize {
     let (spec, profile, n_rows) = (&shape.spec, &shape.profile, shape.n_rows());
     let mut bytes = rms_norm::workspace_bytes(profile, norm_shape(spec, n_rows));
     if spec.qk_norm {

@@ -7,7 +7,7 @@ mod run;
 mod schedule;
 mod trainer;
 
-pub use prepare::{Prepared, prepare};
+pub use prepare::{Prepared, column_mapping, compute, prepare, tokenize_options};
 pub use run::{Command, Outcome, RunHandle, resume, start};
 pub use schedule::LearningRate;
 pub use trainer::{MicroBatch, OptimizerConfig, Trainer};

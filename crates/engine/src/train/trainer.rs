@@ -16,7 +16,7 @@ use crate::{
         Adapter, BackwardSlices, BaseWeights, Decoder, DropoutMask, Gradients, LossGradient,
         PassRows, loss,
     },
-    plan::{MemoryPlan, TrainingLayout, TrainingShape},
+    plan::{BatchSlices, MemoryPlan, TrainingLayout, TrainingShape},
 };
 
 /// One micro-batch on the host: whole sequences behind one another, no padding.
@@ -34,6 +34,17 @@ pub struct MicroBatch<'a> {
     pub targets: &'a [u32],
     /// The longest sequence.
     pub max_segment: usize,
+}
+
+impl MicroBatch<'_> {
+    /// Brings the micro-batch to the device.
+    pub fn upload(&self, device: &mut impl Backend, slices: &BatchSlices) {
+        device.upload(self.ids, slices.ids.first(self.ids.len()));
+        device.upload(self.positions, slices.positions.first(self.positions.len()));
+        device.upload(self.segments, slices.segments.first(self.segments.len()));
+        device.upload(self.target_rows, slices.target_rows.first(self.target_rows.len()));
+        device.upload(self.targets, slices.targets.first(self.targets.len()));
+    }
 }
 
 /// The optimizer's constants.
@@ -171,19 +182,13 @@ impl<B: Backend> Trainer<B> {
 
     fn upload(&mut self, batch: &MicroBatch<'_>, dropout: Option<DropoutMask>) -> PassRows {
         let slices = &self.layout.batch;
-        let device = &mut self.device;
+        batch.upload(&mut self.device, slices);
         let n_rows = batch.ids.len();
-        device.upload(batch.ids, slices.ids.first(n_rows));
-        device.upload(batch.positions, slices.positions.first(n_rows));
-        let segments = slices.segments.first(batch.segments.len());
-        device.upload(batch.segments, segments);
-        device.upload(batch.target_rows, slices.target_rows.first(batch.target_rows.len()));
-        device.upload(batch.targets, slices.targets.first(batch.targets.len()));
         PassRows {
             n_rows,
             n_past: 0,
             positions: slices.positions.first(n_rows),
-            segments,
+            segments: slices.segments.first(batch.segments.len()),
             max_segment: batch.max_segment,
             dropout,
         }

@@ -1,0 +1,46 @@
+//! Numbers as people read them.
+
+/// Bytes in GiB or MiB, with three digits.
+pub fn bytes(n: u64) -> String {
+    let n = n as f64;
+    let (value, unit) = match n {
+        n if n >= 1024.0 * 1024.0 * 1024.0 => (n / (1024.0 * 1024.0 * 1024.0), "GiB"),
+        n if n >= 1024.0 * 1024.0 => (n / (1024.0 * 1024.0), "MiB"),
+        n => (n / 1024.0, "KiB"),
+    };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {unit}")
+}
+
+/// A count with its thousands apart.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(bytes(5_368_709_120), "5.00 GiB");
+        assert_eq!(bytes(123_456_789), "118 MiB");
+        assert_eq!(bytes(0), "0.00 KiB");
+        assert_eq!(count(1_234_567), "1,234,567");
+        assert_eq!(count(999), "999");
+    }
+}

@@ -1,0 +1,313 @@
+//! `train` and `resume`: settings in, progress out.
+
+use std::{path::Path, time::Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nibble_engine::train::{self, Command, Outcome, RunHandle, TrainError};
+use nibble_run::{
+    Columns, ComputePrecision, Event, Method, Paging, RunSettings, Schedule, TrainOn, read_settings,
+};
+
+use crate::{
+    Failure,
+    arguments::{
+        ComputeArgument, DataArguments, MethodArgument, PagedArgument, ResumeArguments,
+        ScheduleArgument, SizeArguments, TrainArguments, TrainOnArgument,
+    },
+    show,
+};
+
+/// `nibble train`.
+pub fn train(arguments: &TrainArguments, json: bool) -> Result<(), Failure> {
+    let settings = settings(arguments)?;
+    let run = train::start(settings, &arguments.out).map_err(failure)?;
+    follow(run, &arguments.out, json)
+}
+
+/// `nibble resume`.
+pub fn resume(arguments: &ResumeArguments, json: bool) -> Result<(), Failure> {
+    let run = train::resume(&arguments.run).map_err(failure)?;
+    follow(run, &arguments.run, json)
+}
+
+/// What a person can mend is bad input; the rest are failures.
+pub fn failure(error: TrainError) -> Failure {
+    match error {
+        TrainError::Run(_)
+        | TrainError::Model(_)
+        | TrainError::Data(_)
+        | TrainError::Plan(_)
+        | TrainError::NotDownloaded { .. }
+        | TrainError::PagingUnavailable
+        | TrainError::Complete { .. } => Failure::input(error),
+        _ => Failure::running(error),
+    }
+}
+
+/// The sizes that were given, over those of `settings`.
+pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
+    fn set<T: Clone>(slot: &mut T, value: &Option<T>) {
+        if let Some(value) = value {
+            *slot = value.clone();
+        }
+    }
+    set(&mut settings.sequence, &sizes.seq);
+    set(&mut settings.batch, &sizes.batch);
+    set(&mut settings.lora.rank, &sizes.rank);
+    set(&mut settings.lora.targets, &sizes.targets);
+    settings.budget_bytes = sizes.budget.or(settings.budget_bytes);
+    settings.threads = sizes.threads.or(settings.threads);
+    settings.recompute &= !sizes.no_recompute;
+    if let Some(paged) = sizes.paged {
+        settings.paged = match paged {
+            PagedArgument::Auto => Paging::Auto,
+            PagedArgument::On => Paging::On,
+            PagedArgument::Off => Paging::Off,
+        };
+    }
+    if let Some(compute) = sizes.compute {
+        settings.compute = precision(compute);
+    }
+}
+
+/// The precision that was named.
+pub fn precision(compute: ComputeArgument) -> ComputePrecision {
+    match compute {
+        ComputeArgument::Auto => ComputePrecision::Auto,
+        ComputeArgument::Bf16 => ComputePrecision::Bf16,
+        ComputeArgument::F32 => ComputePrecision::F32,
+    }
+}
+
+/// The columns that were named, and what is trained on, over those of `settings`.
+pub fn apply_columns(settings: &mut RunSettings, columns: &DataArguments) {
+    let given = columns.clone();
+    let Columns { text, prompt, completion, messages } = &mut settings.columns;
+    for (slot, value) in [
+        (text, given.text_column),
+        (prompt, given.prompt_column),
+        (completion, given.completion_column),
+        (messages, given.messages_column),
+    ] {
+        *slot = value.or(slot.take());
+    }
+    match columns.train_on {
+        Some(TrainOnArgument::Completions) => settings.train_on = TrainOn::Completions,
+        Some(TrainOnArgument::Everything) => settings.train_on = TrainOn::Everything,
+        None => {}
+    }
+}
+
+fn settings(arguments: &TrainArguments) -> Result<RunSettings, Failure> {
+    let mut settings = match &arguments.config {
+        Some(path) => read_settings(path).map_err(Failure::input)?,
+        None => RunSettings::default(),
+    };
+    let absolute = |path: &Path| {
+        // A run can be resumed from anywhere.
+        std::path::absolute(path).map_err(Failure::input)
+    };
+    if let Some(model) = &arguments.model {
+        // An id of the catalog is no path; the engine says what to do with it.
+        settings.model = if model.exists() { absolute(model)? } else { model.clone() };
+    }
+    if let Some(data) = &arguments.data {
+        settings.data = absolute(data)?;
+    }
+    if let Some(method) = arguments.method {
+        settings.method = match method {
+            MethodArgument::Full => Method::Full,
+            MethodArgument::Lora => Method::Lora,
+            MethodArgument::Qlora => Method::Qlora,
+        };
+    }
+    if let Some(schedule) = arguments.schedule {
+        settings.schedule = match schedule {
+            ScheduleArgument::Cosine => Schedule::Cosine,
+            ScheduleArgument::Linear => Schedule::Linear,
+            ScheduleArgument::Constant => Schedule::Constant,
+        };
+    }
+    apply_sizes(&mut settings, &arguments.sizes);
+    apply_columns(&mut settings, &arguments.columns);
+    if let Some(epochs) = arguments.epochs {
+        settings.epochs = epochs;
+        settings.steps = None;
+    }
+    settings.steps = arguments.steps.or(settings.steps);
+    settings.learning_rate = arguments.lr.or(settings.learning_rate);
+    settings.lora.rslora |= arguments.rslora;
+    settings.packing &= !arguments.no_packing;
+    let numbers: [(&mut f64, Option<f64>); 5] = [
+        (&mut settings.lora.alpha, arguments.alpha),
+        (&mut settings.lora.dropout, arguments.dropout),
+        (&mut settings.weight_decay, arguments.weight_decay),
+        (&mut settings.clip_norm, arguments.clip_norm),
+        (&mut settings.eval_split, arguments.eval_split),
+    ];
+    for (slot, value) in numbers {
+        *slot = value.unwrap_or(*slot);
+    }
+    let counts: [(&mut u64, Option<u64>); 5] = [
+        (&mut settings.warmup_steps, arguments.warmup),
+        (&mut settings.seed, arguments.seed),
+        (&mut settings.eval_every, arguments.eval_every),
+        (&mut settings.save_every, arguments.save_every),
+        (&mut settings.samples.every, arguments.sample_every),
+    ];
+    for (slot, value) in counts {
+        *slot = value.unwrap_or(*slot);
+    }
+    settings.gradient_accumulation = arguments.grad_accum.unwrap_or(settings.gradient_accumulation);
+    if !arguments.sample.is_empty() {
+        settings.samples.prompts.clone_from(&arguments.sample);
+    }
+    Ok(settings)
+}
+
+/// Shows a run until it ends; Ctrl-C saves and ends it.
+fn follow(run: RunHandle, folder: &Path, json: bool) -> Result<(), Failure> {
+    let commands = run.commands();
+    // The second handler of one process is refused; the first one still works.
+    let _ = ctrlc::set_handler(move || {
+        let _ = commands.send(Command::Stop);
+    });
+    let mut screen = Screen::new();
+    for event in run.events() {
+        if json {
+            match serde_json::to_string(&event) {
+                Ok(line) => println!("{line}"),
+                Err(error) => return Err(Failure::running(error)),
+            }
+        } else {
+            screen.show(&event);
+        }
+    }
+    screen.finish();
+    let outcome = run.join().map_err(failure)?;
+    if !json {
+        conclude(&outcome, folder);
+    }
+    Ok(())
+}
+
+fn conclude(outcome: &Outcome, folder: &Path) {
+    let Outcome { n_steps, checkpoint, complete, .. } = outcome;
+    if *complete {
+        println!("\nTrained {n_steps} steps. The result is in {}", checkpoint.display());
+        println!("Charts: {}", folder.join("report").join("report.html").display());
+        println!("Export it with: nibble export {} --to FOLDER", folder.display());
+    } else {
+        println!("\nStopped after {n_steps} steps; saved in {}", checkpoint.display());
+        println!("Go on with: nibble resume {}", folder.display());
+    }
+}
+
+/// The terminal: a bar for loading, then one for training.
+struct Screen {
+    bar: ProgressBar,
+    loading: bool,
+    first_step: Option<(u64, Instant)>,
+}
+
+impl Screen {
+    fn new() -> Self {
+        Self { bar: ProgressBar::hidden(), loading: false, first_step: None }
+    }
+
+    fn show(&mut self, event: &Event) {
+        match event {
+            Event::Loading { done_bytes, total_bytes } => {
+                if !self.loading {
+                    self.loading = true;
+                    self.bar = bar(*total_bytes, "Loading  {bar:32} {percent}%  {eta} left");
+                }
+                self.bar.set_position(*done_bytes);
+            }
+            Event::Ready { n_steps, step, n_examples, n_tokens, planned_peak_bytes } => {
+                self.bar.finish_and_clear();
+                println!(
+                    "{} examples, {} tokens; {} of memory planned",
+                    show::count(*n_examples),
+                    show::count(*n_tokens),
+                    show::bytes(*planned_peak_bytes)
+                );
+                self.bar = bar(*n_steps, "Step {pos}/{len} {bar:24} {msg}");
+                self.bar.set_position(*step);
+                self.first_step = Some((*step, Instant::now()));
+            }
+            Event::Step { step, loss, tokens_per_s, host_bytes, .. } => {
+                let left = self.first_step.map_or(String::new(), |(first, start)| {
+                    let done = step.saturating_sub(first).max(1);
+                    let total = self.bar.length().unwrap_or(*step);
+                    let per_step = start.elapsed().as_secs_f64() / done as f64;
+                    let seconds = per_step * total.saturating_sub(*step) as f64;
+                    format!("  {} left", duration(seconds))
+                });
+                self.bar.set_message(format!(
+                    "loss {loss:.4}  {:.0} tokens/s  {}{left}",
+                    tokens_per_s,
+                    show::bytes(*host_bytes)
+                ));
+                self.bar.set_position(*step);
+            }
+            Event::Eval { step, loss, perplexity, .. } => self.line(&format!(
+                "Evaluation after step {step}: loss {loss:.4}, perplexity {perplexity:.2}"
+            )),
+            Event::Checkpoint { step, path } => {
+                self.line(&format!("Saved step {step} in {}", path.display()));
+            }
+            Event::Sample { step, prompt, text } => {
+                let when = if *step == 0 {
+                    "Before training".to_owned()
+                } else {
+                    format!("After step {step}")
+                };
+                self.line(&format!("{when}\n  > {prompt}\n  {}", text.replace('\n', "\n  ")));
+            }
+            Event::Warning { message } => self.line(&format!("Note: {message}")),
+            Event::Paused => self.line("Paused"),
+            Event::Resumed => self.line("Going on"),
+            Event::Done { planned_peak_bytes, allocated_peak_bytes, peak_rss_bytes, .. } => {
+                self.bar.finish();
+                println!(
+                    "Memory: {} planned, {} allocated; {} the most the process held",
+                    show::bytes(*planned_peak_bytes),
+                    show::bytes(*allocated_peak_bytes),
+                    show::bytes(*peak_rss_bytes)
+                );
+            }
+        }
+    }
+
+    fn line(&self, text: &str) {
+        // Above the bar where there is one; a pipe has none and would lose the line.
+        if self.bar.is_hidden() {
+            println!("{text}");
+        } else {
+            self.bar.suspend(|| println!("{text}"));
+        }
+    }
+
+    fn finish(&self) {
+        self.bar.abandon();
+    }
+}
+
+fn bar(length: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    // The template is a constant of this file; a wrong one would show the plain bar.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸ "));
+    }
+    bar
+}
+
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{}:{:02} min", seconds / 60, seconds % 60),
+        _ => format!("{}:{:02} h", seconds / 3600, seconds / 60 % 60),
+    }
+}

@@ -1,0 +1,277 @@
+//! The verbs that answer at once.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use nibble_data::{ChatTemplate, Dataset, Tokenizer};
+use nibble_engine::{
+    catalog, devices,
+    evaluate::{EvaluateSettings, evaluate},
+    export::{self, ExportError, ExportFormat},
+    generate::{SamplingSettings, Session, SessionSettings},
+    model::ModelSpec,
+    plan::{PlanSettings, compare_methods},
+    train,
+    weights::WeightFormat,
+};
+use nibble_run::{PlanReport, RunSettings};
+use serde::Serialize;
+
+use crate::{
+    Failure,
+    arguments::{
+        EvalArguments, ExportArguments, FormatArgument, GenerateArguments, InspectArguments,
+        PlanArguments, QuantizeArgument,
+    },
+    show,
+    train::{apply_columns, apply_sizes, precision},
+};
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(Failure::running)?;
+    println!("{text}");
+    Ok(())
+}
+
+/// `nibble devices`.
+pub fn devices(json: bool) -> Result<(), Failure> {
+    let devices = devices::devices();
+    if json {
+        return print_json(&serde_json::json!({ "devices": devices }));
+    }
+    for device in devices {
+        println!(
+            "{:<6} {}\n       {} total, {} free; {} threads, {}, products in {}",
+            device.id,
+            device.name,
+            show::bytes(device.total_bytes),
+            show::bytes(device.free_bytes),
+            device.n_threads,
+            device.instructions,
+            device.compute
+        );
+    }
+    Ok(())
+}
+
+/// A folder's shape, or a catalog model's.
+fn spec(model: &str) -> Result<ModelSpec, Failure> {
+    let folder = Path::new(model);
+    if folder.is_dir() {
+        return ModelSpec::from_config_file(&folder.join("config.json")).map_err(Failure::input);
+    }
+    if folder.components().count() > 1 {
+        return Err(Failure::input(format!(
+            "{model} is no folder; give a folder with config.json, or an id of the catalog such \
+             as llama-3.2-1b"
+        )));
+    }
+    catalog::find(model).and_then(catalog::CatalogEntry::spec).map_err(Failure::input)
+}
+
+/// `nibble plan`.
+pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
+    let spec = spec(&arguments.model)?;
+    let mut settings = RunSettings::default();
+    apply_sizes(&mut settings, &arguments.sizes);
+    settings.check().map_err(Failure::input)?;
+    let profile = devices::cpu_profile(settings.threads, train::compute(settings.compute));
+    let available_bytes = devices::available_bytes();
+    let budget_bytes = settings.budget_bytes.unwrap_or(available_bytes);
+    let settings = PlanSettings { settings: &settings, profile };
+    let report = compare_methods(&spec, settings, budget_bytes).map_err(Failure::input)?;
+    if json {
+        return print_json(&report);
+    }
+    show_plan(&arguments.model, &report);
+    Ok(())
+}
+
+fn show_plan(model: &str, report: &PlanReport) {
+    println!(
+        "{model}: {} parameters, {} layers\n",
+        show::count(report.model.parameters),
+        report.model.layers
+    );
+    let row = |name: &str, of: &dyn Fn(&nibble_run::MethodPlan) -> String| {
+        print!("{name:<14}");
+        for method in &report.methods {
+            print!("{:>12}", of(method));
+        }
+        println!();
+    };
+    row("", &|method| method.method.name().to_owned());
+    row("weights", &|m| show::bytes(m.categories.weights));
+    row("adapters", &|m| show::bytes(m.categories.adapters));
+    row("gradients", &|m| show::bytes(m.categories.gradients));
+    row("optimizer", &|m| show::bytes(m.categories.optimizer));
+    row("activations", &|m| show::bytes(m.categories.activations));
+    row("workspace", &|m| show::bytes(m.categories.workspace));
+    row("total", &|m| show::bytes(m.peak_bytes));
+    let budget = show::bytes(report.budget_bytes);
+    row(&format!("in {budget}"), &|m| if m.fits { "fits" } else { "too large" }.to_owned());
+    for method in report.methods.iter().filter(|method| !method.fits) {
+        if method.suggestions.is_empty() {
+            println!("\n{} does not fit at any length or batch.", method.method.name());
+        } else {
+            println!("\n{} fits with", method.method.name());
+            for suggestion in &method.suggestions {
+                println!("  {} ({})", suggestion.change, show::bytes(suggestion.peak_bytes));
+            }
+        }
+    }
+}
+
+/// `nibble inspect`.
+pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> {
+    let mut settings = RunSettings { sequence: arguments.seq, ..RunSettings::default() };
+    apply_columns(&mut settings, &arguments.columns);
+    let tokenizer = Tokenizer::open(&arguments.model).map_err(Failure::input)?;
+    let template = ChatTemplate::open(&arguments.model, &tokenizer).map_err(Failure::input)?;
+    let mapping = train::column_mapping(&settings);
+    let dataset = Dataset::open(&arguments.data, &mapping).map_err(Failure::input)?;
+    let options = train::tokenize_options(&settings);
+    let inspection =
+        nibble_data::inspect(&dataset, &tokenizer, &template, &options, arguments.limit)
+            .map_err(Failure::input)?;
+    if json {
+        return print_json(&inspection);
+    }
+    println!(
+        "{} examples ({:?}), {} tokens, {} of them trained on; {} cut at {} tokens, {} left out",
+        show::count(inspection.examples as u64),
+        inspection.format,
+        show::count(inspection.tokens as u64),
+        show::count(inspection.trained_tokens as u64),
+        inspection.cut,
+        arguments.seq,
+        inspection.skipped,
+    );
+    for line in &inspection.malformed {
+        println!("line {}: {}", line.line, line.error);
+    }
+    for (i, sample) in inspection.samples.iter().enumerate() {
+        println!("\nExample {} (trained on: \u{27e6}…\u{27e7})", i + 1);
+        let mut inside = false;
+        for (piece, &trained) in sample.pieces.iter().zip(&sample.trained) {
+            if trained != inside {
+                print!("{}", if trained { '\u{27e6}' } else { '\u{27e7}' });
+                inside = trained;
+            }
+            print!("{piece}");
+        }
+        println!("{}", if inside { "\u{27e7}" } else { "" });
+    }
+    Ok(())
+}
+
+/// `nibble export`.
+pub fn export(arguments: &ExportArguments, json: bool) -> Result<(), Failure> {
+    let format = match arguments.format {
+        FormatArgument::Adapter => ExportFormat::Adapter,
+        FormatArgument::Merged => ExportFormat::Merged,
+    };
+    let to = std::path::absolute(&arguments.to).map_err(Failure::input)?;
+    let report =
+        export::export(&arguments.run, arguments.step, &to, format).map_err(
+            |error| match error {
+                ExportError::Write { .. } | ExportError::Open(_) | ExportError::Differs { .. } => {
+                    Failure::running(error)
+                }
+                _ => Failure::input(error),
+            },
+        )?;
+    if json {
+        return print_json(&report);
+    }
+    println!("Exported to {}", report.path.display());
+    println!(
+        "Verified: read back, its logits differ from the run's by at most {:e}",
+        report.max_abs_logit_diff
+    );
+    if let Some(second) = report.second_max_abs_logit_diff {
+        println!("An independent implementation (candle) agrees within {second:e}");
+    }
+    Ok(())
+}
+
+fn session_settings(
+    model: PathBuf,
+    adapter: Option<PathBuf>,
+    quantize: Option<QuantizeArgument>,
+    compute: crate::arguments::ComputeArgument,
+    context: usize,
+) -> SessionSettings {
+    SessionSettings {
+        model,
+        adapter,
+        weight_format: quantize.map(|QuantizeArgument::Nf4| WeightFormat::Nf4),
+        context,
+        profile: devices::cpu_profile(None, train::compute(precision(compute))),
+        cache: None,
+    }
+}
+
+/// `nibble generate`.
+pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure> {
+    let GenerateArguments { model, adapter, quantize, compute, max_tokens, .. } = arguments.clone();
+    // As long a prompt again as the answer, or a page, whichever is more.
+    let context = max_tokens.saturating_mul(2).max(1024);
+    let settings = session_settings(model, adapter, quantize, compute, context);
+    let mut session = Session::open(&settings).map_err(Failure::input)?;
+    let sampling = SamplingSettings {
+        temperature: arguments.temperature,
+        top_p: arguments.top_p,
+        seed: arguments.seed,
+        max_tokens,
+    };
+    let start = Instant::now();
+    let mut text = String::new();
+    let (n_tokens, _) = session
+        .answer(&arguments.prompt, &sampling, |piece| {
+            text.push_str(piece);
+            if json {
+                return true;
+            }
+            print!("{piece}");
+            // A closed pipe is a reason to stop.
+            std::io::stdout().flush().is_ok()
+        })
+        .map_err(Failure::running)?;
+    let tokens_per_s = n_tokens as f64 / start.elapsed().as_secs_f64();
+    if json {
+        let text = text.trim();
+        return print_json(&serde_json::json!({
+            "text": text, "tokens": n_tokens, "tokens_per_s": tokens_per_s,
+        }));
+    }
+    println!();
+    Ok(())
+}
+
+/// `nibble eval`.
+pub fn eval(arguments: &EvalArguments, json: bool) -> Result<(), Failure> {
+    let EvalArguments { model, adapter, data, quantize, compute, seq, columns } = arguments.clone();
+    let mut settings = RunSettings { sequence: seq, ..RunSettings::default() };
+    apply_columns(&mut settings, &columns);
+    let settings = EvaluateSettings {
+        session: session_settings(model, adapter, quantize, compute, seq),
+        data,
+        columns: train::column_mapping(&settings),
+        tokenize: train::tokenize_options(&settings),
+    };
+    let evaluation = evaluate(&settings).map_err(Failure::input)?;
+    if json {
+        return print_json(&evaluation);
+    }
+    println!(
+        "loss {:.4}, perplexity {:.3}, over {} trained tokens",
+        evaluation.loss,
+        evaluation.perplexity,
+        show::count(evaluation.trained_tokens)
+    );
+    Ok(())
+}

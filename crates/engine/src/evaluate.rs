@@ -1,0 +1,212 @@
+//! The loss of a model, with or without an adapter, on a dataset.
+
+use std::path::PathBuf;
+
+use nibble_data::{
+    BatchBuffers, BatchPlan, ChatTemplate, ColumnMapping, Dataset, TokenizeOptions,
+    TokenizedDataset, Tokenizer,
+};
+use nibble_kernels::{Backend, Compute, Cpu, DeviceSlice, attention::Segment};
+use serde::Serialize;
+
+use crate::{
+    adapter::{AdapterConfig, AdapterLayout, peft},
+    decoder::{Adapter, BaseWeights, Decoder, PassRows, fill_rope_tables, loss},
+    devices,
+    generate::{GenerateError, SessionSettings},
+    model::ModelSpec,
+    plan::{EvaluationLayout, Regions, Trainable, TrainingShape},
+    train::MicroBatch,
+    weights::{
+        EmbeddingFormat, ModelFolder, WeightFormat, WeightLayout, load::unwatched, place_weights,
+    },
+};
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct EvaluateSettings {
+    /// The model; `context` is the longest example.
+    pub session: SessionSettings,
+    /// The dataset.
+    pub data: PathBuf,
+    /// Columns named by hand.
+    pub columns: ColumnMapping,
+    /// How examples become tokens.
+    pub tokenize: TokenizeOptions,
+}
+
+/// A measured loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Mean cross-entropy per trained token, in nats.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Tokens it is the mean of.
+    pub trained_tokens: u64,
+}
+
+/// Measures the loss of a model on a dataset, on the processor.
+///
+/// # Errors
+/// When a file is missing or damaged, or the memory does not suffice.
+pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError> {
+    let model = &settings.session.model;
+    let tokenizer = Tokenizer::open(model)?;
+    let template = ChatTemplate::open(model, &tokenizer)?;
+    let examples = Dataset::open(&settings.data, &settings.columns)?;
+    let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &settings.tokenize)?;
+    let mut evaluator = Evaluator::open(&settings.session)?;
+    tokenizer.check_vocabulary(evaluator.decoder.spec.vocabulary)?;
+    let everything: Vec<usize> = (0..dataset.len()).collect();
+    let rows = (1, settings.tokenize.max_tokens);
+    let mut plan = BatchPlan::new(&dataset, &everything, rows, true, 0);
+    let capacity = plan.capacity();
+    let (mut ids, mut positions) = (vec![0; capacity], vec![0; capacity]);
+    let (mut target_rows, mut targets) = (vec![0; capacity], vec![0; capacity]);
+    let mut segments = vec![[0; 4]; capacity];
+    let (mut total, mut n_targets) = (0.0, 0);
+    for index in 0..plan.len() {
+        let mut buffers = BatchBuffers {
+            ids: &mut ids,
+            positions: &mut positions,
+            segments: &mut segments,
+            target_rows: &mut target_rows,
+            targets: &mut targets,
+        };
+        let counts = plan.fill(&dataset, 0, index, &mut buffers);
+        total += evaluator.loss(&MicroBatch {
+            ids: &ids[..counts.n_tokens],
+            positions: &positions[..counts.n_tokens],
+            segments: bytemuck::cast_slice(&segments[..counts.n_segments]),
+            target_rows: &target_rows[..counts.n_targets],
+            targets: &targets[..counts.n_targets],
+            max_segment: counts.longest_segment,
+        });
+        n_targets += counts.n_targets as u64;
+    }
+    let loss = total / n_targets.max(1) as f64;
+    Ok(Evaluation { loss, perplexity: loss.exp(), trained_tokens: n_targets })
+}
+
+/// A model that only measures losses.
+#[derive(Debug)]
+pub struct Evaluator<B> {
+    device: B,
+    decoder: Decoder,
+    layout: EvaluationLayout,
+    losses: Vec<f32>,
+}
+
+impl Evaluator<Cpu> {
+    /// Opens a model, and an adapter on it, for examples of up to `settings.context` tokens.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or the memory does not suffice.
+    pub fn open(settings: &SessionSettings) -> Result<Self, GenerateError> {
+        let folder = ModelFolder::open(&settings.model)?;
+        let spec = folder.spec().clone();
+        let adapter =
+            settings.adapter.as_deref().map(|path| peft::read(path, &spec)).transpose()?;
+        let plain = match settings.profile.compute {
+            Compute::F32 => WeightFormat::F32,
+            Compute::Bf16 => WeightFormat::Bf16,
+        };
+        let shape = TrainingShape {
+            weight_format: settings.weight_format.unwrap_or(plain),
+            embedding_format: EmbeddingFormat::beside(plain),
+            trainable: match &adapter {
+                Some((config, ..)) => Trainable::Adapter {
+                    targets: config.targets,
+                    rank: config.rank,
+                    dropout: false,
+                },
+                None => Trainable::Everything,
+            },
+            sequence: settings.context.min(spec.max_context).max(1),
+            batch: 1,
+            recompute: true,
+            sample_tokens: 0,
+            profile: settings.profile,
+            spec,
+        };
+        let mut regions = Regions::plan(|regions| EvaluationLayout::new(regions, &shape));
+        let layout = shape.weight_layout();
+        let needed_bytes = (layout.n_bytes() as u64).saturating_add(regions.total_bytes() as u64);
+        let available_bytes = devices::available_bytes();
+        if needed_bytes > available_bytes {
+            return Err(GenerateError::DoesNotFit { needed_bytes, available_bytes });
+        }
+        let device = Cpu::new(settings.profile)
+            .map_err(|error| GenerateError::Threads(error.to_string()))?;
+        Self::place(device, &folder, layout, settings, adapter, shape, &mut regions)
+    }
+
+    fn place(
+        mut device: Cpu,
+        folder: &ModelFolder,
+        layout: WeightLayout,
+        settings: &SessionSettings,
+        adapter: Option<(AdapterConfig, AdapterLayout, Vec<f32>)>,
+        shape: TrainingShape,
+        regions: &mut Regions,
+    ) -> Result<Self, GenerateError> {
+        use nibble_kernels::Memory;
+        let cache = settings.cache.as_deref();
+        let weights: BaseWeights =
+            place_weights(&mut device, folder, layout, cache, &mut unwatched)?;
+        let arena = device.allocate(regions.total_bytes())?;
+        let layout = regions.resolve(arena, |regions| EvaluationLayout::new(regions, &shape));
+        let spec: &ModelSpec = &shape.spec;
+        fill_rope_tables(&mut device, spec, layout.rope);
+        let adapter = match (adapter, layout.adapter) {
+            (Some((config, adapter_layout, values)), Some(parameters)) => {
+                device.upload(&values, parameters);
+                Some(Adapter { layout: adapter_layout, parameters, scale: config.scale() })
+            }
+            _ => None,
+        };
+        let losses = vec![0.0; shape.n_rows()];
+        let decoder = Decoder { spec: shape.spec, weights, rope: layout.rope, adapter };
+        Ok(Self { device, decoder, layout, losses })
+    }
+}
+
+impl<B: Backend> Evaluator<B> {
+    /// The summed loss of a micro-batch, in nats.
+    pub fn loss(&mut self, batch: &MicroBatch<'_>) -> f64 {
+        let (device, layout) = (&mut self.device, &self.layout);
+        let n_rows = batch.ids.len();
+        let segments: DeviceSlice<Segment> = layout.batch.segments.first(batch.segments.len());
+        batch.upload(device, &layout.batch);
+        let pass = PassRows {
+            n_rows,
+            n_past: 0,
+            positions: layout.batch.positions.first(n_rows),
+            segments,
+            max_segment: batch.max_segment,
+            dropout: None,
+        };
+        self.decoder.embed(device, layout.batch.ids.first(n_rows), layout.residuals[0]);
+        let n_layers = self.decoder.spec.n_layers;
+        for layer in 0..n_layers {
+            let (input, output) = (layout.residuals[layer % 2], layout.residuals[(layer + 1) % 2]);
+            let (slices, workspace) = (&layout.layer, layout.workspace);
+            self.decoder.layer_forward(
+                device,
+                layer,
+                &pass,
+                slices,
+                input,
+                Some(output),
+                workspace,
+            );
+        }
+        let residual = layout.residuals[n_layers % 2];
+        let counts = (n_rows, batch.targets.len());
+        loss(&self.decoder, device, &layout.batch, &layout.loss, counts, residual, None);
+        let losses = &mut self.losses[..batch.targets.len()];
+        device.download(layout.batch.losses.first(batch.targets.len()), losses);
+        losses.iter().map(|&loss| f64::from(loss)).sum()
+    }
+}
