@@ -6,7 +6,7 @@ use crate::{
     Cpu,
     cpu::{
         Access,
-        gemm::{self, Extents, Layout, Operand, Values},
+        gemm::{self, Extents, Layout, Nf4Values, Operand, Values},
         parallel::for_each_part,
     },
     memory::{DeviceSlice, Store},
@@ -22,13 +22,13 @@ fn operand<'a>(
     let values = match weight {
         Weight::F32(values) => Values::F32(access.read(values)),
         Weight::Bf16(values) => Values::Bf16(access.read(values)),
-        Weight::Nf4(weight) => Values::Nf4 {
+        Weight::Nf4(weight) => Values::Nf4(Nf4Values {
             n_elements: shape.n_out * shape.n_in,
             codes: access.read(weight.codes),
             absmax_codes: access.read(weight.absmax_codes),
             absmax_scales: access.read(weight.absmax_scales),
             absmax_offset: access.read(weight.absmax_offset)[0],
-        },
+        }),
     };
     Operand { values, layout, stride: shape.n_in }
 }

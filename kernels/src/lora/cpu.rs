@@ -2,9 +2,10 @@
 
 use super::{Dropout, Lora, LoraPair, LoraShape, PRODUCT_ROWS};
 use crate::{
-    Cpu,
+    Cpu, Isa,
     cpu::{
         gemm::{self, Extents, Layout, Operand, Values},
+        math::for_each_isa,
         parallel::for_each_part,
     },
     memory::{DeviceSlice, Store},
@@ -12,13 +13,18 @@ use crate::{
 
 impl Dropout {
     /// Drops elements of `run`, whose first has the index `start`, and scales up the others.
-    pub(crate) fn apply(self, start: usize, run: &mut [f32]) {
-        let kept = 1.0 / (1.0 - self.probability);
+    pub(crate) fn apply(self, isa: Isa, start: usize, run: &mut [f32]) {
         // Kept when a uniform 32-bit draw is not below the threshold.
         let threshold = (f64::from(self.probability) * 4_294_967_296.0) as u64;
+        drop_below(isa, threshold, 1.0 / (1.0 - self.probability), self.seed, start, run);
+    }
+}
+
+for_each_isa! {
+    fn drop_below(threshold: u64, factor: f32, seed: u64, start: usize, run: &mut [f32]) {
         for (i, value) in run.iter_mut().enumerate() {
-            let draw = draw(self.seed, (start + i) as u64);
-            *value = if u64::from(draw) < threshold { 0.0 } else { *value * kept };
+            let draw = u64::from(draw(seed, (start + i) as u64));
+            *value = if draw < threshold { 0.0 } else { *value * factor };
         }
     }
 }
@@ -127,7 +133,7 @@ impl Lora for Cpu {
             let store = Store::Overwrite;
             gemm::multiply(place, extents, 1.0, dxa_rows, a_columns, store, product, rest);
             for_each_part(place.pool, &mut product[..m * n_in], n_in, |row, product| {
-                dropout.apply((first + row) * n_in, product);
+                dropout.apply(place.isa, (first + row) * n_in, product);
             });
             let product = &product[..m * n_in];
             let dx = &mut dx[first * n_in..(first + m) * n_in];

@@ -2,8 +2,8 @@
 
 use crate::{Compute, Isa};
 
-/// The most elements of any tile.
-pub(super) const MAX_TILE: usize = 14 * 32;
+/// The most rows of any tile.
+pub(super) const MAX_ROWS: usize = 14;
 
 /// What happens to a finished tile.
 #[derive(Clone, Copy)]
@@ -29,35 +29,38 @@ pub(super) struct Kernel {
     pub n_columns: usize,
     /// Whether a packed element is a pair of bf16 (two steps of k) rather than one f32.
     pub bf16_pairs: bool,
-    /// Sums `steps` packed steps into a whole tile.
-    sums: unsafe fn(usize, *const u32, *const u32, &mut [f32; MAX_TILE]),
+    /// Sums `steps` packed steps and stores the tile.
+    tile: unsafe fn(usize, *const u32, *const u32, *mut f32, Tile),
 }
 
 impl Kernel {
-    /// The tile for a product with `n` columns. Narrow products get narrow tiles, since a panel's
-    /// missing columns cost as much as real ones.
-    pub fn choose(isa: Isa, compute: Compute, n: usize) -> Self {
+    /// The tile for a product with `m` rows and `n` columns.
+    ///
+    /// On AVX-512, 14 × 2 vectors of sums, two vectors of B and one element of A fill the 32
+    /// registers; on AVX2, 6 × 2 fill 16. A panel's missing rows and columns cost as much as real
+    /// ones, so narrow products get narrow tiles, and low ones (an adapter's rank) those of 8 rows,
+    /// which still have more independent sums than an instruction's latency needs.
+    pub fn choose(isa: Isa, compute: Compute, m: usize, n: usize) -> Self {
         let narrow = n <= 16;
+        let low = m.next_multiple_of(8) < m.next_multiple_of(14);
         let kernel =
-            |n_rows, n_columns, bf16_pairs, sums| Self { n_rows, n_columns, bf16_pairs, sums };
+            |n_rows, n_columns, bf16_pairs, tile| Self { n_rows, n_columns, bf16_pairs, tile };
         match (isa, compute) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Compute::Bf16) if narrow => {
-                kernel(14, 16, true, x86::sums_avx512_bf16::<14, 1>)
-            }
+            (Isa::Avx512Bf16, Compute::Bf16) => match (narrow, low && m <= 64) {
+                (true, _) => kernel(14, 16, true, x86::tile_avx512_bf16::<14, 1>),
+                (_, true) => kernel(8, 32, true, x86::tile_avx512_bf16::<8, 2>),
+                _ => kernel(14, 32, true, x86::tile_avx512_bf16::<14, 2>),
+            },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Compute::Bf16) => {
-                kernel(14, 32, true, x86::sums_avx512_bf16::<14, 2>)
-            }
+            (Isa::Avx512 | Isa::Avx512Bf16, _) => match (narrow, low && m <= 64) {
+                (true, _) => kernel(14, 16, false, x86::tile_avx512::<14, 1>),
+                (_, true) => kernel(8, 32, false, x86::tile_avx512::<8, 2>),
+                _ => kernel(14, 32, false, x86::tile_avx512::<14, 2>),
+            },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, _) if narrow => {
-                kernel(14, 16, false, x86::sums_avx512::<14, 1>)
-            }
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, _) => kernel(14, 32, false, x86::sums_avx512::<14, 2>),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, _) => kernel(6, 16, false, x86::sums_avx2::<6, 2>),
-            _ => kernel(4, 16, false, sums_portable::<4, 16>),
+            (Isa::Avx2, _) => kernel(6, 16, false, x86::tile_avx2::<6, 2>),
+            _ => kernel(4, 16, false, tile_portable::<4, 16>),
         }
     }
 
@@ -73,22 +76,29 @@ impl Kernel {
     /// that the kernel was chosen for.
     pub unsafe fn run(&self, steps: usize, a: &[u32], b: &[u32], c: *mut f32, tile: Tile) {
         assert!(a.len() >= steps * self.n_rows && b.len() >= steps * self.n_columns);
-        let mut sums = [0.0_f32; MAX_TILE];
-        // SAFETY: the panels are long enough, as just checked; the instructions are the caller's
-        // promise.
-        unsafe { (self.sums)(steps, a.as_ptr(), b.as_ptr(), &mut sums) };
-        for (row, sums) in sums.chunks_exact(self.n_columns).take(tile.n_rows).enumerate() {
-            // SAFETY: the caller vouches for the tile's rows and columns.
-            let c =
-                unsafe { std::slice::from_raw_parts_mut(c.add(row * tile.stride), tile.n_columns) };
-            if tile.overwrite {
-                for (c, sum) in c.iter_mut().zip(sums) {
-                    *c = tile.factor * sum;
-                }
-            } else {
-                for (c, sum) in c.iter_mut().zip(sums) {
-                    *c += tile.factor * sum;
-                }
+        assert!(tile.n_rows <= self.n_rows && tile.n_columns <= self.n_columns);
+        // SAFETY: the panels are long enough and the tile no larger than the kernel's, as just
+        // checked; C and the instructions are the caller's promise.
+        unsafe { (self.tile)(steps, a.as_ptr(), b.as_ptr(), c, tile) };
+    }
+}
+
+/// Stores rows of sums.
+///
+/// # Safety
+/// `c` must be valid for the tile's rows and columns.
+#[inline(always)]
+unsafe fn store<const COLUMNS: usize>(sums: &[[f32; COLUMNS]], c: *mut f32, tile: Tile) {
+    for (row, sums) in sums.iter().take(tile.n_rows).enumerate() {
+        // SAFETY: the caller vouches for the tile's rows and columns.
+        let c = unsafe { std::slice::from_raw_parts_mut(c.add(row * tile.stride), tile.n_columns) };
+        if tile.overwrite {
+            for (c, sum) in c.iter_mut().zip(sums) {
+                *c = tile.factor * sum;
+            }
+        } else {
+            for (c, sum) in c.iter_mut().zip(sums) {
+                *c += tile.factor * sum;
             }
         }
     }
@@ -97,12 +107,13 @@ impl Kernel {
 /// The tile in plain Rust, which the compiler vectorises for the target's baseline.
 ///
 /// # Safety
-/// The panels must hold `steps` steps.
-unsafe fn sums_portable<const ROWS: usize, const COLUMNS: usize>(
+/// The panels must hold `steps` steps, and `c` be valid for the tile.
+unsafe fn tile_portable<const ROWS: usize, const COLUMNS: usize>(
     steps: usize,
     a: *const u32,
     b: *const u32,
-    sums: &mut [f32; MAX_TILE],
+    c: *mut f32,
+    tile: Tile,
 ) {
     // SAFETY: the caller vouches for the lengths; f32 and u32 are alike in size and alignment.
     let (a, b) = unsafe {
@@ -111,37 +122,39 @@ unsafe fn sums_portable<const ROWS: usize, const COLUMNS: usize>(
             std::slice::from_raw_parts(b.cast::<f32>(), steps * COLUMNS),
         )
     };
-    let mut tile = [[0.0_f32; COLUMNS]; ROWS];
+    let mut sums = [[0.0_f32; COLUMNS]; ROWS];
     for (a, b) in a.chunks_exact(ROWS).zip(b.chunks_exact(COLUMNS)) {
         for row in 0..ROWS {
             for column in 0..COLUMNS {
-                tile[row][column] += a[row] * b[column];
+                sums[row][column] += a[row] * b[column];
             }
         }
     }
-    for (sums, row) in sums.chunks_exact_mut(COLUMNS).zip(&tile) {
-        sums.copy_from_slice(row);
-    }
+    // SAFETY: the caller vouches for the tile.
+    unsafe { store(&sums, c, tile) };
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::MAX_TILE;
+    use super::{Tile, store};
 
     /// `ROWS` × 16·`VECTORS` sums of products of bf16 pairs.
     ///
     /// # Safety
-    /// The panels must hold `steps` steps; the processor must have AVX-512 BF16.
+    /// The panels must hold `steps` steps, `c` be valid for the tile, which is no larger than the
+    /// sums; the processor must have AVX-512 BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub unsafe fn sums_avx512_bf16<const ROWS: usize, const VECTORS: usize>(
+    pub unsafe fn tile_avx512_bf16<const ROWS: usize, const VECTORS: usize>(
         steps: usize,
         a: *const u32,
         b: *const u32,
-        sums: &mut [f32; MAX_TILE],
+        c: *mut f32,
+        tile: Tile,
     ) {
-        let mut tile = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        prefetch::<VECTORS>(c, tile);
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise. Bits of one vector type are
             // valid for another.
@@ -151,9 +164,9 @@ mod x86 {
                     *column =
                         _mm512_loadu_si512(b.add((step * VECTORS + vector) * 16).cast::<__m512i>());
                 }
-                for (row, tile) in tile.iter_mut().enumerate() {
+                for (row, sums) in sums.iter_mut().enumerate() {
                     let pair = _mm512_set1_epi32(a.add(step * ROWS + row).read() as i32);
-                    for (sum, column) in tile.iter_mut().zip(columns) {
+                    for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = _mm512_dpbf16_ps(
                             *sum,
                             std::mem::transmute::<__m512i, __m512bh>(pair),
@@ -163,22 +176,26 @@ mod x86 {
                 }
             }
         }
-        store(&tile, sums);
+        // SAFETY: by the caller's promise.
+        unsafe { store_avx512(&sums, c, tile) };
     }
 
     /// `ROWS` × 16·`VECTORS` sums of products of f32.
     ///
     /// # Safety
-    /// The panels must hold `steps` steps; the processor must have AVX-512.
+    /// The panels must hold `steps` steps, `c` be valid for the tile, which is no larger than the
+    /// sums; the processor must have AVX-512.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn sums_avx512<const ROWS: usize, const VECTORS: usize>(
+    pub unsafe fn tile_avx512<const ROWS: usize, const VECTORS: usize>(
         steps: usize,
         a: *const u32,
         b: *const u32,
-        sums: &mut [f32; MAX_TILE],
+        c: *mut f32,
+        tile: Tile,
     ) {
         let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
-        let mut tile = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        prefetch::<VECTORS>(c, tile);
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise.
             unsafe {
@@ -186,42 +203,97 @@ mod x86 {
                 for (vector, column) in columns.iter_mut().enumerate() {
                     *column = _mm512_loadu_ps(b.add((step * VECTORS + vector) * 16));
                 }
-                for (row, tile) in tile.iter_mut().enumerate() {
+                for (row, sums) in sums.iter_mut().enumerate() {
                     let value = _mm512_set1_ps(a.add(step * ROWS + row).read());
-                    for (sum, column) in tile.iter_mut().zip(columns) {
+                    for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = _mm512_fmadd_ps(value, column, *sum);
                     }
                 }
             }
         }
-        store(&tile, sums);
+        // SAFETY: by the caller's promise.
+        unsafe { store_avx512(&sums, c, tile) };
     }
 
-    #[target_feature(enable = "avx512f")]
-    fn store<const ROWS: usize, const VECTORS: usize>(
-        tile: &[[__m512; VECTORS]; ROWS],
-        sums: &mut [f32; MAX_TILE],
-    ) {
-        for (index, sum) in tile.iter().flatten().enumerate() {
-            let target = &mut sums[index * 16..index * 16 + 16];
-            // SAFETY: the target has 16 elements.
-            unsafe { _mm512_storeu_ps(target.as_mut_ptr(), *sum) };
+    /// Asks for the tile's part of C, which the sums will need when they are done.
+    #[inline(always)]
+    fn prefetch<const VECTORS: usize>(c: *const f32, tile: Tile) {
+        for row in 0..tile.n_rows {
+            for vector in 0..VECTORS {
+                let address = c.wrapping_add(row * tile.stride + vector * 16);
+                // SAFETY: a prefetch may be of any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+            }
         }
     }
 
-    /// `ROWS` × 8·`VECTORS` sums of products of f32.
+    /// Stores the sums, columns that do not exist masked.
     ///
     /// # Safety
-    /// The panels must hold `steps` steps; the processor must have AVX2 and FMA.
+    /// `c` must be valid for the tile's rows and columns.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store_avx512<const ROWS: usize, const VECTORS: usize>(
+        sums: &[[__m512; VECTORS]; ROWS],
+        c: *mut f32,
+        tile: Tile,
+    ) {
+        let factor = _mm512_set1_ps(tile.factor);
+        if tile.n_rows == ROWS && tile.n_columns == VECTORS * 16 {
+            // Apart from the other case so that its loops unroll and the sums stay in registers.
+            for (row, sums) in sums.iter().enumerate() {
+                for (vector, sum) in sums.iter().enumerate() {
+                    // SAFETY: inside the tile.
+                    unsafe {
+                        let c = c.add(row * tile.stride + vector * 16);
+                        let sum = _mm512_mul_ps(factor, *sum);
+                        let sum = if tile.overwrite {
+                            sum
+                        } else {
+                            _mm512_add_ps(_mm512_loadu_ps(c), sum)
+                        };
+                        _mm512_storeu_ps(c, sum);
+                    }
+                }
+            }
+            return;
+        }
+        for (row, sums) in sums.iter().take(tile.n_rows).enumerate() {
+            for (vector, sum) in sums.iter().enumerate() {
+                let n = tile.n_columns.saturating_sub(vector * 16).min(16);
+                let mask = ((1_u32 << n) - 1) as u16;
+                let c = c.wrapping_add(row * tile.stride + vector * 16);
+                // SAFETY: inside the tile where the mask is set.
+                unsafe {
+                    let sum = _mm512_mul_ps(factor, *sum);
+                    let sum = if tile.overwrite {
+                        sum
+                    } else {
+                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, c), sum)
+                    };
+                    _mm512_mask_storeu_ps(c, mask, sum);
+                }
+            }
+        }
+    }
+
+    /// `ROWS` × 8·`VECTORS` sums of products of f32, `VECTORS` = 2.
+    ///
+    /// # Safety
+    /// The panels must hold `steps` steps, `c` be valid for the tile, which is no larger than the
+    /// sums; the processor must have AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn sums_avx2<const ROWS: usize, const VECTORS: usize>(
+    pub unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
         steps: usize,
         a: *const u32,
         b: *const u32,
-        sums: &mut [f32; MAX_TILE],
+        c: *mut f32,
+        tile: Tile,
     ) {
+        const { assert!(VECTORS == 2) };
         let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
-        let mut tile = [[_mm256_setzero_ps(); VECTORS]; ROWS];
+        prefetch::<1>(c, tile);
+        let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise.
             unsafe {
@@ -229,18 +301,23 @@ mod x86 {
                 for (vector, column) in columns.iter_mut().enumerate() {
                     *column = _mm256_loadu_ps(b.add((step * VECTORS + vector) * 8));
                 }
-                for (row, tile) in tile.iter_mut().enumerate() {
+                for (row, sums) in sums.iter_mut().enumerate() {
                     let value = _mm256_broadcast_ss(&*a.add(step * ROWS + row));
-                    for (sum, column) in tile.iter_mut().zip(columns) {
+                    for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = _mm256_fmadd_ps(value, column, *sum);
                     }
                 }
             }
         }
-        for (index, sum) in tile.iter().flatten().enumerate() {
-            let target = &mut sums[index * 8..index * 8 + 8];
-            // SAFETY: the target has 8 elements.
-            unsafe { _mm256_storeu_ps(target.as_mut_ptr(), *sum) };
+        let mut rows = [[0.0_f32; 16]; ROWS];
+        for (row, sums) in rows.iter_mut().zip(&sums) {
+            // SAFETY: the row has 16 elements.
+            unsafe {
+                _mm256_storeu_ps(row.as_mut_ptr(), sums[0]);
+                _mm256_storeu_ps(row.as_mut_ptr().add(8), sums[1]);
+            }
         }
+        // SAFETY: by the caller's promise.
+        unsafe { store(&rows, c, tile) };
     }
 }

@@ -8,18 +8,21 @@
 //!
 //! Every element of C is one task's sum over k in order, so that no result depends on the threads.
 
+mod expand;
 mod kernels;
 mod operand;
+mod transpose;
 mod vector;
 
-pub(crate) use operand::{Layout, Operand, Values};
+pub(crate) use operand::{Layout, Nf4Values, Operand, Values};
 pub(crate) use vector::{few_rows, few_rows_workspace_bytes};
 
 use crate::{
     Store,
     device::{Compute, DeviceKind, DeviceProfile, Isa},
 };
-use kernels::{Kernel, MAX_TILE, Tile};
+use kernels::{Kernel, MAX_ROWS, Tile};
+use operand::Form;
 
 use super::parallel::Shared;
 
@@ -62,7 +65,7 @@ pub(crate) struct Extents {
 pub(crate) fn workspace_bytes(profile: &DeviceProfile, extents: Extents) -> usize {
     let DeviceKind::Cpu { isa, n_threads } = profile.kind;
     // A profile may ask for more than this processor has; the device would then use less.
-    let kernel = Kernel::choose(isa.min(Isa::best()), profile.compute, extents.n);
+    let kernel = Kernel::choose(isa.min(Isa::best()), profile.compute, extents.m, extents.n);
     let blocking = Blocking::new(&kernel);
     packed_a_len(&kernel, &blocking, extents)
         .saturating_add(packed_b_len(&kernel, &blocking).saturating_mul(n_threads))
@@ -71,7 +74,8 @@ pub(crate) fn workspace_bytes(profile: &DeviceProfile, extents: Extents) -> usiz
 
 /// Elements (f32, or pairs of bf16) of a packed block of A.
 fn packed_a_len(kernel: &Kernel, blocking: &Blocking, extents: Extents) -> usize {
-    let rows = extents.m.min(blocking.rows).next_multiple_of(kernel.n_rows);
+    // Whatever tile a smaller product would choose: its panels end within so many rows.
+    let rows = extents.m.min(blocking.rows) + MAX_ROWS;
     rows.saturating_mul(kernel.packed_depth(extents.k))
 }
 
@@ -88,10 +92,32 @@ pub(crate) struct Place<'a> {
     pub compute: Compute,
 }
 
+impl Place<'_> {
+    /// Panels of `width` lanes for `kernel`.
+    fn form(&self, kernel: &Kernel, width: usize) -> Form {
+        let Self { isa, compute, .. } = *self;
+        Form { isa, compute, bf16_pairs: kernel.bf16_pairs, width }
+    }
+}
+
 /// `c (store) factor · a · b`, `c` `[m, n]` row-major.
 ///
 /// `workspace`: [`workspace_bytes`], read as 32-bit elements.
 pub(crate) fn multiply(
+    place: Place<'_>,
+    extents: Extents,
+    factor: f32,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    store: Store,
+    c: &mut [f32],
+    workspace: &mut [u32],
+) {
+    // Once, rather than for each step: waking the threads takes as long as a small product.
+    place.pool.install(|| multiply_on_pool(place, extents, factor, a, b, store, c, workspace));
+}
+
+fn multiply_on_pool(
     place: Place<'_>,
     extents: Extents,
     factor: f32,
@@ -114,7 +140,7 @@ pub(crate) fn multiply(
     }
     a.check(m, k);
     b.check(n, k);
-    let kernel = Kernel::choose(place.isa, place.compute, n);
+    let kernel = Kernel::choose(place.isa, place.compute, m, n);
     let blocking = Blocking::new(&kernel);
     let a_len = packed_a_len(&kernel, &blocking, extents);
     let b_len = packed_b_len(&kernel, &blocking);
@@ -149,10 +175,7 @@ pub(crate) fn multiply(
             for depth_start in (0..k).step_by(blocking.depth) {
                 let depth = blocking.depth.min(k - depth_start);
                 b.pack(
-                    place.isa,
-                    place.compute,
-                    kernel.bf16_pairs,
-                    kernel.n_columns,
+                    place.form(&kernel, kernel.n_columns),
                     first_column..first_column + n_columns,
                     depth_start..depth_start + depth,
                     packed_b,
@@ -216,14 +239,10 @@ fn pack_a(
         // SAFETY: tasks own different depths or panels.
         let part = unsafe { std::slice::from_raw_parts_mut(shared.part(start, len), len) };
         a.pack(
-            place.isa,
-            place.compute,
-            kernel.bf16_pairs,
-            kernel.n_rows,
+            place.form(kernel, kernel.n_rows),
             first_row + top..first_row + bottom,
             depth_start..depth_start + depth,
             part,
         );
     });
-    const { assert!(MAX_TILE >= 14 * 32) };
 }

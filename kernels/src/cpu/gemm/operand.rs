@@ -2,30 +2,10 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
-use crate::{
-    Compute, Isa,
-    cpu::math::for_each_isa,
-    lora::Dropout,
-    nf4::{ABSMAX_GROUP, BLOCK, LEVELS, restore_absmax},
-};
-
-/// The numbers of a matrix.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Values<'a> {
-    F32(&'a [f32]),
-    /// f32 of which some are dropped; the index of an element decides.
-    Dropped(&'a [f32], Dropout),
-    Bf16(&'a [bf16]),
-    Nf4 {
-        n_elements: usize,
-        codes: &'a [u8],
-        absmax_codes: &'a [u8],
-        absmax_scales: &'a [f32],
-        absmax_offset: f32,
-    },
-}
+use super::expand::RUN;
+pub(crate) use super::expand::{Nf4Values, Values};
+use super::transpose::{LANES, STEPS, transpose};
+use crate::{Compute, Isa};
 
 /// Which index of the product runs along the rows of the stored matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +25,16 @@ pub(crate) struct Operand<'a> {
     pub stride: usize,
 }
 
-/// Elements that are expanded at a time.
-const RUN: usize = 512;
+/// What panels are made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    pub isa: Isa,
+    pub compute: Compute,
+    /// Whether a packed element is a pair of bf16, neighbours in k.
+    pub bf16_pairs: bool,
+    /// Lanes of a panel.
+    pub width: usize,
+}
 
 impl<'a> Operand<'a> {
     /// An f32 matrix `[lanes, k]`, or `[k, lanes]` in the other layout.
@@ -65,234 +53,119 @@ impl<'a> Operand<'a> {
         assert!(there >= needed, "an operand of {there} elements where {needed} are needed");
     }
 
-    /// Packs `lanes` × `depth` into panels of `width` lanes: for each step of k the lanes' elements,
-    /// f32 or pairs of bf16 as bits. Lanes and steps that do not exist are zero.
-    pub fn pack(
+    /// Packs `lanes` × `depth` into panels: for each step of k the lanes' elements, f32 or pairs of
+    /// bf16 as bits. Lanes and halves of pairs that do not exist are zero.
+    pub(super) fn pack(
         &self,
-        isa: Isa,
-        compute: Compute,
-        bf16_pairs: bool,
-        width: usize,
+        form: Form,
         lanes: Range<usize>,
         depth: Range<usize>,
         packed: &mut [u32],
     ) {
+        let Form { bf16_pairs, width, .. } = form;
         let steps = if bf16_pairs { depth.len().div_ceil(2) } else { depth.len() };
         let n_panels = lanes.len().div_ceil(width);
         let packed = &mut packed[..n_panels * width * steps];
         if !lanes.len().is_multiple_of(width) {
             packed[(n_panels - 1) * width * steps..].fill(0);
         }
-        let mut run = [0.0_f32; RUN];
         match self.layout {
-            Layout::Depth => {
-                for (lane, row) in lanes.enumerate() {
-                    let panel = &mut packed[lane / width * width * steps..];
-                    let column = lane % width;
-                    for start in (0..depth.len()).step_by(RUN) {
-                        let n = RUN.min(depth.len() - start);
-                        let from = row * self.stride + depth.start + start;
-                        let run = &mut run[..n];
-                        self.values.expand(isa, from, run);
+            Layout::Depth => self.pack_depth(form, lanes, depth, steps, packed),
+            Layout::Lanes => self.pack_lanes(form, lanes, depth, steps, packed),
+        }
+    }
+
+    /// A few lanes at a time into rows of packed elements, which are then turned.
+    fn pack_depth(
+        &self,
+        form: Form,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        steps: usize,
+        packed: &mut [u32],
+    ) {
+        let Form { isa, compute, bf16_pairs, width } = form;
+        let k_per_step = if bf16_pairs { 2 } else { 1 };
+        let mut rows = [0_u32; LANES * STEPS];
+        for (panel, packed) in packed.chunks_exact_mut(width * steps).enumerate() {
+            let first_lane = lanes.start + panel * width;
+            let n_lanes = width.min(lanes.end - first_lane);
+            for column in (0..n_lanes).step_by(LANES) {
+                let n_lanes = LANES.min(n_lanes - column);
+                for first_step in (0..steps).step_by(STEPS) {
+                    let n_steps = STEPS.min(steps - first_step);
+                    let start = depth.start + first_step * k_per_step;
+                    let n = (n_steps * k_per_step).min(depth.end - start);
+                    for (lane, row) in rows.chunks_exact_mut(STEPS).take(n_lanes).enumerate() {
+                        let from = (first_lane + column + lane) * self.stride + start;
                         if bf16_pairs {
-                            scatter_pairs(
-                                isa,
-                                run,
-                                &mut panel[start / 2 * width + column..],
-                                width,
-                            );
+                            self.values.pairs_along(isa, from, n, row);
                         } else {
-                            round(isa, compute, run);
-                            scatter(run, &mut panel[start * width + column..], width);
+                            let row = bytemuck::cast_slice_mut(&mut row[..n]);
+                            self.values.fill(isa, compute, from, row);
                         }
                     }
-                }
-            }
-            Layout::Lanes => {
-                let mut second = [0.0_f32; RUN];
-                for start in (0..lanes.len()).step_by(RUN) {
-                    let n = RUN.min(lanes.len() - start);
-                    let (run, second) = (&mut run[..n], &mut second[..n]);
-                    for step in 0..steps {
-                        let k = depth.start + if bf16_pairs { 2 * step } else { step };
-                        self.values.expand(isa, k * self.stride + lanes.start + start, run);
-                        if bf16_pairs {
-                            if k + 1 < depth.end {
-                                let from = (k + 1) * self.stride + lanes.start + start;
-                                self.values.expand(isa, from, second);
-                            } else {
-                                second.fill(0.0);
-                            }
-                        } else {
-                            round(isa, compute, run);
-                        }
-                        let pieces = run.chunks(width).zip(second.chunks(width));
-                        for (panel, (run, second)) in pieces.enumerate() {
-                            let panel = (start / width + panel) * width * steps + step * width;
-                            let packed = &mut packed[panel..panel + run.len()];
-                            if bf16_pairs {
-                                join_pairs(isa, run, second, packed);
-                            } else {
-                                for (packed, value) in packed.iter_mut().zip(run) {
-                                    *packed = value.to_bits();
-                                }
-                            }
-                        }
-                    }
+                    let packed = &mut packed[first_step * width + column..];
+                    transpose(isa, &rows, n_lanes, n_steps, packed, width);
                 }
             }
         }
     }
-}
 
-impl Values<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(values) | Self::Dropped(values, _) => values.len(),
-            Self::Bf16(values) => values.len(),
-            Self::Nf4 { n_elements, .. } => *n_elements,
-        }
-    }
-
-    /// The elements from `start` on, in f32.
-    pub fn expand(&self, isa: Isa, start: usize, run: &mut [f32]) {
-        match *self {
-            Self::F32(values) => run.copy_from_slice(&values[start..start + run.len()]),
-            Self::Dropped(values, dropout) => {
-                run.copy_from_slice(&values[start..start + run.len()]);
-                dropout.apply(start, run);
-            }
-            Self::Bf16(values) => expand_bf16(isa, &values[start..start + run.len()], run),
-            Self::Nf4 { codes, absmax_codes, absmax_scales, absmax_offset, .. } => {
-                let mut at = start;
-                let mut rest = run;
-                while !rest.is_empty() {
-                    let block = at / BLOCK;
-                    let n = (BLOCK - at % BLOCK).min(rest.len());
-                    let (piece, behind) = rest.split_at_mut(n);
-                    let scale = absmax_scales[block / ABSMAX_GROUP];
-                    let absmax = restore_absmax(absmax_codes[block], scale, absmax_offset);
-                    if n == BLOCK {
-                        let codes = &codes[at / 2..at / 2 + BLOCK / 2];
-                        expand_block(isa, codes, absmax, piece);
-                    } else {
-                        for (i, value) in piece.iter_mut().enumerate() {
-                            let byte = codes[(at + i) / 2];
-                            let code = if (at + i) % 2 == 0 { byte >> 4 } else { byte & 15 };
-                            *value = LEVELS[usize::from(code)] * absmax;
-                        }
-                    }
-                    at += n;
-                    rest = behind;
+    /// The stored rows are the panels' rows; pairs join two of them.
+    fn pack_lanes(
+        &self,
+        form: Form,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        steps: usize,
+        packed: &mut [u32],
+    ) {
+        let Form { isa, compute, bf16_pairs, width } = form;
+        // Whole panels, as many as a run holds.
+        let lanes_per_run = RUN / width * width;
+        let mut pairs = [0_u32; RUN];
+        let mut run = [0.0_f32; RUN];
+        for first_lane in lanes.clone().step_by(lanes_per_run) {
+            let n = lanes_per_run.min(lanes.end - first_lane);
+            let first_panel = (first_lane - lanes.start) / width;
+            for step in 0..steps {
+                let elements = if bf16_pairs {
+                    let k = depth.start + 2 * step;
+                    let second = (k + 1 < depth.end).then(|| (k + 1) * self.stride + first_lane);
+                    let first = k * self.stride + first_lane;
+                    self.values.pairs_across(isa, first, second, &mut pairs[..n]);
+                    &pairs[..n]
+                } else {
+                    let from = (depth.start + step) * self.stride + first_lane;
+                    let run = self.values.expand(isa, compute, from, &mut run[..n]);
+                    bytemuck::cast_slice(run)
+                };
+                let packed = &mut packed[(first_panel * steps + step) * width..];
+                match width {
+                    4 => spread::<4>(elements, packed, steps),
+                    6 => spread::<6>(elements, packed, steps),
+                    8 => spread::<8>(elements, packed, steps),
+                    14 => spread::<14>(elements, packed, steps),
+                    16 => spread::<16>(elements, packed, steps),
+                    32 => spread::<32>(elements, packed, steps),
+                    _ => unreachable!("no tile is {width} lanes wide"),
                 }
             }
         }
     }
 }
 
-for_each_isa! {
-    fn expand_bf16(values: &[bf16], run: &mut [f32]) {
-        for (run, value) in run.iter_mut().zip(values) {
-            *run = f32::from_bits(u32::from(value.to_bits()) << 16);
-        }
+/// Copies elements to one step of each panel, `steps` long. The width is known to the compiler, as
+/// a call for each few elements would take longer than the copy.
+fn spread<const WIDTH: usize>(elements: &[u32], packed: &mut [u32], steps: usize) {
+    let (whole, rest) = elements.as_chunks::<WIDTH>();
+    let mut start = 0;
+    for elements in whole {
+        packed[start..start + WIDTH].copy_from_slice(elements);
+        start += WIDTH * steps;
     }
-}
-
-/// One block of NF4.
-fn expand_block(isa: Isa, codes: &[u8], absmax: f32, run: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx512 {
-        // SAFETY: the device was made with instructions that this processor has.
-        return unsafe { expand_block_avx512(codes, absmax, run) };
-    }
-    let _ = isa;
-    for (pair, byte) in run.chunks_exact_mut(2).zip(codes) {
-        pair[0] = LEVELS[usize::from(byte >> 4)] * absmax;
-        pair[1] = LEVELS[usize::from(byte & 15)] * absmax;
-    }
-}
-
-/// The levels times the absmax are one register; a code permutes it.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn expand_block_avx512(codes: &[u8], absmax: f32, run: &mut [f32]) {
-    use std::arch::x86_64::*;
-    // SAFETY: the table has 16 elements.
-    let levels = unsafe { _mm512_loadu_ps(LEVELS.as_ptr()) };
-    let levels = _mm512_mul_ps(levels, _mm512_set1_ps(absmax));
-    // Bytes 0, 0, 1, 1, …: the even lanes take the high nibble, the odd ones the low.
-    let shifts = _mm512_set1_epi64(0x0000_0000_0000_0004);
-    let twice = _mm_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    for (codes, run) in codes.chunks_exact(8).zip(run.chunks_exact_mut(16)) {
-        // SAFETY: eight bytes are read and 16 elements written, which the chunks have.
-        unsafe {
-            let bytes = _mm_shuffle_epi8(_mm_loadl_epi64(codes.as_ptr().cast()), twice);
-            let indices = _mm512_srlv_epi32(_mm512_cvtepu8_epi32(bytes), shifts);
-            // The permutation reads the lowest four bits of each index.
-            _mm512_storeu_ps(run.as_mut_ptr(), _mm512_permutexvar_ps(indices, levels));
-        }
-    }
-}
-
-/// Rounded to bf16 (nearest even), as bits.
-#[inline(always)]
-pub(crate) fn bf16_bits(value: f32) -> u32 {
-    let bits = value.to_bits();
-    let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    // A NaN must not round to infinity.
-    if value.is_nan() { (bits >> 16) | 0x40 } else { rounded }
-}
-
-for_each_isa! {
-    /// Rounds to bf16 where products are.
-    fn round_bf16(run: &mut [f32]) {
-        for value in run {
-            *value = f32::from_bits(bf16_bits(*value) << 16);
-        }
-    }
-}
-
-/// Rounds a run to the precision of the products, where that is not f32.
-pub(super) fn round(isa: Isa, compute: Compute, run: &mut [f32]) {
-    if compute == Compute::Bf16 {
-        round_bf16(isa, run);
-    }
-}
-
-for_each_isa! {
-    /// Joins neighbours in k into pairs, `width` apart.
-    fn scatter_pairs(run: &[f32], packed: &mut [u32], width: usize) {
-        const CHUNK: usize = 64;
-        let mut pairs = [0_u32; CHUNK];
-        for (chunk, run) in run.chunks(2 * CHUNK).enumerate() {
-            let n = run.len().div_ceil(2);
-            let whole = run.len() / 2;
-            for (pair, values) in pairs.iter_mut().zip(run.chunks_exact(2)) {
-                *pair = bf16_bits(values[0]) | bf16_bits(values[1]) << 16;
-            }
-            if whole < n {
-                pairs[whole] = bf16_bits(run[run.len() - 1]);
-            }
-            for (i, pair) in pairs[..n].iter().enumerate() {
-                packed[(chunk * CHUNK + i) * width] = *pair;
-            }
-        }
-    }
-}
-
-for_each_isa! {
-    /// Joins two steps of k into pairs.
-    fn join_pairs(first: &[f32], second: &[f32], packed: &mut [u32]) {
-        let n = packed.len();
-        let (first, second) = (&first[..n], &second[..n]);
-        for i in 0..n {
-            packed[i] = bf16_bits(first[i]) | bf16_bits(second[i]) << 16;
-        }
-    }
-}
-
-fn scatter(run: &[f32], packed: &mut [u32], width: usize) {
-    for (i, value) in run.iter().enumerate() {
-        packed[i * width] = value.to_bits();
+    if !rest.is_empty() {
+        packed[start..start + rest.len()].copy_from_slice(rest);
     }
 }

@@ -1,20 +1,20 @@
 //! Products with very few rows, as in writing text: the weight is read once, front to back, and
 //! never packed.
 
-use super::{Extents, Operand, Place, operand::round};
+use super::{
+    Extents, Operand, Place,
+    expand::{RUN, round},
+};
 use crate::{
     Store,
     cpu::{
-        math::{dot, for_each_isa},
+        math::for_each_isa,
         parallel::{Shared, for_each_task},
     },
 };
 
 /// The most rows for which packing a weight costs more than it saves.
 const MAX_ROWS: usize = 4;
-
-/// Elements of a weight's row expanded at a time.
-const RUN: usize = 512;
 
 /// Rows of the weight in a task.
 const TASK_ROWS: usize = 16;
@@ -24,13 +24,41 @@ pub(crate) fn few_rows_workspace_bytes(extents: Extents) -> usize {
     extents.m.min(MAX_ROWS).saturating_mul(extents.k).saturating_mul(size_of::<f32>())
 }
 
+/// Running sums of a product of two rows: four vectors of 16, since a core begins the next
+/// multiplication before the last is done.
+const SUMS: usize = 64;
+
 for_each_isa! {
-    /// `sums[i] += a_i · run` for each row `i` of `a`, `stride` apart.
-    fn add_dots(a: &[f32], stride: usize, run: &[f32], sums: &mut [f32]) {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum += dot(&a[i * stride..i * stride + run.len()], run);
+    /// `sums[i][k % SUMS] += a_i[k] · run[k]` for each row `i` of `a`, `stride` apart.
+    fn add_products(a: &[f32], stride: usize, run: &[f32], sums: &mut [[f32; SUMS]]) {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let (a, a_rest) = a[i * stride..][..run.len()].as_chunks::<SUMS>();
+            let (run, run_rest) = run.as_chunks::<SUMS>();
+            let mut whole = *sums;
+            for (a, run) in a.iter().zip(run) {
+                for k in 0..SUMS {
+                    whole[k] += a[k] * run[k];
+                }
+            }
+            *sums = whole;
+            for (sum, (a, run)) in sums.iter_mut().zip(a_rest.iter().zip(run_rest)) {
+                *sum += a * run;
+            }
         }
     }
+}
+
+/// Adds running sums by halves.
+fn total(mut sums: [f32; SUMS]) -> f32 {
+    let mut width = SUMS / 2;
+    while width > 0 {
+        let (low, high) = sums.split_at_mut(width);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low += *high;
+        }
+        width /= 2;
+    }
+    sums[0]
 }
 
 /// `c (store) a · bᵀ` with `a` `[m, k]` and `b` stored `[n, k]`, if there are few enough rows;
@@ -45,9 +73,10 @@ pub(crate) fn few_rows(
     workspace: &mut [f32],
 ) -> bool {
     let Extents { m, n, k } = extents;
-    if m > MAX_ROWS || k == 0 {
+    if m > MAX_ROWS || n == 0 || k == 0 {
         return false;
     }
+    b.check(n, k);
     let rounded = &mut workspace[..m * k];
     rounded.copy_from_slice(&a[..m * k]);
     round(place.isa, place.compute, rounded);
@@ -56,17 +85,18 @@ pub(crate) fn few_rows(
     for_each_task(place.pool, n.div_ceil(TASK_ROWS), |task| {
         let mut run = [0.0_f32; RUN];
         for column in task * TASK_ROWS..((task + 1) * TASK_ROWS).min(n) {
-            let mut sums = [0.0_f32; MAX_ROWS];
+            let mut sums = [[0.0_f32; SUMS]; MAX_ROWS];
             for start in (0..k).step_by(RUN) {
                 let run = &mut run[..RUN.min(k - start)];
-                b.values.expand(place.isa, column * b.stride + start, run);
-                round(place.isa, place.compute, run);
-                add_dots(place.isa, &rounded[start..], k, run, &mut sums[..m]);
+                let from = column * b.stride + start;
+                let run = b.values.expand(place.isa, place.compute, from, run);
+                add_products(place.isa, &rounded[start..], k, run, &mut sums[..m]);
             }
-            for (row, sum) in sums[..m].iter().enumerate() {
+            for (row, sums) in sums[..m].iter().enumerate() {
                 // SAFETY: tasks own different columns, and C outlives them.
                 let c = unsafe { &mut *shared.part(row * n + column, 1) };
-                *c = if store == Store::Overwrite { *sum } else { *c + sum };
+                let sum = total(*sums);
+                *c = if store == Store::Overwrite { sum } else { *c + sum };
             }
         }
     });

@@ -1,0 +1,273 @@
+//! How fast the matrix products run, beside what the processor could do at most.
+//!
+//! ```text
+//! cargo run --release -p nibble-kernels --example matrix_rate [-- n_threads [rows in out]]
+//! ```
+//! The ceiling is the same instruction on registers alone, on as many threads, measured just before
+//! each row of the table, since a processor's frequency moves. A rate is that of the fastest of
+//! several runs: whatever else the machine does can only slow one down.
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use half::bf16;
+use nibble_kernels::{
+    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError, Store,
+    linear::{self, Linear, LinearShape, Weight},
+    lora::{self, Lora, LoraPair, LoraShape},
+    nf4::{Nf4, Nf4Layout, Nf4Weight},
+};
+
+/// Rows, columns in, columns out: square ones, those of a 1.1B-parameter Llama, one row as in
+/// writing text.
+const SHAPES: [(usize, usize, usize); 6] = [
+    (256, 2048, 2048),
+    (256, 2048, 5632),
+    (256, 5632, 2048),
+    (1024, 2048, 2048),
+    (1024, 4096, 4096),
+    (1, 4096, 4096),
+];
+
+const RANK: usize = 16;
+
+/// Time given to each measurement.
+const MEASUREMENT: Duration = Duration::from_millis(100);
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments = std::env::args().skip(1).map(|argument| argument.parse());
+    let arguments = arguments.collect::<Result<Vec<usize>, _>>()?;
+    let n_threads = match arguments.first() {
+        Some(&n_threads) => n_threads,
+        None => std::thread::available_parallelism()?.get(),
+    };
+    let shapes = match arguments[..] {
+        [_, n_rows, n_in, n_out] => vec![(n_rows, n_in, n_out)],
+        _ => SHAPES.to_vec(),
+    };
+    let isa = Isa::best();
+    println!("{isa}, {n_threads} threads; rates in GFLOP/s and as a share of the ceiling");
+    for compute in [Compute::Bf16, Compute::F32] {
+        println!();
+        println!(
+            "{:<5} {:<17} {:<6} {:>8} {:>14} {:>14} {:>14}",
+            "", "rows, in, out", "weight", "ceiling", "forward", "dx", "dweight"
+        );
+        for &(n_rows, n_in, n_out) in &shapes {
+            let profile = DeviceProfile { kind: DeviceKind::Cpu { isa, n_threads }, compute };
+            measure(profile, LinearShape { n_rows, n_in, n_out })?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints the rows of one shape: three stores of a weight, and the low-rank pair.
+fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std::error::Error>> {
+    let mut device = Cpu::new(profile)?;
+    let LinearShape { n_rows, n_in, n_out } = shape;
+    let x = place(&mut device, &values(n_rows * n_in))?;
+    let dy = place(&mut device, &values(n_rows * n_out))?;
+    let y = place(&mut device, &values(n_rows * n_out))?;
+    let dx = place(&mut device, &values(n_rows * n_in))?;
+    let dweight = place(&mut device, &vec![0.0; n_in * n_out])?;
+    let workspace = place(&mut device, &vec![0; linear::workspace_bytes(&profile, shape)])?;
+    let weight = values(n_in * n_out);
+    let narrow: Vec<_> = weight.iter().map(|&value| bf16::from_f32(value)).collect();
+    let weight = place(&mut device, &weight)?;
+    let weights = [
+        ("f32", Weight::F32(weight)),
+        ("bf16", Weight::Bf16(place(&mut device, &narrow)?)),
+        ("NF4", Weight::Nf4(quantized(&mut device, weight)?)),
+    ];
+    let n_operations = 2.0 * n_rows as f64 * n_in as f64 * n_out as f64;
+    let store = Store::Overwrite;
+    for (name, weight) in weights {
+        let line = Line::new(profile, shape, name);
+        let forward = fastest(|| device.linear(shape, x, weight, None, store, y, workspace));
+        let input = fastest(|| {
+            device.linear_input_gradient(shape, dy, weight, store, dx, workspace);
+        });
+        let gradient = fastest(|| {
+            device.linear_weight_gradient(shape, x, dy, store, dweight, workspace);
+        });
+        line.print([forward, input, gradient].map(|secs| n_operations / secs));
+    }
+
+    let shape_of_pair = LoraShape { n_rows, n_in, n_out, rank: RANK };
+    let workspace = lora::workspace_bytes(&profile, shape_of_pair, false);
+    let workspace = place(&mut device, &vec![0; workspace])?;
+    let mut pair = || -> Result<LoraPair, MemoryError> {
+        let a = place(&mut device, &values(RANK * n_in))?;
+        Ok(LoraPair { a, b: place(&mut device, &values(n_out * RANK))? })
+    };
+    let (pair, gradient) = (pair()?, pair()?);
+    let xa = place(&mut device, &vec![0.0; n_rows * RANK])?;
+    let line = Line::new(profile, shape, "pair");
+    let forward = fastest(|| device.lora(shape_of_pair, 1.0, None, x, pair, xa, y, workspace));
+    let backward = fastest(|| {
+        let dx = Some(dx);
+        device.lora_backward(shape_of_pair, 1.0, None, x, xa, dy, pair, gradient, dx, workspace);
+    });
+    // One pass of the rows over A and one over B forward; two of each backward.
+    let n_operations = 2.0 * (n_rows * RANK) as f64 * (n_in + n_out) as f64;
+    line.print([n_operations / forward, 2.0 * n_operations / backward, f64::NAN]);
+    Ok(())
+}
+
+/// A line of the table, with the ceiling measured when it is begun.
+struct Line {
+    label: String,
+    ceiling: f64,
+}
+
+impl Line {
+    fn new(profile: DeviceProfile, shape: LinearShape, weight: &str) -> Self {
+        let extents = format!("{}, {}, {}", shape.n_rows, shape.n_in, shape.n_out);
+        let label = format!("{:<5} {extents:<17} {weight:<6}", format!("{:?}", profile.compute));
+        Self { label, ceiling: ceiling(profile) }
+    }
+
+    /// Prints operations a second.
+    fn print(self, rates: [f64; 3]) {
+        print!("{} {:>8.0}", self.label, self.ceiling / 1e9);
+        for rate in rates {
+            if rate.is_nan() {
+                print!(" {:>14}", "–");
+            } else {
+                print!(" {:>8.1} {:>4.0}%", rate / 1e9, 100.0 * rate / self.ceiling);
+            }
+        }
+        println!();
+    }
+}
+
+/// Seconds of the fastest of several runs.
+fn fastest(mut run: impl FnMut()) -> f64 {
+    run();
+    let begin = Instant::now();
+    let mut fastest = f64::INFINITY;
+    while begin.elapsed() < MEASUREMENT {
+        let start = Instant::now();
+        run();
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    fastest
+}
+
+fn place<T: Element>(device: &mut Cpu, values: &[T]) -> Result<DeviceSlice<T>, MemoryError> {
+    let slice = DeviceSlice::new(device.allocate(size_of_val(values))?, 0, values.len());
+    device.upload(values, slice);
+    Ok(slice)
+}
+
+/// Numbers in [-1, 1) without a pattern; a linear congruence (Knuth).
+fn values(n: usize) -> Vec<f32> {
+    let mut state = 1_u64;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn quantized(device: &mut Cpu, source: DeviceSlice<f32>) -> Result<Nf4Weight, MemoryError> {
+    let layout = Nf4Layout { n_elements: source.len() };
+    let weight = Nf4Weight {
+        codes: place(device, &vec![0; layout.n_codes()])?,
+        absmax_codes: place(device, &vec![0; layout.n_blocks()])?,
+        absmax_scales: place(device, &vec![0.0; layout.n_groups()])?,
+        absmax_offset: place(device, &[0.0])?,
+    };
+    let workspace = place(device, &vec![0.0; layout.n_blocks()])?;
+    device.nf4_quantize(source, weight, workspace);
+    Ok(weight)
+}
+
+/// Operations a second of multiply-and-add on registers, on all threads at once.
+fn ceiling(profile: DeviceProfile) -> f64 {
+    const STEPS: usize = 100_000;
+    let DeviceKind::Cpu { isa, n_threads } = profile.kind;
+    let secs = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads)
+            .map(|_| scope.spawn(move || fastest(|| registers(isa, profile.compute, STEPS))))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
+    });
+    let per_step = match (isa, profile.compute) {
+        (Isa::Avx512Bf16, Compute::Bf16) => 64,
+        (Isa::Avx512 | Isa::Avx512Bf16, _) => 32,
+        (Isa::Avx2, _) => 16,
+        (Isa::Portable, _) => 8,
+    };
+    (n_threads * STEPS * N_SUMS * per_step) as f64 / secs
+}
+
+/// Independent sums: more than the instruction's latency times its rate, fewer than registers.
+const N_SUMS: usize = 12;
+
+/// `steps` rounds of [`N_SUMS`] multiply-and-adds of whole vectors.
+fn registers(isa: Isa, compute: Compute, steps: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn avx512_bf16(steps: usize) {
+            let mut sums = black_box([_mm512_setzero_ps(); N_SUMS]);
+            let one = black_box(_mm512_set1_epi32(0x3f80_3f80));
+            // SAFETY: any bits are bf16 numbers.
+            let one: __m512bh = unsafe { std::mem::transmute(one) };
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbf16_ps(*sum, one, one);
+                }
+            }
+            black_box(sums);
+        }
+        #[target_feature(enable = "avx512f")]
+        fn avx512(steps: usize) {
+            let mut sums = black_box([_mm512_setzero_ps(); N_SUMS]);
+            let one = black_box(_mm512_set1_ps(1.0));
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(one, one, *sum);
+                }
+            }
+            black_box(sums);
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(steps: usize) {
+            let mut sums = black_box([_mm256_setzero_ps(); N_SUMS]);
+            let one = black_box(_mm256_set1_ps(1.0));
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(one, one, *sum);
+                }
+            }
+            black_box(sums);
+        }
+        match (isa, compute) {
+            // SAFETY: `Isa::best` found the instructions on this processor.
+            (Isa::Avx512Bf16, Compute::Bf16) => return unsafe { avx512_bf16(steps) },
+            // SAFETY: as above.
+            (Isa::Avx512 | Isa::Avx512Bf16, _) => return unsafe { avx512(steps) },
+            // SAFETY: as above.
+            (Isa::Avx2, _) => return unsafe { avx2(steps) },
+            (Isa::Portable, _) => {}
+        }
+    }
+    let _ = (isa, compute);
+    let mut sums = black_box([[0.0_f32; 4]; N_SUMS]);
+    let one = black_box([1.0_f32; 4]);
+    for _ in 0..steps {
+        for sum in &mut sums {
+            for (sum, one) in sum.iter_mut().zip(one) {
+                *sum += one * one;
+            }
+        }
+    }
+    black_box(sums);
+}

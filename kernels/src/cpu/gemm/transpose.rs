@@ -1,0 +1,119 @@
+//! Turning rows along k into steps of a panel.
+
+use crate::Isa;
+
+/// The most rows that are turned at a time: the lanes of the widest vector.
+pub(super) const LANES: usize = 16;
+
+/// Elements from one row to the next, and the most steps that are turned at a time: with 16 rows
+/// they take half of a first-level cache.
+pub(super) const STEPS: usize = 256;
+
+/// `panel[step · width + lane] = rows[lane · STEPS + step]`.
+pub(super) fn transpose(
+    isa: Isa,
+    rows: &[u32; LANES * STEPS],
+    n_lanes: usize,
+    n_steps: usize,
+    panel: &mut [u32],
+    width: usize,
+) {
+    assert!(n_lanes <= LANES.min(width) && n_steps <= STEPS);
+    let needed = n_steps.saturating_sub(1) * width + n_lanes;
+    let panel = &mut panel[..needed];
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 {
+        // SAFETY: the device was made with instructions that this processor has.
+        return unsafe { x86::transpose(rows, n_lanes, n_steps, panel, width) };
+    }
+    let _ = isa;
+    for (step, panel) in panel.chunks_mut(width).enumerate() {
+        for (lane, packed) in panel.iter_mut().take(n_lanes).enumerate() {
+            *packed = rows[lane * STEPS + step];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, STEPS};
+
+    /// As [`super::transpose`], 16 × 16 elements in registers: pairs of rows are interleaved by
+    /// elements, then by twos, then the quarters of four registers at a time are exchanged, twice.
+    #[target_feature(enable = "avx512f")]
+    pub fn transpose(
+        rows: &[u32; LANES * STEPS],
+        n_lanes: usize,
+        n_steps: usize,
+        panel: &mut [u32],
+        width: usize,
+    ) {
+        let mask = ((1_u32 << n_lanes) - 1) as u16;
+        for first in (0..n_steps).step_by(LANES) {
+            let mut r = [_mm512_setzero_si512(); LANES];
+            for (lane, r) in r.iter_mut().enumerate() {
+                let row = &rows[lane * STEPS + first..][..LANES];
+                // SAFETY: 16 elements are there.
+                *r = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+            }
+            let mut t = r;
+            for i in (0..LANES).step_by(2) {
+                t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+                t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+            }
+            for i in (0..LANES).step_by(4) {
+                r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+                r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+                r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+                r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+            }
+            // Now r[4g + s] has, in quarter q, step 4q + s of the four lanes of group g.
+            for s in 0..4 {
+                t[s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(r[s], r[4 + s]);
+                t[4 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(r[s], r[4 + s]);
+                t[8 + s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(r[8 + s], r[12 + s]);
+                t[12 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(r[8 + s], r[12 + s]);
+            }
+            for s in 0..4 {
+                r[s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(t[s], t[8 + s]);
+                r[8 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(t[s], t[8 + s]);
+                r[4 + s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(t[4 + s], t[12 + s]);
+                r[12 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(t[4 + s], t[12 + s]);
+            }
+            for (step, r) in r.iter().enumerate().take(n_steps - first) {
+                let target = &mut panel[(first + step) * width..][..n_lanes];
+                // SAFETY: the lanes of the mask are there.
+                unsafe { _mm512_mask_storeu_epi32(target.as_mut_ptr().cast(), mask, *r) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_turns_rows_into_steps_and_touches_nothing_else() {
+        let rows: [u32; LANES * STEPS] = std::array::from_fn(|i| i as u32);
+        for isa in Isa::available() {
+            for (n_lanes, width) in [(1, 4), (14, 14), (9, 14), (16, 32), (8, 8), (16, 16)] {
+                for n_steps in [1, 15, 16, 17, 256] {
+                    let mut panel = vec![u32::MAX; n_steps * width + 32];
+                    transpose(isa, &rows, n_lanes, n_steps, &mut panel, width);
+                    for (at, &packed) in panel.iter().enumerate() {
+                        let (step, lane) = (at / width, at % width);
+                        let expected = if step < n_steps && lane < n_lanes {
+                            (lane * STEPS + step) as u32
+                        } else {
+                            u32::MAX
+                        };
+                        assert_eq!(packed, expected, "{isa}: {n_lanes} of {width} at {at}");
+                    }
+                }
+            }
+        }
+    }
+}
