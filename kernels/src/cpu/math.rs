@@ -97,8 +97,8 @@ macro_rules! for_each_isa {
                     $crate::Isa::Portable => {}
                     // SAFETY: the device was made with instructions that this processor has.
                     $crate::Isa::Avx2 => return unsafe { avx2($($argument),*) },
-                    // SAFETY: as above.
                     $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => {
+                        // SAFETY: as above.
                         return unsafe { avx512($($argument),*) };
                     }
                 }

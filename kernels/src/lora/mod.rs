@@ -13,6 +13,10 @@
 //! again instead of saving it, whatever the number of threads.
 
 mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
