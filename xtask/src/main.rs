@@ -1,2 +1,120 @@
-//! The commands of the project.
-fn main() {}
+//! The project's own commands: `cargo xtask run | test | bench | tidy | reference | starter | datasets`.
+
+mod bench;
+mod first_run;
+mod reference;
+mod starter;
+mod tidy;
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  run [--headless]   build Nibble and fine-tune the built-in model on a built-in dataset
+  test               check formatting, lints, every test and the house's rules
+  bench [SHAPE ...]  measure speed and memory, beside PEFT + bitsandbytes where Python is there
+  tidy               check the house's rules alone
+  starter            train the starter model again, from nothing
+  datasets           write the example datasets again
+  reference          make the golden files again with the reference implementations (needs Python)
+";
+
+/// Why a command did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program could not be started.
+    #[error("could not start {program}: {source}; is it installed and on the PATH?")]
+    Start {
+        /// The program.
+        program: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A program failed, and has said why.
+    #[error("{what} failed")]
+    Failed {
+        /// What was being done.
+        what: String,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The reference environment.
+    #[error(transparent)]
+    Reference(#[from] reference::ReferenceError),
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut words = arguments.iter().map(String::as_str);
+    let result = match words.next() {
+        Some("run") => first_run::run(words.any(|word| word == "--headless")),
+        Some("test") => test(),
+        Some("bench") => bench::bench(&words.collect::<Vec<_>>()),
+        Some("starter") => starter::starter(),
+        Some("datasets") => starter::write_datasets(),
+        Some("tidy") => tidy::tidy(),
+        Some("reference") => reference::reference().map_err(Error::from),
+        Some("help" | "--help" | "-h") | None => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => {
+            eprintln!("error: `{other}` is no command\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything that must hold.
+fn test() -> Result<(), Error> {
+    cargo("formatting", &["fmt", "--all", "--check"])?;
+    tidy::tidy()?;
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    cargo("the lints", &lints)?;
+    cargo("a test", &["test", "--workspace"])
+}
+
+/// The project's root.
+pub fn root() -> PathBuf {
+    // This crate lies directly below it.
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, PathBuf::from)
+}
+
+/// Runs cargo in the project's root.
+pub fn cargo(what: &str, arguments: &[&str]) -> Result<(), Error> {
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    run(what, Command::new(program).args(arguments))
+}
+
+/// Runs a program in the project's root, with this one's input and output.
+pub fn run(what: &str, command: &mut Command) -> Result<(), Error> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status =
+        command.current_dir(root()).status().map_err(|source| Error::Start { program, source })?;
+    if status.success() { Ok(()) } else { Err(Error::Failed { what: what.into() }) }
+}
+
+/// The built `nibble`, made now if it is not up to date.
+pub fn nibble() -> Result<PathBuf, Error> {
+    cargo("the build", &["build", "--release", "--package", "nibble-cli"])?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release").join(format!("nibble{}", std::env::consts::EXE_SUFFIX)))
+}

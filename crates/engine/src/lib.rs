@@ -12,5 +12,6 @@ pub mod files;
 pub mod generate;
 pub mod model;
 pub mod plan;
+pub mod report;
 pub mod train;
 pub mod weights;

@@ -52,7 +52,11 @@ fn projection_names() -> String {
 }
 
 fn size(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / (1_u64 << 30) as f64)
+    const GIB: f64 = (1_u64 << 30) as f64;
+    match bytes as f64 {
+        bytes if bytes < 0.1 * GIB => format!("{:.1} MiB", bytes * 1024.0 / GIB),
+        bytes => format!("{:.2} GiB", bytes / GIB),
+    }
 }
 
 fn changes(suggestions: &[nibble_run::Suggestion]) -> String {

@@ -30,6 +30,7 @@ use crate::{
     devices::ResidentMemory,
     export::copy_companions,
     generate::{self, SamplingSettings},
+    report,
     weights::place_weights,
 };
 
@@ -367,6 +368,11 @@ impl Run {
         };
         if complete {
             self.report(done)?;
+            if let Err(error) = report::write(&self.folder) {
+                // A run is no worse for a chart that could not be drawn.
+                let message = format!("the charts could not be drawn: {error}");
+                self.link.emit(Event::Warning { message });
+            }
         } else {
             // Only an end that is the end is remembered as one.
             self.link.emit(done);

@@ -1,0 +1,129 @@
+//! `cargo xtask bench`: speed and memory of every method on random weights of well-known shapes,
+//! ours beside PEFT + bitsandbytes in the same run where their environment is ready.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::{Error, nibble, reference, root, run};
+
+/// Shapes unless others are named: ids of the catalog.
+const SHAPES: [&str; 2] = ["smollm2-135m", "tinyllama-1.1b"];
+const METHODS: [&str; 3] = ["full", "lora", "qlora"];
+const SEQUENCE: &str = "256";
+/// Steps of a measurement; the first warms up and does not count.
+const STEPS: usize = 6;
+
+/// One measurement.
+struct Measured {
+    tokens_per_s: f64,
+    peak_bytes: f64,
+}
+
+/// Measures the shapes named, or the usual ones, and prints a table.
+pub fn bench(shapes: &[&str]) -> Result<(), Error> {
+    let nibble = nibble()?;
+    let python = reference::ready_python();
+    if python.is_none() {
+        println!("Without PEFT + bitsandbytes: `cargo xtask reference` sets them up.");
+    }
+    println!("Tokens/s and peak memory at {SEQUENCE} tokens a step, rank 16, no recomputation\n");
+    println!(
+        "{:<16} {:<6} {:>10} {:>10} {:>12} {:>10} {:>7} {:>7}",
+        "shape", "method", "nibble", "GiB", "peft+bnb", "GiB", "speed", "memory"
+    );
+    for shape in if shapes.is_empty() { &SHAPES[..] } else { shapes } {
+        let folder = random_model(shape)?;
+        for method in METHODS {
+            let ours = measure_nibble(&nibble, &folder, method)?;
+            let theirs = match &python {
+                Some(python) => Some(measure_peft(python, &folder, method)?),
+                None => None,
+            };
+            let gib = |bytes: f64| bytes / f64::from(1 << 30);
+            print!(
+                "{shape:<16} {method:<6} {:>10.1} {:>10.2}",
+                ours.tokens_per_s,
+                gib(ours.peak_bytes)
+            );
+            match theirs {
+                Some(theirs) => println!(
+                    " {:>12.1} {:>10.2} {:>6.2}x {:>6.2}x",
+                    theirs.tokens_per_s,
+                    gib(theirs.peak_bytes),
+                    ours.tokens_per_s / theirs.tokens_per_s,
+                    ours.peak_bytes / theirs.peak_bytes
+                ),
+                None => println!(),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A folder of random weights of a catalog shape, with data of whole sequences; made once.
+fn random_model(shape: &str) -> Result<PathBuf, Error> {
+    let folder = root().join("target").join("bench").join(shape);
+    if !folder.join("data.jsonl").is_file() {
+        let what = "making a random model";
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args(["run", "--quiet", "--release", "--package", "nibble-engine"]);
+        command.args(["--example", "random_model", "--", shape]).arg(&folder).arg(SEQUENCE);
+        run(what, &mut command)?;
+    }
+    Ok(folder)
+}
+
+fn measure_nibble(nibble: &Path, folder: &Path, method: &str) -> Result<Measured, Error> {
+    let out = folder.join(format!("run-{method}"));
+    if out.exists() {
+        fs::remove_dir_all(&out).map_err(|source| Error::File { path: out.clone(), source })?;
+    }
+    let mut command = Command::new(nibble);
+    command.args(["train", "--json", "--method", method, "--seq", SEQUENCE, "--rank", "16"]);
+    command.args(["--steps", &STEPS.to_string(), "--no-recompute"]);
+    command.arg("--model").arg(folder).arg("--data").arg(folder.join("data.jsonl"));
+    let events = json_lines(command.arg("--out").arg(&out))?;
+    let steps = events.iter().filter(|event| event["event"] == "step");
+    let speeds = steps.skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
+    let done = events.iter().find(|event| event["event"] == "done");
+    let peak_bytes = done.and_then(|done| done["peak_rss_bytes"].as_f64()).unwrap_or(f64::NAN);
+    // A fully trained checkpoint of a large shape is tens of gigabytes that nobody wants.
+    let _ = fs::remove_dir_all(&out);
+    Ok(Measured { tokens_per_s: median(speeds), peak_bytes })
+}
+
+fn measure_peft(python: &Path, folder: &Path, method: &str) -> Result<Measured, Error> {
+    let script = root().join("tests").join("reference").join("bench_peft.py");
+    let mut command = Command::new(python);
+    command.arg(script).arg("--config").arg(folder.join("config.json"));
+    command.args(["--method", method, "--sequence", SEQUENCE, "--rank", "16"]);
+    let events = json_lines(command.args(["--steps", &STEPS.to_string()]))?;
+    let speeds = events.iter().skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
+    let peaks = events.iter().filter_map(|event| event["peak_rss_bytes"].as_f64());
+    Ok(Measured { tokens_per_s: median(speeds), peak_bytes: peaks.fold(f64::NAN, f64::max) })
+}
+
+/// The JSON objects that a program prints, a line each.
+fn json_lines(command: &mut Command) -> Result<Vec<Value>, Error> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|source| Error::Start { program: program.clone(), source })?;
+    if !output.status.success() {
+        return Err(Error::Failed { what: program });
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
