@@ -164,6 +164,9 @@ fn an_unwanted_input_gradient_changes_nothing_else(device: &mut impl Lora) {
     assert_eq!(fetch(device, gradient.b), expected.db);
 }
 
+/// Picks the values to take a step in.
+type Choose = fn(&mut Inputs) -> &mut Vec<f32>;
+
 /// `Σ y · dy` is linear in each of x, A and B, so that a step of any size gives its derivative
 /// exactly, but for rounding.
 fn gradients_match_finite_differences(device: &mut impl Lora) {
@@ -186,7 +189,7 @@ fn gradients_match_finite_differences(device: &mut impl Lora) {
             Compute::Bf16 => f64::from(half::bf16::EPSILON),
         };
         const STEP: f32 = 1.0;
-        let parts: [(fn(&mut Inputs) -> &mut Vec<f32>, &[f32]); 3] = [
+        let parts: [(Choose, &[f32]); 3] = [
             (|inputs| &mut inputs.x, &gradients.dx),
             (|inputs| &mut inputs.a, &gradients.da),
             (|inputs| &mut inputs.b, &gradients.db),

@@ -41,6 +41,36 @@ impl Values<'_> {
         }
     }
 
+    /// Asks for the bytes of `n` elements from `start` on, which will be read soon. Rows of a matrix
+    /// are far apart, so that the processor does not guess the next one itself.
+    #[inline]
+    pub fn prefetch(&self, start: usize, n: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let lines = |bytes: *const u8, len: usize| {
+                for line in (0..len).step_by(64) {
+                    // SAFETY: a prefetch may be of any address.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(line).cast()) };
+                }
+            };
+            match self {
+                Self::F32(values) | Self::Dropped(values, _) => {
+                    lines(values.as_ptr().wrapping_add(start).cast(), n * size_of::<f32>());
+                }
+                Self::Bf16(values) => {
+                    lines(values.as_ptr().wrapping_add(start).cast(), n * size_of::<bf16>());
+                }
+                Self::Nf4(values) => {
+                    lines(values.codes.as_ptr().wrapping_add(start / 2), n / 2);
+                    lines(values.absmax_codes.as_ptr().wrapping_add(start / BLOCK), 1);
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (start, n);
+    }
+
     /// The elements from `start` on in f32, rounded to the precision of the products; `run` gives
     /// their number and the place for those that are not stored so.
     pub fn expand<'s>(

@@ -36,6 +36,11 @@ pub(super) struct Form {
     pub width: usize,
 }
 
+/// How far ahead of their use stored rows are asked for: about the latency of memory, at the rate
+/// of packing.
+const LANES_AHEAD: usize = 4;
+const STEPS_AHEAD: usize = 8;
+
 impl<'a> Operand<'a> {
     /// An f32 matrix `[lanes, k]`, or `[k, lanes]` in the other layout.
     pub fn f32(values: &'a [f32], layout: Layout, stride: usize) -> Self {
@@ -98,6 +103,7 @@ impl<'a> Operand<'a> {
                     let n = (n_steps * k_per_step).min(depth.end - start);
                     for (lane, row) in rows.chunks_exact_mut(STEPS).take(n_lanes).enumerate() {
                         let from = (first_lane + column + lane) * self.stride + start;
+                        self.values.prefetch(from + LANES_AHEAD * self.stride, n);
                         if bf16_pairs {
                             self.values.pairs_along(isa, from, n, row);
                         } else {
@@ -122,6 +128,7 @@ impl<'a> Operand<'a> {
         packed: &mut [u32],
     ) {
         let Form { isa, compute, bf16_pairs, width } = form;
+        let k_per_step = if bf16_pairs { 2 } else { 1 };
         // Whole panels, as many as a run holds.
         let lanes_per_run = RUN / width * width;
         let mut pairs = [0_u32; RUN];
@@ -130,6 +137,10 @@ impl<'a> Operand<'a> {
             let n = lanes_per_run.min(lanes.end - first_lane);
             let first_panel = (first_lane - lanes.start) / width;
             for step in 0..steps {
+                for k in 0..k_per_step {
+                    let k = depth.start + (step + STEPS_AHEAD) * k_per_step + k;
+                    self.values.prefetch(k * self.stride + first_lane, n);
+                }
                 let elements = if bf16_pairs {
                     let k = depth.start + 2 * step;
                     let second = (k + 1 < depth.end).then(|| (k + 1) * self.stride + first_lane);
