@@ -1,6 +1,6 @@
 //! What the operations' tests share: every device, seeded inputs, error measures.
 
-use crate::{Compute, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, nf4};
+use crate::{Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, nf4};
 
 /// Every path of this machine's processor, in both precisions, on one thread and on three (a count
 /// that divides no shape evenly).
@@ -100,6 +100,64 @@ pub(crate) fn relative_error(actual: &[f32], expected: &[f64]) -> f64 {
         let error = (f64::from(a) - e).abs() / scale;
         if error.is_nan() { f64::INFINITY } else { worst.max(error) }
     })
+}
+
+/// Asserts that `actual` is at most twice as far from `exact` as `plain` is, the same formula in
+/// the device's precision; and one rounding more, for another order of the same operations.
+pub(crate) fn assert_as_close_as_plain(what: &str, actual: &[f32], exact: &[f64], plain: &[f64]) {
+    let plain: Vec<f32> = plain.iter().map(|&x| x as f32).collect();
+    let limit = 2.0 * relative_error(&plain, exact) + f64::from(f32::EPSILON);
+    let error = relative_error(actual, exact);
+    assert!(error <= limit, "{what}: {error:e} beyond {limit:e}");
+}
+
+/// The arithmetic of a reference's plain version: each operation's result rounded to f32.
+pub(crate) fn to_f32(x: f64) -> f64 {
+    f64::from(x as f32)
+}
+
+/// The arithmetic of an exact reference.
+pub(crate) fn unrounded(x: f64) -> f64 {
+    x
+}
+
+pub(crate) fn widened(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Asserts that `gradient` is that of `loss` at `values`, by central differences of some of them.
+pub(crate) fn assert_gradient(values: &[f64], gradient: &[f64], loss: impl Fn(&[f64]) -> f64) {
+    const STEP: f64 = 1e-4;
+    let slope = |at: usize, step: f64| {
+        let moved_by = |step: f64| {
+            let mut moved = values.to_vec();
+            moved[at] += step;
+            loss(&moved)
+        };
+        (moved_by(step) - moved_by(-step)) / (2.0 * step)
+    };
+    assert_eq!(values.len(), gradient.len());
+    for at in (0..values.len()).step_by(values.len().div_ceil(20)) {
+        let (near, far) = (slope(at, STEP), slope(at, 2.0 * STEP));
+        // The error goes as the square of the step, so that a third of the difference is that of
+        // the nearer slope; and both losses are rounded, over a few hundred terms at most.
+        let limit = (far - near).abs() + 1e3 * f64::EPSILON * loss(values).abs().max(1.0) / STEP;
+        assert!((near - gradient[at]).abs() <= limit, "{at}: {near} but {}", gradient[at]);
+    }
+}
+
+/// Asserts that `body` computes the same bits on one thread, on two and on five.
+pub(crate) fn assert_same_on_any_number_of_threads(body: impl Fn(&mut Cpu) -> Vec<Vec<f32>>) {
+    for isa in Isa::available() {
+        let results = [1, 2, 5].map(|n_threads| {
+            let kind = DeviceKind::Cpu { isa, n_threads };
+            let profile = DeviceProfile { kind, compute: Compute::F32 };
+            let outputs = body(&mut Cpu::new(profile).unwrap());
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            outputs.into_iter().map(bits).collect::<Vec<_>>()
+        });
+        assert!(results.iter().all(|result| *result == results[0]), "on {isa}");
+    }
 }
 
 /// A quantised tensor on the host.

@@ -6,6 +6,10 @@
 //! ```
 
 mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
 
 use half::bf16;
 

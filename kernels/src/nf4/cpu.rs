@@ -1,11 +1,7 @@
 //! Quantisation on the processor.
 
 use super::{ABSMAX_GROUP, BLOCK, Nf4, Nf4Weight, host};
-use crate::{
-    Cpu,
-    cpu::parallel::for_each_part,
-    memory::DeviceSlice,
-};
+use crate::{Cpu, cpu::parallel::for_each_part, memory::DeviceSlice};
 
 impl Nf4 for Cpu {
     fn nf4_quantize(

@@ -20,8 +20,8 @@ mod tests;
 
 use crate::memory::{DeviceSlice, Memory};
 
-pub use host::{absmax_offset, dequantize, dynamic_code, quantize, quantize_absmax};
 pub(crate) use host::restore_absmax;
+pub use host::{absmax_offset, dequantize, dynamic_code, quantize, quantize_absmax};
 
 /// The 16 levels: quantiles of the standard normal distribution, scaled to [−1, 1], with an exact
 /// zero (the published table of QLoRA).

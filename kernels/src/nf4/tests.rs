@@ -29,7 +29,8 @@ fn every_number_becomes_the_nearest_level(device: &mut impl Nf4) {
             for (i, (&x, &value)) in source.iter().zip(values).enumerate() {
                 let byte = codes[block * BLOCK / 2 + i / 2];
                 let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
-                let distance = |level: f32| (f64::from(x) / f64::from(absmax) - f64::from(level)).abs();
+                let distance =
+                    |level: f32| (f64::from(x) / f64::from(absmax) - f64::from(level)).abs();
                 let nearest = LEVELS.into_iter().map(distance).fold(f64::MAX, f64::min);
                 // The division rounds: two levels equally far away may change places.
                 assert!(distance(LEVELS[usize::from(code)]) <= nearest + 1e-7, "{n}: {x}");

@@ -9,6 +9,10 @@
 //! The backward pass computes `rstd` again from `x`, which it reads anyway; nothing is saved.
 
 mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
 
 use crate::memory::{DeviceSlice, Memory};
 

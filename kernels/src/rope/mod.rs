@@ -11,6 +11,10 @@
 //! beyond the one the model was first trained on.
 
 mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
 
 use crate::memory::{DeviceSlice, Memory};
 
@@ -139,8 +143,11 @@ pub fn frequencies(scaling: RopeScaling, base: f64, head_size: usize) -> (Vec<f3
                 let frequency = plain(i);
                 frequency / factor as f32 * (1.0 - kept) + frequency * kept
             };
-            let on_tables = attention_factor
-                .unwrap_or(if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 });
+            let on_tables = attention_factor.unwrap_or(if factor <= 1.0 {
+                1.0
+            } else {
+                0.1 * factor.ln() + 1.0
+            });
             ((0..half).map(blended).collect(), on_tables as f32)
         }
     }

@@ -7,6 +7,10 @@
 //! ```
 
 mod cpu;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
 
 use crate::memory::{DeviceSlice, Memory};
 
