@@ -7,15 +7,18 @@ use crate::{
     testing::{Nf4Parts, Random, fetch, on_every_device, place, relative_error, workspace},
 };
 
-/// Extents that are multiples of nothing, one row, one column, and more than one block each way.
-const SHAPES: [LinearShape; 8] = [
+/// Extents that are multiples of nothing, one row, one column, more than one block each way, and
+/// rows of whole NF4 blocks.
+const SHAPES: [LinearShape; 10] = [
     LinearShape { n_rows: 1, n_in: 77, n_out: 33 },
+    LinearShape { n_rows: 2, n_in: 705, n_out: 19 },
     LinearShape { n_rows: 3, n_in: 1031, n_out: 5 },
     LinearShape { n_rows: 5, n_in: 123, n_out: 77 },
     LinearShape { n_rows: 14, n_in: 64, n_out: 32 },
     LinearShape { n_rows: 61, n_in: 1, n_out: 16 },
     LinearShape { n_rows: 131, n_in: 600, n_out: 1 },
     LinearShape { n_rows: 33, n_in: 520, n_out: 300 },
+    LinearShape { n_rows: 17, n_in: 640, n_out: 131 },
     LinearShape { n_rows: 1100, n_in: 40, n_out: 37 },
 ];
 
@@ -97,7 +100,8 @@ fn accumulating_adds_to_what_is_there(device: &mut (impl Linear + Nf4)) {
                 f64::from(y) + f64::from(*b) + f64::from(bias[i % shape.n_out])
             })
             .collect();
-        // The blocks of k are added one by one: a rounding each, and two for sum and bias.
+        // The blocks of k (256 steps, at the least) are added one by one: a rounding each, and two
+        // for sum and bias.
         let n_roundings = shape.n_in.div_ceil(256) + 2;
         let error = relative_error(&fetch(device, sum), &expected);
         assert!(error <= n_roundings as f64 * f64::from(f32::EPSILON), "{shape:?}: {error:e}");
@@ -119,8 +123,71 @@ fn the_bias_gradient_sums_rows(device: &mut impl Linear) {
     check("bias gradient", &fetch(device, dbias), &(exact, plain));
 }
 
+/// The loss `Σ y · dy` is linear in x and in the weight, so that a whole step shows its slope.
+fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
+    let profile = device.profile();
+    let mut random = Random::new(6);
+    let shape = SHAPES[9];
+    let n_terms = shape.n_rows * shape.n_out;
+    let scratch = workspace(device, workspace_bytes(&profile, shape));
+    let (x, step) = (random.normal(shape.n_rows * shape.n_in), 0.5);
+    let x = rounded(&x, profile.compute);
+    let dy = rounded(&random.normal(n_terms), profile.compute);
+    let [x_slice, dy_slice] = [&x, &dy].map(|values| place(device, values));
+    let y = place(device, &vec![0.0; n_terms]);
+    let store = Store::Overwrite;
+    // The sum of products and the sum of their sizes.
+    let loss = |device: &mut _, x: &[f32], weight| {
+        let x = place(device, x);
+        Linear::linear(device, shape, x, weight, None, store, y, scratch);
+        let terms = fetch(device, y).into_iter().zip(&dy);
+        terms.fold((0.0, 0.0), |(sum, size), (y, dy)| {
+            let term = f64::from(y) * f64::from(*dy);
+            (sum + term, size + term.abs())
+        })
+    };
+    // A sum of k terms is off by k roundings of half a unit at the most.
+    let longest = shape.n_in.max(shape.n_out).max(shape.n_rows) as f64;
+    let unit = longest * f64::from(f32::EPSILON) / 2.0;
+
+    for (weight, values) in weights(device, shape, &mut random) {
+        let dx = place(device, &x);
+        device.linear_input_gradient(shape, dy_slice, weight, store, dx, scratch);
+        let dx = fetch(device, dx);
+        for _ in 0..3 {
+            let i = random.below(x.len());
+            let [above, below] = [step, -step].map(|step| {
+                let mut moved = x.clone();
+                // Stays as it is in bf16: the value replaced, not added to.
+                moved[i] = step;
+                loss(device, &moved, weight)
+            });
+            let slope = (above.0 - below.0) / (2.0 * f64::from(step));
+            let limit = unit * (above.1 + below.1);
+            assert!((slope - f64::from(dx[i])).abs() <= limit, "x[{i}] of {weight:?}");
+        }
+        let Weight::F32(_) = weight else { continue };
+        let dweight = place(device, &values);
+        device.linear_weight_gradient(shape, x_slice, dy_slice, store, dweight, scratch);
+        let dweight = fetch(device, dweight);
+        for _ in 0..3 {
+            let i = random.below(values.len());
+            let [above, below] = [step, -step].map(|step| {
+                let mut moved = values.clone();
+                moved[i] = step;
+                let moved = Weight::F32(place(device, &moved));
+                loss(device, &x, moved)
+            });
+            let slope = (above.0 - below.0) / (2.0 * f64::from(step));
+            let limit = unit * (above.1 + below.1);
+            assert!((slope - f64::from(dweight[i])).abs() <= limit, "weight[{i}]");
+        }
+    }
+}
+
 on_every_device! {
     products_match_the_reference,
+    gradients_match_finite_differences,
     accumulating_adds_to_what_is_there,
     the_bias_gradient_sums_rows,
 }
@@ -151,6 +218,17 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 })
             });
             assert!(results.iter().all(|result| *result == results[0]), "{shape:?} {compute:?}");
+        }
+    }
+}
+
+#[test]
+fn a_workspace_suits_fewer_rows() {
+    for profile in crate::testing::profiles() {
+        for (n_in, n_out) in [(64, 8), (300, 16), (7, 1000)] {
+            let bytes =
+                |n_rows| workspace_bytes(&profile, LinearShape { n_rows, n_in, n_out });
+            assert!((1..1100).all(|n_rows| bytes(n_rows) <= bytes(n_rows + 1)));
         }
     }
 }

@@ -276,3 +276,15 @@ fn the_mask_depends_on_the_seed_and_the_index_and_on_nothing_else() {
         assert!((n_alike as f64 - N as f64 / 2.0).abs() <= deviation, "{n_alike} of {N}");
     }
 }
+
+#[test]
+fn a_workspace_suits_fewer_rows() {
+    for profile in crate::testing::profiles() {
+        for rank in [1, 8, 16, 64] {
+            let bytes = |n_rows| {
+                workspace_bytes(&profile, LoraShape { n_rows, n_in: 300, n_out: 70, rank }, true)
+            };
+            assert!((1..1100).all(|n_rows| bytes(n_rows) <= bytes(n_rows + 1)));
+        }
+    }
+}

@@ -37,7 +37,8 @@ impl Kernel {
     /// The tile for a product with `m` rows and `n` columns.
     ///
     /// On AVX-512, 14 × 2 vectors of sums, two vectors of B and one element of A fill the 32
-    /// registers; on AVX2, 6 × 2 fill 16. A panel's missing rows and columns cost as much as real
+    /// registers; on AVX2, 6 × 2 fill 16. Without either, 4 × 2 of four fit the 16 of SSE2, and
+    /// 6 × 4 the 32 of NEON. A panel's missing rows and columns cost as much as real
     /// ones, so narrow products get narrow tiles, and low ones (an adapter's rank) those of 8 rows,
     /// which still have more independent sums than an instruction's latency needs.
     pub fn choose(isa: Isa, compute: Compute, m: usize, n: usize) -> Self {
@@ -60,7 +61,8 @@ impl Kernel {
             },
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, _) => kernel(6, 16, false, x86::tile_avx2::<6, 2>),
-            _ => kernel(4, 16, false, tile_portable::<4, 16>),
+            _ if cfg!(target_arch = "aarch64") => kernel(6, 16, false, tile_portable::<6, 16>),
+            _ => kernel(4, 8, false, tile_portable::<4, 8>),
         }
     }
 
@@ -126,7 +128,13 @@ unsafe fn tile_portable<const ROWS: usize, const COLUMNS: usize>(
     for (a, b) in a.chunks_exact(ROWS).zip(b.chunks_exact(COLUMNS)) {
         for row in 0..ROWS {
             for column in 0..COLUMNS {
-                sums[row][column] += a[row] * b[column];
+                let sum = &mut sums[row][column];
+                // Where every processor has the instruction; elsewhere it would be a call.
+                *sum = if cfg!(target_arch = "aarch64") {
+                    a[row].mul_add(b[column], *sum)
+                } else {
+                    *sum + a[row] * b[column]
+                };
             }
         }
     }

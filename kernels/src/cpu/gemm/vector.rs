@@ -14,7 +14,10 @@ use crate::{
 };
 
 /// The most rows for which packing a weight costs more than it saves.
-const MAX_ROWS: usize = 4;
+const MAX_ROWS: usize = 2;
+
+/// How far ahead elements are asked for: the processor foresees no further than a page.
+const AHEAD: usize = 4 * RUN;
 
 /// Rows of the weight in a task.
 const TASK_ROWS: usize = 16;
@@ -89,6 +92,7 @@ pub(crate) fn few_rows(
             for start in (0..k).step_by(RUN) {
                 let run = &mut run[..RUN.min(k - start)];
                 let from = column * b.stride + start;
+                b.values.prefetch(from + AHEAD, run.len());
                 let run = b.values.expand(place.isa, place.compute, from, run);
                 add_products(place.isa, &rounded[start..], k, run, &mut sums[..m]);
             }
