@@ -45,12 +45,19 @@ impl Factors {
     fn update(&self, w: f32, g: f32, m: f32, v: f32) -> (f32, f32, f32) {
         let g = g * self.gradient_scale;
         let w = w * self.decay;
-        // As a step from m towards g, which is how the reference rounds it.
-        let m = m + self.one_minus_beta1 * (g - m);
-        let v = v * self.beta2 + self.one_minus_beta2 * g * g;
+        // As a step from m towards g, which is how PyTorch computes and rounds it.
+        let m = multiply_add(self.one_minus_beta1, g - m, m);
+        let v = multiply_add(self.one_minus_beta2 * g, g, v * self.beta2);
         let denominator = v.sqrt() / self.correction2_root + self.epsilon;
-        (w - self.step_size * (m / denominator), m, v)
+        (w - self.step_size * m / denominator, m, v)
     }
+}
+
+/// `a · b + c`, rounded once as PyTorch's vector code rounds it, by f64 (in which the product is
+/// exact): the same on processors with and without an instruction for it.
+#[inline(always)]
+fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+    (f64::from(a) * f64::from(b) + f64::from(c)) as f32
 }
 
 for_each_isa! {
@@ -77,22 +84,30 @@ for_each_isa! {
         let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
         for i in 0..n {
             let updated;
-            (updated, m[i], v[i]) = factors.update(w[i].to_f32(), g[i], m[i], v[i]);
+            (updated, m[i], v[i]) = factors.update(widen(w[i]), g[i], m[i], v[i]);
             w[i] = round_stochastically(updated, hash(seed, (start + i) as u64) as u16);
         }
     }
 }
 
 /// Up with the probability of the remainder: `draw` is uniform over the discarded 16 bits.
+/// Branch-free, so that the loop vectorises.
 #[inline(always)]
 fn round_stochastically(value: f32, draw: u16) -> bf16 {
-    if !value.is_finite() {
-        return bf16::from_f32(value);
-    }
-    let bits = value.to_bits().saturating_add(u32::from(draw));
-    let rounded = bf16::from_bits((bits >> 16) as u16);
-    // The largest numbers must not round up to infinity.
-    if rounded.is_finite() { rounded } else { bf16::from_f32(value) }
+    /// The exponent of what is not finite.
+    const NOT_FINITE: u32 = 0x7f80;
+    let bits = value.to_bits();
+    let raised = bits.wrapping_add(u32::from(draw)) >> 16;
+    // The largest numbers must not round up to infinity, nor what is not finite change its kind; a
+    // NaN keeps its upper bits and is a NaN still, for hardware sets the first of them.
+    let leaves = raised & NOT_FINITE == NOT_FINITE;
+    bf16::from_bits(if leaves { bits >> 16 } else { raised } as u16)
+}
+
+/// The same number, without a branch for NaN.
+#[inline(always)]
+fn widen(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
 /// SplitMix64's finaliser over seed and index.

@@ -17,9 +17,9 @@ pub fn update(step: &AdamWStep, state: State, g: f64, round: impl Fn(f64) -> f64
     let correction2 = 1.0 - beta2.powf(step.step as f64);
     let g = round(g * f64::from(step.gradient_scale));
     let w = round(state.w * round(1.0 - learning_rate * weight_decay));
-    let m = round(state.m + round(round(1.0 - beta1) * round(g - state.m)));
-    let scaled = round(round(round(1.0 - beta2) * g) * g);
-    let v = round(round(state.v * round(beta2)) + scaled);
+    // PyTorch's vector code multiplies and adds with one rounding.
+    let m = round(state.m + round(1.0 - beta1) * round(g - state.m));
+    let v = round(round(state.v * round(beta2)) + round(round(1.0 - beta2) * g) * g);
     let root = round(round(v.sqrt()) / round(correction2.sqrt()));
     let denominator = round(root + round(epsilon));
     let step_size = round(learning_rate / correction1);

@@ -1,17 +1,22 @@
 //! Elementary functions and loops that the compiler turns into vector code.
 
-/// e^x, accurate to about two units in the last place; 0 below −87.3, infinite above 88.7.
+/// e^x, accurate to about two units in the last place; below −87.3 in the few bits that subnormal
+/// numbers have, 0 below −104, infinite above 88.7.
 ///
 /// `x = n·ln 2 + r`, `|r| ≤ ln 2 / 2`; `e^r` by its Taylor polynomial of degree 7, whose remainder
-/// at the ends is `0.347⁸ / 8! ≈ 5e-9`, under a tenth of an f32 unit; `2ⁿ` by its exponent bits, in two
-/// factors so that results near either limit stay exact. Branch-free, so that loops vectorise.
+/// at the ends is `0.347⁸ / 8! ≈ 5e-9`, under a tenth of an f32 unit; `2ⁿ` by its exponent bits, in
+/// two factors so that results near either limit stay exact. Branch-free, so that loops vectorise.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// 1.5·2²³, whose unit in the last place is 1: adding it rounds to a whole number, ties to
+    /// even, which then stands in the lowest bits. No instruction set lacks that.
+    const ROUNDING: f32 = 12_582_912.0;
     // Beyond these the result is 0 or infinite; NaN passes through `clamp`.
     let clamped = x.clamp(-104.0, 89.0);
-    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUNDING;
+    let n = shifted - ROUNDING;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let p = 1.0 / 5040.0;
     let p = p * r + 1.0 / 720.0;
@@ -21,11 +26,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 0.5;
     let p = p * r + 1.0;
     let p = p * r + 1.0;
-    // `n` lies in −151..=129; a NaN becomes 0 here and comes back through `p`.
-    let n = n as i32;
+    // In −151..=129; of a NaN anything, which comes back through `p`.
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUNDING.to_bits() as i32);
     let half = n >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
-    p * power(half) * power(n - half)
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
+    p * power(half) * power(n.wrapping_sub(half))
 }
 
 /// 1 / (1 + e^−x).
@@ -34,11 +39,25 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The sum of `term(i)` for `i < n`, in 16 running sums that are added at the end: one order for
-/// every instruction set, and one that vectorises.
+/// Running sums of one row. As many for every instruction set, so that all add in one order.
+const LANES: usize = 16;
+
+/// The sum of the running sums.
+#[inline(always)]
+fn add_up(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The sum of `term(i)` for `i < n`, in running sums.
 #[inline(always)]
 pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
-    const LANES: usize = 16;
     let mut lanes = [0.0_f32; LANES];
     let whole = n / LANES * LANES;
     let mut i = 0;
@@ -52,22 +71,41 @@ pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
         lanes[i - whole] += term(i);
         i += 1;
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    add_up(lanes)
 }
 
-/// The sum of products of two rows.
+/// The sum of products of two rows of one length.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let n = a.len().min(b.len());
-    let (a, b) = (&a[..n], &b[..n]);
-    sum(n, |i| a[i] * b[i])
+    let mut lanes = [0.0_f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane];
+        }
+    }
+    for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane += a * b;
+    }
+    add_up(lanes)
+}
+
+/// The sum of products of three rows of one length.
+#[inline(always)]
+pub(crate) fn dot_of_three(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let (c, c_rest) = c.as_chunks::<LANES>();
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane] * c[lane];
+        }
+    }
+    for (lane, ((a, b), c)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest).zip(c_rest)) {
+        *lane += a * b * c;
+    }
+    add_up(lanes)
 }
 
 /// Defines `fn name(isa, args)` that runs `body` compiled for each instruction set: plain loops,

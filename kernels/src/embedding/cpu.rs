@@ -4,7 +4,7 @@
 use super::{Embedding, EmbeddingTable};
 use crate::{
     Cpu,
-    cpu::parallel::{for_each_part, for_each_task, rows_per_task},
+    cpu::parallel::{Shared, for_each_part, for_each_task, rows_per_task},
     memory::DeviceSlice,
 };
 
@@ -52,17 +52,6 @@ impl Embedding for Cpu {
     ) {
         /// Columns of a task: a few cache lines.
         const COLUMNS: usize = 64;
-        /// The table, shared by tasks that write different columns.
-        struct Table(*mut f32);
-        // SAFETY: tasks write disjoint columns, see below.
-        unsafe impl Sync for Table {}
-        impl Table {
-            /// The pointer; through a method, so that closures capture the whole `Sync` value.
-            fn at(&self, index: usize) -> *mut f32 {
-                // SAFETY: `index` is inside the table, which the caller checked.
-                unsafe { self.0.add(index) }
-            }
-        }
 
         let mut access = self.access();
         let ids = access.read(ids);
@@ -70,16 +59,14 @@ impl Embedding for Cpu {
         let dtable = access.write(dtable);
         let n_rows = dtable.len() / width;
         assert!(ids.iter().all(|&id| (id as usize) < n_rows), "a token id beyond the table");
-        let table = Table(dtable.as_mut_ptr());
+        let table = Shared::new(dtable);
         for_each_task(access.pool(), width.div_ceil(COLUMNS), |task| {
             let columns = task * COLUMNS..((task + 1) * COLUMNS).min(width);
             for (row, &id) in ids.iter().enumerate() {
                 let start = id as usize * width + columns.start;
-                // SAFETY: `id` is below the table's rows, so the part lies inside the table; it is
-                // in this task's columns, which no other task touches; `dtable` is not used while
-                // the tasks run.
-                let sums =
-                    unsafe { std::slice::from_raw_parts_mut(table.at(start), columns.len()) };
+                // SAFETY: the part is in this task's columns, which no other task touches; and
+                // `dtable` outlives the tasks.
+                let sums = unsafe { table.slice(start, columns.len()) };
                 let terms = &dy[row * width + columns.start..row * width + columns.end];
                 for (sum, term) in sums.iter_mut().zip(terms) {
                     *sum += term;

@@ -10,6 +10,7 @@ impl Nf4 for Cpu {
         weight: Nf4Weight,
         workspace: DeviceSlice<f32>,
     ) {
+        let isa = self.isa();
         let mut access = self.access();
         let source = access.read(source);
         let codes = access.write(weight.codes);
@@ -17,7 +18,7 @@ impl Nf4 for Cpu {
         let absmax_scales = access.write(weight.absmax_scales);
         let absmax_offset = access.write(weight.absmax_offset);
         let absmax = &mut access.write(workspace)[..source.len().div_ceil(BLOCK)];
-        access.pool().install(|| host::quantize(source, codes, absmax));
+        access.pool().install(|| host::quantize_with(isa, source, codes, absmax));
         absmax_offset[0] = host::absmax_offset(absmax);
         host::quantize_absmax(absmax, absmax_offset[0], absmax_codes, absmax_scales);
     }

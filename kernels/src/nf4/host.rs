@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use super::{ABSMAX_GROUP, BLOCK, LEVELS};
+use crate::{Isa, cpu::math::for_each_isa};
 
 /// An absmax below this counts as this in divisions, so that a block of zeros has no NaN.
 const LEAST_ABSMAX: f32 = 1e-38;
@@ -48,8 +49,14 @@ pub fn dynamic_code() -> &'static [f32; 256] {
 }
 
 /// The middles between neighbours of a rising table; a value on a middle belongs to the lower.
-fn middles<const N: usize, const M: usize>(table: &[f32; N]) -> [f32; M] {
-    std::array::from_fn(|i| (table[i] + table[i + 1]) / 2.0)
+const fn middles<const N: usize, const M: usize>(table: &[f32; N]) -> [f32; M] {
+    let mut middles = [0.0; M];
+    let mut i = 0;
+    while i < M {
+        middles[i] = (table[i] + table[i + 1]) / 2.0;
+        i += 1;
+    }
+    middles
 }
 
 /// Quantises `values`, which begin at a block's start, into packed `codes` (`n / 2` bytes, rounded
@@ -58,6 +65,11 @@ fn middles<const N: usize, const M: usize>(table: &[f32; N]) -> [f32; M] {
 /// # Panics
 /// When an output is too short.
 pub fn quantize(values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
+    quantize_with(Isa::best(), values, codes, absmax);
+}
+
+/// [`quantize`] on one path; every path gives the same bits.
+pub(super) fn quantize_with(isa: Isa, values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
     const BLOCKS_PER_TASK: usize = 256;
     let codes = &mut codes[..values.len().div_ceil(2)];
     let absmax = &mut absmax[..values.len().div_ceil(BLOCK)];
@@ -65,40 +77,54 @@ pub fn quantize(values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
         .par_chunks(BLOCK * BLOCKS_PER_TASK)
         .zip(codes.par_chunks_mut(BLOCK / 2 * BLOCKS_PER_TASK))
         .zip(absmax.par_chunks_mut(BLOCKS_PER_TASK))
-        .for_each(|((values, codes), absmax)| {
-            let blocks = values.chunks(BLOCK).zip(codes.chunks_mut(BLOCK / 2));
-            for ((values, codes), absmax) in blocks.zip(absmax) {
-                *absmax = quantize_block(values, codes);
-            }
-        });
+        .for_each(|((values, codes), absmax)| quantize_blocks(isa, values, codes, absmax));
 }
 
-fn quantize_block(values: &[f32], codes: &mut [u8]) -> f32 {
-    let bounds: [f32; 15] = middles(&LEVELS);
-    let mut absmax = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-    let mut scaled = [0.0_f32; BLOCK];
-    if values.len() == BLOCK {
-        let inverse = 1.0 / absmax.max(LEAST_ABSMAX);
-        for (scaled, value) in scaled.iter_mut().zip(values) {
-            *scaled = (value * inverse).clamp(-1.0, 1.0);
+for_each_isa! {
+    fn quantize_blocks(values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
+        let (blocks, rest) = values.as_chunks::<BLOCK>();
+        let block_codes = codes.as_chunks_mut::<{ BLOCK / 2 }>().0;
+        for ((block, codes), absmax) in blocks.iter().zip(block_codes).zip(&mut *absmax) {
+            *absmax = largest_magnitude(block);
+            let inverse = 1.0 / absmax.max(LEAST_ABSMAX);
+            *codes = pack(&block.map(|value| value * inverse));
         }
-    } else {
-        // The format's one irregularity: a short block is divided, and keeps the raised absmax.
-        absmax = absmax.max(LEAST_ABSMAX);
-        for (scaled, value) in scaled.iter_mut().zip(values) {
-            *scaled = (value / absmax).clamp(-1.0, 1.0);
-        }
-    }
-    let mut indices = [0_u8; BLOCK];
-    for bound in bounds {
-        for (index, scaled) in indices.iter_mut().zip(&scaled) {
-            *index += u8::from(*scaled > bound);
+        if !rest.is_empty() {
+            // The format's one irregularity: a short block is divided, and keeps the raised absmax.
+            let mut block = [0.0; BLOCK];
+            block[..rest.len()].copy_from_slice(rest);
+            let raised = largest_magnitude(&block).max(LEAST_ABSMAX);
+            let packed = pack(&block.map(|value| value / raised));
+            let n_codes = rest.len().div_ceil(2);
+            codes[blocks.len() * BLOCK / 2..].copy_from_slice(&packed[..n_codes]);
+            absmax[blocks.len()] = raised;
         }
     }
-    for (code, pair) in codes.iter_mut().zip(indices.chunks_exact(2)) {
-        *code = pair[0] << 4 | pair[1];
+}
+
+/// Compared as whole numbers, which order magnitudes alike, and a NaN above all.
+#[inline(always)]
+fn largest_magnitude(block: &[f32; BLOCK]) -> f32 {
+    let magnitude = |value: f32| (value.to_bits() & !(1 << 31)) as i32;
+    f32::from_bits(block.iter().fold(0, |most, &value| most.max(magnitude(value))) as u32)
+}
+
+/// The codes of numbers in [−1, 1] (or a rounding beyond, which changes no comparison).
+#[inline(always)]
+fn pack(scaled: &[f32; BLOCK]) -> [u8; BLOCK / 2] {
+    const BOUNDS: [f32; 15] = middles(&LEVELS);
+    // Bound by bound over the whole block: a loop that vectorises.
+    let mut indices = [0_u32; BLOCK];
+    for bound in BOUNDS {
+        for (index, &value) in indices.iter_mut().zip(scaled) {
+            *index += u32::from(value > bound);
+        }
     }
-    absmax
+    let mut codes = [0; BLOCK / 2];
+    for (code, pair) in codes.iter_mut().zip(indices.as_chunks::<2>().0) {
+        *code = (pair[0] << 4 | pair[1]) as u8;
+    }
+    codes
 }
 
 /// The mean of the absmax values, summed in f64; 0 of none.
@@ -153,10 +179,23 @@ pub fn dequantize(
         let scale = absmax_scales[block / ABSMAX_GROUP];
         let absmax = restore_absmax(absmax_codes[block], scale, absmax_offset);
         let codes = &codes[block * BLOCK / 2..];
-        for (i, value) in values.iter_mut().enumerate() {
-            let byte = codes[i / 2];
-            let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
-            *value = LEVELS[usize::from(code)] * absmax;
+        let (pairs, last) = values.as_chunks_mut::<2>();
+        for (pair, &byte) in pairs.iter_mut().zip(codes) {
+            *pair = LEVEL_PAIRS[usize::from(byte)].map(|level| level * absmax);
+        }
+        if let [value] = last {
+            *value = LEVEL_PAIRS[usize::from(codes[pairs.len()])][0] * absmax;
         }
     }
 }
+
+/// The two levels that each byte of codes stands for.
+static LEVEL_PAIRS: [[f32; 2]; 256] = {
+    let mut pairs = [[0.0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [LEVELS[byte >> 4], LEVELS[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};

@@ -4,7 +4,7 @@ use super::{RmsNorm, RmsNormShape, partial_rows};
 use crate::{
     Cpu, Isa,
     cpu::{
-        math::{dot, for_each_isa, sum},
+        math::{dot, dot_of_three, for_each_isa},
         parallel::{for_each_part, rows_per_task},
     },
     memory::DeviceSlice,
@@ -40,11 +40,8 @@ for_each_isa! {
             let dx = &mut dx[at.clone()];
             let rstd = inverse_deviation(x, epsilon);
             let projection = match dy {
-                Some(dy) => {
-                    let dy = &dy[at.clone()];
-                    sum(width, |i| weight[i] * dy[i] * x[i])
-                }
-                None => sum(width, |i| weight[i] * dx[i] * x[i]),
+                Some(dy) => dot_of_three(weight, &dy[at.clone()], x),
+                None => dot_of_three(weight, dx, x),
             };
             let along = projection * rstd * rstd / width as f32;
             if let Some(dweight) = dweight.as_deref_mut() {

@@ -87,7 +87,11 @@ pub trait Rope: Memory {
 /// In f32, as the models are defined; the ends of the ramps in f64.
 pub fn frequencies(scaling: RopeScaling, base: f64, head_size: usize) -> (Vec<f32>, f32) {
     let half = head_size / 2;
-    let plain = |i: usize| 1.0 / (base as f32).powf((2 * i) as f32 / head_size as f32);
+    // The power in f64, then rounded: the nearest f32 on every system, where f32 powers differ.
+    let plain = |i: usize| {
+        let exponent = (2 * i) as f32 / head_size as f32;
+        1.0 / f64::from(base as f32).powf(f64::from(exponent)) as f32
+    };
     match scaling {
         RopeScaling::None => ((0..half).map(plain).collect(), 1.0),
         RopeScaling::Linear { factor } => {
