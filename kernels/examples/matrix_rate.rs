@@ -5,7 +5,8 @@
 //! ```
 //! The ceiling is the same instruction on registers alone, on as many threads, measured just before
 //! each row of the table, since a processor's frequency moves. A rate is that of the fastest of
-//! several runs: whatever else the machine does can only slow one down.
+//! several runs: whatever else the machine does can only slow one down. Shares mean something on an
+//! otherwise idle machine only, since the ceiling's short runs fit between another program's.
 
 use std::{
     hint::black_box,

@@ -1,13 +1,9 @@
-//! Weights from what they are stored as to runs of f32 or pairs of bf16.
+//! Numbers from what they are stored as to runs of f32 or pairs of bf16.
 
 use half::bf16;
 
-use crate::{
-    Compute, Isa,
-    cpu::math::for_each_isa,
-    lora::Dropout,
-    nf4::{ABSMAX_GROUP, BLOCK, LEVELS, restore_absmax},
-};
+use super::nf4::Nf4Values;
+use crate::{Compute, Isa, cpu::math::for_each_isa, lora::Dropout, nf4::BLOCK};
 
 /// The most elements that are expanded at a time.
 pub(super) const RUN: usize = 512;
@@ -20,16 +16,6 @@ pub(crate) enum Values<'a> {
     Dropped(&'a [f32], Dropout),
     Bf16(&'a [bf16]),
     Nf4(Nf4Values<'a>),
-}
-
-/// A quantised tensor, read flat.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Nf4Values<'a> {
-    pub n_elements: usize,
-    pub codes: &'a [u8],
-    pub absmax_codes: &'a [u8],
-    pub absmax_scales: &'a [f32],
-    pub absmax_offset: f32,
 }
 
 impl Values<'_> {
@@ -151,108 +137,6 @@ impl Values<'_> {
     }
 }
 
-impl Nf4Values<'_> {
-    #[inline(always)]
-    fn absmax(&self, block: usize) -> f32 {
-        let scale = self.absmax_scales[block / ABSMAX_GROUP];
-        restore_absmax(self.absmax_codes[block], scale, self.absmax_offset)
-    }
-
-    #[inline(always)]
-    fn block_codes(&self, block: usize) -> &[u8; BLOCK / 2] {
-        &self.codes.as_chunks().0[block]
-    }
-
-    /// The 16 values that the codes of a block stand for, as the products see them.
-    fn levels(&self, compute: Compute, block: usize) -> [f32; 16] {
-        let absmax = self.absmax(block);
-        match compute {
-            Compute::F32 => LEVELS.map(|level| level * absmax),
-            Compute::Bf16 => LEVELS.map(|level| f32::from_bits(bf16_bits(level * absmax) << 16)),
-        }
-    }
-
-    fn expand(&self, isa: Isa, compute: Compute, start: usize, run: &mut [f32]) {
-        let first = start.next_multiple_of(BLOCK).min(start + run.len());
-        let (front, rest) = run.split_at_mut(first - start);
-        let (blocks, back) = rest.split_at_mut(rest.len() / BLOCK * BLOCK);
-        self.expand_part(compute, start, front);
-        self.expand_blocks(isa, compute, first / BLOCK, blocks);
-        self.expand_part(compute, first + blocks.len(), back);
-    }
-
-    /// Part of one block.
-    fn expand_part(&self, compute: Compute, start: usize, run: &mut [f32]) {
-        if run.is_empty() {
-            return;
-        }
-        let levels = self.levels(compute, start / BLOCK);
-        for (i, value) in (start..).zip(run) {
-            let byte = self.codes[i / 2];
-            let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
-            *value = levels[usize::from(code)];
-        }
-    }
-
-    /// Whole blocks.
-    fn expand_blocks(&self, isa: Isa, compute: Compute, first: usize, run: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512 {
-            // SAFETY: the device was made with instructions that this processor has.
-            return unsafe { x86::expand_blocks_avx512(self, compute, first, run) };
-        } else if isa == Isa::Avx2 {
-            // SAFETY: as above.
-            return unsafe { x86::expand_blocks_avx2(self, compute, first, run) };
-        }
-        let _ = isa;
-        for (block, run) in (first..).zip(run.as_chunks_mut::<BLOCK>().0) {
-            let levels = self.levels(compute, block);
-            for (pair, byte) in run.chunks_exact_mut(2).zip(self.block_codes(block)) {
-                pair[0] = levels[usize::from(byte >> 4)];
-                pair[1] = levels[usize::from(byte & 15)];
-            }
-        }
-    }
-
-    /// Whole blocks' neighbours as pairs.
-    fn blocks_along(&self, isa: Isa, first: usize, pairs: &mut [u32]) {
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512 {
-            // SAFETY: the device was made with instructions that this processor has.
-            return unsafe { x86::blocks_along(self, first, pairs) };
-        }
-        let _ = isa;
-        for (block, pairs) in (first..).zip(pairs.as_chunks_mut::<{ BLOCK / 2 }>().0) {
-            let levels = self.levels(Compute::Bf16, block);
-            for (pair, byte) in pairs.iter_mut().zip(self.block_codes(block)) {
-                *pair = levels[usize::from(byte >> 4)].to_bits() >> 16
-                    | levels[usize::from(byte & 15)].to_bits();
-            }
-        }
-    }
-
-    /// Elements of two runs of whole blocks as pairs.
-    fn blocks_across(&self, isa: Isa, first: usize, second: usize, pairs: &mut [u32]) {
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512 {
-            // SAFETY: the device was made with instructions that this processor has.
-            return unsafe { x86::blocks_across(self, first, second, pairs) };
-        }
-        let _ = isa;
-        for (i, pairs) in pairs.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-            let levels = [first, second].map(|block| self.levels(Compute::Bf16, block + i));
-            let codes = [first, second].map(|block| self.block_codes(block + i));
-            let bytes = codes[0].iter().zip(codes[1]);
-            for (pairs, (a, b)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
-                *pairs = [4, 0].map(|shift| {
-                    levels[0][usize::from(a >> shift & 15)].to_bits() >> 16
-                        | levels[1][usize::from(b >> shift & 15)].to_bits()
-                });
-            }
-        }
-    }
-}
-
 for_each_isa! {
     fn widen(values: &[bf16], run: &mut [f32]) {
         for (run, value) in run.iter_mut().zip(values) {
@@ -336,154 +220,9 @@ pub(super) fn round(isa: Isa, compute: Compute, run: &mut [f32]) {
     }
 }
 
-/// A byte holds an element of even index in its high nibble and the next in its low one. One
-/// register holds all 16 levels, of which a permutation picks by the lowest four bits of each lane.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
-
-    use super::{BLOCK, Compute, LEVELS, Nf4Values};
-
-    /// 16 bytes, one a lane.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn lanes(codes: &[u8; 16]) -> __m512i {
-        // SAFETY: 16 bytes are there.
-        _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) })
-    }
-
-    /// What the codes of a block stand for, as the products see them.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn table(compute: Compute, absmax: f32) -> __m512i {
-        // SAFETY: 16 elements are there.
-        let levels = unsafe { _mm512_loadu_ps(LEVELS.as_ptr()) };
-        let levels = _mm512_mul_ps(levels, _mm512_set1_ps(absmax));
-        let bits = _mm512_castps_si512(levels);
-        if compute == Compute::F32 {
-            return bits;
-        }
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-        let rounded = _mm512_add_epi32(bits, half);
-        // A NaN stays as it is; the product made it a quiet one, whose upper half is a NaN too.
-        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(levels, levels);
-        let rounded = _mm512_mask_mov_epi32(rounded, nan, bits);
-        _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32 as i32))
-    }
-
-    /// Two rows of lanes as `(a0, b0, a1, b1, …)`, 32 elements.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn store_interleaved(a: __m512i, b: __m512i, target: &mut [u32; 32]) {
-        let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-        // SAFETY: 32 elements are there.
-        unsafe {
-            let target = target.as_mut_ptr();
-            _mm512_storeu_si512(target.cast(), _mm512_permutex2var_epi32(a, low, b));
-            _mm512_storeu_si512(target.add(16).cast(), _mm512_permutex2var_epi32(a, high, b));
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn expand_blocks_avx512(
-        values: &Nf4Values<'_>,
-        compute: Compute,
-        first: usize,
-        run: &mut [f32],
-    ) {
-        let run = bytemuck::cast_slice_mut::<f32, u32>(run);
-        for (block, run) in (first..).zip(run.as_chunks_mut::<BLOCK>().0) {
-            let levels = table(compute, values.absmax(block));
-            let codes = values.block_codes(block).as_chunks().0;
-            for (codes, run) in codes.iter().zip(run.as_chunks_mut().0) {
-                let low = lanes(codes);
-                let high = _mm512_srli_epi32::<4>(low);
-                store_interleaved(
-                    _mm512_permutexvar_epi32(high, levels),
-                    _mm512_permutexvar_epi32(low, levels),
-                    run,
-                );
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn expand_blocks_avx2(
-        values: &Nf4Values<'_>,
-        compute: Compute,
-        first: usize,
-        run: &mut [f32],
-    ) {
-        // Every second lane takes the byte's high nibble.
-        let shifts = _mm256_setr_epi32(4, 0, 4, 0, 4, 0, 4, 0);
-        let twice = _mm_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, -1, -1, -1, -1, -1, -1, -1, -1);
-        for (block, run) in (first..).zip(run.as_chunks_mut::<BLOCK>().0) {
-            let levels = values.levels(compute, block);
-            // SAFETY: 16 elements are there.
-            let (low, high) = unsafe {
-                (_mm256_loadu_ps(levels.as_ptr()), _mm256_loadu_ps(levels.as_ptr().add(8)))
-            };
-            let codes = values.block_codes(block).as_chunks().0;
-            for (codes, run) in codes.iter().zip(run.as_chunks_mut::<8>().0) {
-                let bytes = _mm_cvtsi32_si128(i32::from_le_bytes(*codes));
-                let indices = _mm256_cvtepu8_epi32(_mm_shuffle_epi8(bytes, twice));
-                let indices = _mm256_srlv_epi32(indices, shifts);
-                // Eight levels a register: three bits pick in both, the fourth between them.
-                let picked = _mm256_blendv_ps(
-                    _mm256_permutevar8x32_ps(low, indices),
-                    _mm256_permutevar8x32_ps(high, indices),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<28>(indices)),
-                );
-                // SAFETY: eight elements are there.
-                unsafe { _mm256_storeu_ps(run.as_mut_ptr(), picked) };
-            }
-        }
-    }
-
-    /// The levels are bf16 already: a pair is one level's bits above another's.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn blocks_along(values: &Nf4Values<'_>, first: usize, pairs: &mut [u32]) {
-        for (block, pairs) in (first..).zip(pairs.as_chunks_mut::<{ BLOCK / 2 }>().0) {
-            let second = table(Compute::Bf16, values.absmax(block));
-            let first = _mm512_srli_epi32::<16>(second);
-            let codes = values.block_codes(block).as_chunks().0;
-            for (codes, pairs) in codes.iter().zip(pairs.as_chunks_mut::<16>().0) {
-                let low = lanes(codes);
-                let even = _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(low), first);
-                let odd = _mm512_permutexvar_epi32(low, second);
-                let both = _mm512_or_si512(even, odd);
-                // SAFETY: 16 elements are there.
-                unsafe { _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both) };
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn blocks_across(values: &Nf4Values<'_>, first: usize, second: usize, pairs: &mut [u32]) {
-        for (i, pairs) in pairs.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-            let (first, second) = (first + i, second + i);
-            let a_codes = values.block_codes(first).as_chunks().0;
-            let b_codes = values.block_codes(second).as_chunks().0;
-            let first = table(Compute::Bf16, values.absmax(first));
-            let first = _mm512_srli_epi32::<16>(first);
-            let second = table(Compute::Bf16, values.absmax(second));
-            let codes = a_codes.iter().zip(b_codes);
-            for ((a, b), pairs) in codes.zip(pairs.as_chunks_mut().0) {
-                let (a, b) = (lanes(a), lanes(b));
-                let even = _mm512_or_si512(
-                    _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(a), first),
-                    _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(b), second),
-                );
-                let odd = _mm512_or_si512(
-                    _mm512_permutexvar_epi32(a, first),
-                    _mm512_permutexvar_epi32(b, second),
-                );
-                store_interleaved(even, odd, pairs);
-            }
-        }
-    }
 
     /// Rounds whole vectors to pairs; returns how many pairs that were. (The instruction flushes
     /// denormal numbers, as does the one that multiplies.)
@@ -525,5 +264,62 @@ mod x86 {
             }
         }
         n
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Nf4Parts, Random, fetch};
+
+    /// Every way of storing numbers, every instruction set, aligned to blocks and not.
+    #[test]
+    fn pairs_are_the_rounded_numbers_on_every_path() {
+        const N: usize = 1024;
+        let mut random = Random::new(1);
+        let mut plain = random.normal(N);
+        plain[..4].copy_from_slice(&[-0.0, f32::NAN, f32::INFINITY, f32::MAX]);
+        let narrow: Vec<_> = plain.iter().map(|&value| bf16::from_f32(value)).collect();
+        let parts = Nf4Parts::quantize(&random.normal(N));
+        let mut device = crate::Cpu::new(crate::DeviceProfile::native_cpu()).unwrap();
+        let weight = parts.place(&mut device);
+        let (codes, absmax_codes) =
+            (fetch(&device, weight.codes), fetch(&device, weight.absmax_codes));
+        let absmax_scales = fetch(&device, weight.absmax_scales);
+        let nf4 = Nf4Values {
+            n_elements: N,
+            codes: &codes,
+            absmax_codes: &absmax_codes,
+            absmax_scales: &absmax_scales,
+            absmax_offset: fetch(&device, weight.absmax_offset)[0],
+        };
+        let stored = [
+            (Values::F32(&plain), plain.clone()),
+            (Values::Bf16(&narrow), narrow.iter().map(|value| value.to_f32()).collect()),
+            (Values::Nf4(nf4), parts.values()),
+        ];
+        for (values, expected) in stored {
+            let expected: Vec<_> = expected.into_iter().map(bf16_bits).collect();
+            for isa in Isa::available() {
+                for (start, n) in [(0, 512), (64, 128), (3, 97), (130, 64), (1000, 24), (7, 1)] {
+                    let second = if start < 512 { start + 256 } else { start - 256 };
+                    let at = |i: usize| if i < start + n { expected[i] } else { 0 };
+                    let mut pairs = vec![u32::MAX; n.div_ceil(2)];
+                    values.pairs_along(isa, start, n, &mut pairs);
+                    for (i, pair) in pairs.iter().enumerate() {
+                        let i = start + 2 * i;
+                        assert_eq!(*pair, at(i) | at(i + 1) << 16, "{isa}: {values:?} at {i}");
+                    }
+                    let mut pairs = vec![u32::MAX; n];
+                    values.pairs_across(isa, start, Some(second), &mut pairs);
+                    for (i, pair) in pairs.iter().enumerate() {
+                        let expected = expected[start + i] | expected[second + i] << 16;
+                        assert_eq!(*pair, expected, "{isa}: {values:?} at {start} + {i}");
+                    }
+                    values.pairs_across(isa, start, None, &mut pairs);
+                    assert_eq!(pairs, expected[start..start + n], "{isa}: alone from {start}");
+                }
+            }
+        }
     }
 }

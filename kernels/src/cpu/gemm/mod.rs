@@ -10,11 +10,14 @@
 
 mod expand;
 mod kernels;
+mod nf4;
 mod operand;
 mod transpose;
 mod vector;
 
-pub(crate) use operand::{Layout, Nf4Values, Operand, Values};
+pub(crate) use expand::Values;
+pub(crate) use nf4::Nf4Values;
+pub(crate) use operand::{Layout, Operand};
 pub(crate) use vector::{few_rows, few_rows_workspace_bytes};
 
 use crate::{

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::expand::RUN;
-pub(crate) use super::expand::{Nf4Values, Values};
-use super::transpose::{LANES, STEPS, transpose};
+use super::{
+    expand::{RUN, Values},
+    transpose::{LANES, STEPS, transpose},
+};
 use crate::{Compute, Isa};
 
 /// Which index of the product runs along the rows of the stored matrix.
