@@ -16,6 +16,8 @@
 mod cpu;
 mod host;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
 
 use crate::memory::{DeviceSlice, Memory};
