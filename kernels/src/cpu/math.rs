@@ -156,15 +156,38 @@ mod tests {
     fn exp_is_within_two_units_in_the_last_place() {
         for i in -8_700_000..8_860_000 {
             let x = i as f32 * 1e-5;
-            let (actual, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            if expected > f64::from(f32::MIN_POSITIVE) {
-                let relative = (actual - expected).abs() / expected;
-                assert!(relative <= 2.0 * f64::from(f32::EPSILON), "exp({x}) = {actual}");
+            let (actual, expected) = (exp(x), f64::from(x).exp());
+            let nearest = expected as f32;
+            if nearest >= f32::MIN_POSITIVE {
+                let unit = f64::from(nearest.next_up()) - f64::from(nearest);
+                let error = (f64::from(actual) - expected).abs() / unit;
+                assert!(error <= 2.0, "exp({x}) = {actual}, {error} units off");
             }
         }
+    }
+
+    #[test]
+    fn exp_keeps_its_limits() {
         assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
-        assert!(exp(f32::NAN).is_nan());
+        assert_eq!((exp(-105.0), exp(f32::NEG_INFINITY)), (0.0, 0.0));
+        assert_eq!((exp(89.0), exp(f32::INFINITY)), (f32::INFINITY, f32::INFINITY));
+        assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
+        // Subnormal results have few bits, but rise.
+        let small: Vec<_> = (0..170).map(|i| exp(-104.0 + i as f32 * 0.1)).collect();
+        assert!(small.is_sorted());
+    }
+
+    #[test]
+    fn sums_of_products_take_every_term_once() {
+        // Whole numbers, so that every order gives the same sum.
+        for n in [0, 1, 15, 16, 17, 33, 160] {
+            let a: Vec<_> = (0..n).map(|i| (i % 7) as f32).collect();
+            let b: Vec<_> = (0..n).map(|i| (i % 5) as f32 - 2.0).collect();
+            let c: Vec<_> = (0..n).map(|i| (i % 3) as f32 + 1.0).collect();
+            let two: f32 = (0..n).map(|i| a[i] * b[i]).sum();
+            let three: f32 = (0..n).map(|i| a[i] * b[i] * c[i]).sum();
+            assert_eq!((dot(&a, &b), sum(n, |i| a[i] * b[i])), (two, two));
+            assert_eq!(dot_of_three(&a, &b, &c), three);
+        }
     }
 }
