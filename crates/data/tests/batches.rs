@@ -1,0 +1,116 @@
+//! Micro-batches hold every example once, and nothing of one example reaches another.
+
+mod common;
+
+use std::collections::HashMap;
+
+use nibble_data::{
+    BatchBuffers, BatchPlan, ChatTemplate, Dataset, Example, Format, TokenizeOptions,
+    TokenizedDataset, TrainOn,
+};
+
+/// Examples of many lengths, each with a text of its own.
+fn dataset(n: usize, max_tokens: usize) -> TokenizedDataset {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = common::tokenizer(folder.path());
+    let template = ChatTemplate::new(None, None, Some("</s>")).unwrap();
+    let examples = (0..n).map(|i| Example::Completion {
+        prompt: format!("{i}:"),
+        completion: "x".repeat(1 + i * 7 % 23),
+    });
+    let dataset = Dataset {
+        format: Format::PromptCompletion,
+        examples: examples.collect(),
+        malformed: Vec::new(),
+    };
+    let options = TokenizeOptions { max_tokens, train_on: TrainOn::Completions };
+    TokenizedDataset::build(&dataset, &tokenizer, &template, &options).unwrap()
+}
+
+#[test]
+fn every_epoch_visits_every_example_once() {
+    let dataset = dataset(83, 24);
+    let all: Vec<usize> = (0..dataset.len()).collect();
+    for packing in [true, false] {
+        for seed in 0..5 {
+            let (rows, sequence) = (3, 24);
+            let mut plan = BatchPlan::new(&dataset, &all, (rows, sequence), packing, seed);
+            let capacity = plan.capacity();
+            let (mut ids, mut positions) = (vec![0; capacity], vec![0; capacity]);
+            let (mut target_rows, mut targets) = (vec![0; capacity], vec![0; capacity]);
+            let mut segments = vec![[0; 4]; capacity];
+            let mut orders = Vec::new();
+            for epoch in 0..3 {
+                let mut seen: HashMap<Vec<u32>, usize> = HashMap::new();
+                let mut n_targets = 0;
+                let mut order = Vec::new();
+                for index in 0..plan.len() {
+                    let planned = plan.micro_batch(epoch, index).clone();
+                    order.push(planned.examples.clone());
+                    let counts = plan.fill(
+                        &dataset,
+                        epoch,
+                        index,
+                        &mut BatchBuffers {
+                            ids: &mut ids,
+                            positions: &mut positions,
+                            segments: &mut segments,
+                            target_rows: &mut target_rows,
+                            targets: &mut targets,
+                        },
+                    );
+                    assert_eq!(counts.n_targets, planned.n_targets);
+                    assert!(packing || counts.n_segments <= rows);
+                    n_targets += counts.n_targets;
+                    let mut end = 0;
+                    for &[start, n, key, n_keys] in &segments[..counts.n_segments] {
+                        assert_eq!((start, n), (key, n_keys));
+                        assert_eq!(start, end, "no gaps");
+                        end = start + n;
+                        let range = start as usize..end as usize;
+                        assert!(positions[range.clone()].iter().copied().eq(0..n));
+                        *seen.entry(ids[range].to_vec()).or_default() += 1;
+                    }
+                    assert_eq!(end as usize, counts.n_tokens);
+                    for (row, target) in target_rows[..counts.n_targets].iter().zip(&targets) {
+                        assert_eq!(ids[*row as usize + 1], *target);
+                        let segment = segments[..counts.n_segments]
+                            .iter()
+                            .find(|[start, n, ..]| (*start..start + n).contains(row))
+                            .unwrap();
+                        assert!(row + 1 < segment[0] + segment[1], "the next token is its own");
+                    }
+                }
+                assert_eq!(seen.len(), dataset.len());
+                assert!(seen.values().all(|&times| times == 1));
+                assert_eq!(n_targets, dataset.n_trained);
+                orders.push(order);
+            }
+            assert_ne!(orders[0], orders[1], "each epoch has an order of its own");
+            let mut again = BatchPlan::new(&dataset, &all, (rows, sequence), packing, seed);
+            let order: Vec<_> =
+                (0..again.len()).map(|i| again.micro_batch(2, i).examples.clone()).collect();
+            assert_eq!(order, orders[2], "and it is the same in every process");
+        }
+    }
+}
+
+#[test]
+fn packing_wastes_little() {
+    let dataset = dataset(200, 64);
+    let all: Vec<usize> = (0..dataset.len()).collect();
+    let plan = BatchPlan::new(&dataset, &all, (1, 64), true, 1);
+    let fewest = dataset.n_tokens().div_ceil(64);
+    assert!(plan.len() <= fewest + fewest / 10 + 1, "{} for {fewest}", plan.len());
+}
+
+#[test]
+fn a_share_is_held_out_and_at_least_one_is_trained() {
+    let dataset = dataset(50, 32);
+    let (training, held_out) = dataset.split(0.2, 3);
+    assert_eq!((training.len(), held_out.len()), (40, 10));
+    assert!(training.iter().all(|example| !held_out.contains(example)));
+    assert_eq!(dataset.split(0.2, 3), (training, held_out));
+    assert_eq!(dataset.split(0.0, 3).1.len(), 0);
+    assert_eq!(dataset.split(0.99, 3).0.len(), 1);
+}

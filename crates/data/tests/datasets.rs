@@ -1,0 +1,119 @@
+//! What files are taken for, and what is said of broken ones.
+
+use nibble_data::{ColumnMapping, DataError, Dataset, Example, Format, Message};
+
+fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Dataset, DataError> {
+    read_mapped(name, content, &ColumnMapping::default())
+}
+
+fn read_mapped(
+    name: &str,
+    content: impl AsRef<[u8]>,
+    mapping: &ColumnMapping,
+) -> Result<Dataset, DataError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    Dataset::open(&path, mapping)
+}
+
+#[test]
+fn formats_are_recognised() {
+    let chat = Example::Messages(vec![Message::user("q"), Message::assistant("a")]);
+    let pair = Example::Completion { prompt: "q".into(), completion: "a".into() };
+    for (content, format, example) in [
+        (r#"{"text":"t"}"#, Format::Text, Example::Text("t".into())),
+        (r#"{"prompt":"q","completion":"a"}"#, Format::PromptCompletion, pair.clone()),
+        (r#"{"question":"q","answer":"a"}"#, Format::PromptCompletion, pair.clone()),
+        (r#"{"instruction":"q","input":"","output":"a"}"#, Format::Alpaca, chat.clone()),
+        (r#"{"instruction":"q","input":null,"output":"a"}"#, Format::Alpaca, chat.clone()),
+        (
+            r#"{"instruction":"q","input":"i","output":"a"}"#,
+            Format::Alpaca,
+            Example::Messages(vec![Message::user("q\n\ni"), Message::assistant("a")]),
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#,
+            Format::Messages,
+            chat.clone(),
+        ),
+        (
+            r#"{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"}]}"#,
+            Format::ShareGpt,
+            chat,
+        ),
+    ] {
+        for (name, content) in [
+            ("a.jsonl", content.to_owned()),
+            ("a.jsonl", format!("\u{feff}{content}\r\n\r\n{content}\r\n")),
+            ("a.json", format!("[{content}]")),
+            ("a.json", format!("{{\"version\":1,\"data\":[{content}]}}")),
+            ("a.json", format!("{content}\n{content}\n")),
+        ] {
+            let dataset = read(name, &content).unwrap_or_else(|e| panic!("{content}: {e}"));
+            assert_eq!(dataset.format, format, "{content}");
+            assert_eq!(dataset.examples[0], example, "{content}");
+            assert!(dataset.malformed.is_empty(), "{content}");
+        }
+    }
+}
+
+#[test]
+fn plain_text_is_one_example_a_paragraph() {
+    let dataset = read("a.txt", "one\ntwo\n\n\nthree\n").unwrap();
+    let texts = ["one\ntwo", "three"].map(|text| Example::Text(text.into()));
+    assert_eq!(dataset.examples, texts);
+}
+
+#[test]
+fn columns_can_be_named_by_hand() {
+    let mapping = ColumnMapping {
+        prompt: Some("ask".into()),
+        completion: Some("say".into()),
+        ..ColumnMapping::default()
+    };
+    let dataset = read_mapped("a.jsonl", r#"{"ask":"q","say":3}"#, &mapping).unwrap();
+    let pair = Example::Completion { prompt: "q".into(), completion: "3".into() };
+    assert_eq!(dataset.examples, [pair]);
+}
+
+#[test]
+fn malformed_lines_are_counted_by_their_number() {
+    let content = "{\"text\":\"a\"}\n\n{broken\n{\"text\":\"b\"}\n{\"text\":7e}\n{\"text\":\"c\"}\n\
+                   {\"text\":null}\n{\"text\":\"d\"}\n";
+    let dataset = read("a.jsonl", content).unwrap();
+    assert_eq!(dataset.examples.len(), 4);
+    let lines: Vec<_> = dataset.malformed.iter().map(|line| line.line).collect();
+    assert_eq!(lines, [3, 5, 7]);
+    assert!(dataset.malformed[2].error.contains("`text` is null"));
+}
+
+#[test]
+fn files_that_cannot_be_trained_on_say_why() {
+    for (name, content, expected) in [
+        ("a.jsonl", "", "holds no examples"),
+        ("a.jsonl", "\n\n", "holds no examples"),
+        ("a.json", "[]", "holds no examples"),
+        ("a.txt", "\n \n", "holds no examples"),
+        ("a.jsonl", r#"{"foo":"x","bar":"y"}"#, "`foo`"),
+        ("a.jsonl", "{broken\n{broken\n{\"text\":\"a\"}", "2 of 3 examples"),
+        ("a.json", "[{\"text\":\"a\"}", "is no JSON"),
+        ("a.jsonl", "\u{0}\u{1}binary", "cannot be read"),
+        ("a.jsonl", "[1,2,3]", "cannot be read"),
+        ("a.jsonl", r#"{"messages":[]}"#, "no messages"),
+        ("a.jsonl", r#"{"conversations":[{"from":"dog","value":"x"}]}"#, "`dog`"),
+    ] {
+        let error = read(name, content).unwrap_err().to_string();
+        assert!(error.contains(expected), "{content:?}: {error}");
+    }
+    let missing = Dataset::open("/no/such/file.jsonl".as_ref(), &ColumnMapping::default());
+    assert!(missing.unwrap_err().to_string().contains("/no/such/file.jsonl"));
+}
+
+#[test]
+fn text_that_is_no_utf8_is_malformed_and_nothing_worse() {
+    let mut content = b"{\"text\":\"a\"}\n{\"text\":\"b\"}\n".to_vec();
+    content.extend(b"{\"text\":\"\xff\xfe\"}\n");
+    let dataset = read("a.jsonl", content).unwrap();
+    assert_eq!((dataset.examples.len(), dataset.malformed[0].line), (2, 3));
+}

@@ -1,0 +1,159 @@
+//! Which tokens are trained on.
+
+mod common;
+
+use common::{tokenizer, write_tokenizer};
+use nibble_data::{
+    ChatTemplate, DataError, Dataset, Example, Format, Message, StreamDecoder, TokenizeOptions,
+    TokenizedDataset, Tokenizer, TrainOn, encode_example,
+};
+use serde_json::json;
+
+const CHATML: &str = "{% for message in messages %}\
+{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+const INSTRUCT: &str = "{{ bos_token }}{% for message in messages %}\
+{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}\
+{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}\
+{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}\
+{% endfor %}";
+
+/// Drops what was said before the last turn between angle brackets, as reasoning models do.
+const FORGETFUL: &str = "{% for message in messages %}\
+{% set content = message.content.split('>')[-1] if not loop.last else message.content %}\
+{{ message.role[0] + ':' + content.strip() + eos_token }}{% endfor %}\
+{% if add_generation_prompt %}{{ 'a:' }}{% endif %}";
+
+/// The trained tokens' text between brackets, others plain.
+fn shade(example: &Example, template: &ChatTemplate, tokenizer: &Tokenizer) -> String {
+    let encoded = encode_example(example, tokenizer, template, TrainOn::Completions).unwrap();
+    let mut text = String::new();
+    let mut inside = false;
+    for (id, trained) in encoded.ids.iter().zip(&encoded.trained) {
+        if inside != *trained {
+            text.push(if inside { ']' } else { '[' });
+            inside = *trained;
+        }
+        text.push_str(&tokenizer.decode(&[*id], false).unwrap());
+    }
+    if inside {
+        text.push(']');
+    }
+    text
+}
+
+fn chat(turns: &[(&str, &str)]) -> Example {
+    let message = |(role, content): &(&str, &str)| Message {
+        role: (*role).into(),
+        content: (*content).into(),
+    };
+    Example::Messages(turns.iter().map(message).collect())
+}
+
+#[test]
+fn only_what_the_model_should_say_is_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let plain = |source: Option<&str>| {
+        ChatTemplate::new(source.map(str::to_owned), Some("<s>"), Some("</s>")).unwrap()
+    };
+    let two = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")];
+    for (template, example, expected) in [
+        (None, Example::Text("hi".into()), "[hi</s>]"),
+        (None, Example::Text("hi</s>".into()), "[hi</s>]"),
+        (None, Example::Completion { prompt: "q: ".into(), completion: "a".into() }, "q: [a</s>]"),
+        (None, chat(&two[..2]), "user:\nq\n\nassistant:\n[a</s>]\n\n"),
+        (
+            Some(CHATML),
+            chat(&two[..2]),
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n[</s>]",
+        ),
+        (Some(INSTRUCT), chat(&two), "<s>[INST] q [/INST][ a</s>][INST] r [/INST][ b</s>]"),
+        (
+            Some(FORGETFUL),
+            chat(&[("user", "q"), ("assistant", "x>a"), ("user", "r"), ("assistant", "y>b")]),
+            "u:q</s>a:a</s>u:r</s>a:[y>b</s>]",
+        ),
+        // A conversation that the person ends teaches the answers before, and no end.
+        (Some(INSTRUCT), chat(&two[..3]), "<s>[INST] q [/INST][ a</s>][INST] r [/INST]"),
+    ] {
+        let shaded = shade(&example, &plain(template), &tokenizer);
+        // Brackets of the text itself are not shading; compare with them told apart.
+        assert_eq!(shaded, expected, "{template:?}");
+    }
+}
+
+#[test]
+fn the_end_of_turn_of_a_chat_model_is_its_end_of_text() {
+    let folder = tempfile::tempdir().unwrap();
+    write_tokenizer(folder.path(), json!({ "eos_token": "<|im_end|>", "chat_template": CHATML }));
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    let template = ChatTemplate::open(folder.path(), &tokenizer).unwrap();
+    assert!(!template.is_plain());
+    let shaded = shade(&chat(&[("user", "q"), ("assistant", "a")]), &template, &tokenizer);
+    let expected = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n";
+    assert_eq!(shaded, expected);
+}
+
+#[test]
+fn a_template_that_refuses_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let template = ChatTemplate::new(Some(INSTRUCT.into()), Some("<s>"), Some("</s>")).unwrap();
+    let example = chat(&[("system", "s"), ("user", "q"), ("assistant", "a")]);
+    let error = encode_example(&example, &tokenizer, &template, TrainOn::Completions).unwrap_err();
+    assert!(error.to_string().contains("Only user and assistant roles"), "{error}");
+    let broken = ChatTemplate::new(Some("{% for %}".into()), None, None).unwrap_err();
+    assert!(matches!(broken, DataError::Template { .. }));
+}
+
+#[test]
+fn cut_and_skipped_examples_are_counted_and_nothing_to_train_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let template = ChatTemplate::new(None, None, Some("</s>")).unwrap();
+    let pair = |prompt: &str, completion: &str| Example::Completion {
+        prompt: prompt.into(),
+        completion: completion.into(),
+    };
+    let options = TokenizeOptions { max_tokens: 6, train_on: TrainOn::Completions };
+    let dataset =
+        |examples| Dataset { format: Format::PromptCompletion, examples, malformed: Vec::new() };
+    let examples = vec![pair("ab", "cd"), pair("abc", "defgh"), pair("abcdefgh", "i")];
+    let tokenized =
+        TokenizedDataset::build(&dataset(examples), &tokenizer, &template, &options).unwrap();
+    assert_eq!((tokenized.len(), tokenized.n_cut, tokenized.n_skipped), (2, 2, 1));
+    assert_eq!((tokenized.n_tokens(), tokenized.n_trained), (5 + 6, 3 + 3));
+    let hopeless = dataset(vec![pair("abcdefgh", "i")]);
+    let error = TokenizedDataset::build(&hopeless, &tokenizer, &template, &options).unwrap_err();
+    assert!(error.to_string().contains("abcdefghi"), "{error}");
+}
+
+#[test]
+fn tokenizers_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = Tokenizer::open(folder.path()).unwrap_err().to_string();
+    assert!(missing.contains("no tokenizer.json"), "{missing}");
+    let tokenizer = tokenizer(folder.path());
+    let n = tokenizer.n_tokens();
+    assert!(tokenizer.check_vocabulary(n + 20).is_ok());
+    assert!(tokenizer.check_vocabulary(n).is_ok());
+    assert!(tokenizer.check_vocabulary(n - 1).is_err());
+    std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
+    assert!(Tokenizer::open(folder.path()).unwrap_err().to_string().contains("tokenizer.json"));
+}
+
+#[test]
+fn streamed_text_is_the_whole_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let ids = tokenizer.encode("Hello, you!", false).unwrap();
+    let mut decoder = StreamDecoder::new(&tokenizer);
+    let mut text = String::new();
+    for id in &ids {
+        text.extend(decoder.push(*id).unwrap());
+    }
+    text.extend(decoder.finish().unwrap());
+    assert_eq!(text, tokenizer.decode(&ids, true).unwrap());
+}
