@@ -21,9 +21,9 @@ use self::{
 use crate::{Error, nibble, root, run};
 
 /// Conversations and stories of the corpus.
-const N_DOCUMENTS: usize = 120_000;
+const N_DOCUMENTS: usize = 80_000;
 /// Optimizer steps of 4,096 tokens.
-const STEPS: &str = "2600";
+const STEPS: &str = "640";
 
 /// Writes the example datasets.
 pub fn write_datasets() -> Result<(), Error> {
@@ -34,7 +34,7 @@ pub fn write_datasets() -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the starter model again, from nothing; takes a quarter of an hour on two cores.
+/// Makes the starter model again, from nothing; takes some ten minutes on two quiet cores.
 pub fn starter() -> Result<(), Error> {
     let work = root().join("target").join("starter");
     if work.exists() {
@@ -73,7 +73,7 @@ pub fn starter() -> Result<(), Error> {
         "--eval-split",
         "0.01",
     ]);
-    train.args(["--save-every", "500", "--no-recompute"]);
+    train.args(["--save-every", "200", "--no-recompute"]);
     run("training the starter model", &mut train)?;
 
     let merged = work.join("merged");

@@ -323,7 +323,7 @@ pub fn story(random: &mut Random, animal: &Animal) -> String {
             "{} met {name}, who was sad because {she} had lost {her} {treasure}.",
             capital(&the)
         ),
-        1 => format!("There {she} was, {name}, looking everywhere for {her} {treasure}."),
+        1 => format!("There was {name}, looking everywhere for {her} {treasure}."),
         _ => format!("A child called {name} asked for help, because {her} {treasure} was gone."),
     };
     let help = match random.below(3) {
@@ -332,7 +332,7 @@ pub fn story(random: &mut Random, animal: &Animal) -> String {
         _ => format!("\"Do not worry,\" said {the}. \"We will look together.\""),
     };
     let search = match random.below(2) {
-        0 => format!("They looked {scene}, and then they found the {treasure} {found}."),
+        0 => format!("They looked everywhere, and then they found the {treasure} {found}."),
         _ => format!("They searched for a long time, and at last the {treasure} was {found}."),
     };
     let end = match random.below(4) {

@@ -82,7 +82,7 @@ pub const ANIMALS: [Animal; 24] = [
     ),
     animal(
         ["pig", "pigs", "oink", "corn and apples", "on a farm"],
-        ["dig with its nose", "fly", "round and pink"],
+        ["dig in the mud", "fly", "round and pink"],
         4,
         6,
     ),
@@ -189,14 +189,14 @@ pub const ANIMALS: [Animal; 24] = [
         1,
     ),
     animal(
-        ["whale", "whales", "sing", "tiny sea animals", "in the ocean"],
+        ["whale", "whales", "woo", "tiny sea animals", "in the ocean"],
         ["swim very deep", "walk", "giant and blue"],
         0,
         10,
     ),
 ];
 
-/// Things, their colours, and whether their name takes a plural verb.
+/// Things and their colours.
 pub const COLORS: [(&str, &str); 30] = [
     ("the sky", "blue"),
     ("the sea", "blue"),
@@ -375,7 +375,7 @@ pub const FACTS: [(&str, &str, &str); 20] = [
     ("a pillow", "soft", "hard"),
     ("a feather", "light", "heavy"),
     ("iron", "heavy", "light"),
-    ("the sea", "deep", "dry"),
+    ("the sea", "deep", "shallow"),
     ("a desert", "dry", "wet"),
     ("a snail", "slow", "fast"),
     ("a rocket", "fast", "slow"),

@@ -1,6 +1,6 @@
 //! Everything about a run that is decided before anything is loaded.
 
-use nibble_data::{ColumnMapping, TokenizeOptions, TrainOn};
+use nibble_data::{ColumnMapping, DataError, TokenizeOptions, TrainOn};
 use nibble_kernels::Compute;
 use nibble_run::{ComputePrecision, Method, Paging, PlanReport, RunSettings};
 
@@ -51,6 +51,9 @@ pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
     let budget_bytes = settings.budget_bytes.unwrap_or(u64::MAX).min(available_bytes);
     plan::check(&plan, budget_bytes)?;
     let model = ModelFolder::open(&settings.model)?;
+    // A dataset that is not there is found before a run folder is made for it.
+    std::fs::File::open(&settings.data)
+        .map_err(|source| DataError::Read { path: settings.data.clone(), source })?;
     Ok(Prepared { settings, model, plan, budget_bytes })
 }
 

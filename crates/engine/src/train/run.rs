@@ -127,7 +127,19 @@ fn spawn(
         .name("nibble-run".into())
         .spawn(move || {
             let link = Link { events: event_sender, commands: command_receiver };
-            Run::open(prepared, folder, checkpoint.as_deref(), link)?.run()
+            let path = folder.path().to_owned();
+            let is_new = checkpoint.is_none() && !folder.metrics().exists();
+            match Run::open(prepared, folder, checkpoint.as_deref(), link) {
+                Ok(run) => run.run(),
+                Err(error) => {
+                    if is_new {
+                        // The folder holds settings alone, and the same name should be free for
+                        // the next try.
+                        let _ = std::fs::remove_dir_all(path);
+                    }
+                    Err(error)
+                }
+            }
         })
         .map_err(|error| TrainError::Threads(error.to_string()))?;
     Ok(RunHandle { events, commands, thread })

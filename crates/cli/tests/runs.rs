@@ -1,0 +1,222 @@
+//! Whole runs through the program: what survives, what repeats, what is said.
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
+use common::{Place, files};
+use serde_json::Value;
+
+const TRAIN: &str = "train --model @model --data @data.jsonl --seq 32 --batch 2 --lr 1e-3 --rank 4";
+
+fn event<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["event"] == name).collect()
+}
+
+#[test]
+fn every_method_trains_and_allocates_what_it_planned() {
+    let place = Place::new();
+    for method in ["full", "lora", "qlora"] {
+        for extra in ["", "--no-recompute", "--grad-accum 2 --dropout 0.1 --eval-split 0.1"] {
+            let out = format!("{method}-{}", extra.len());
+            let events = place.json(&format!(
+                "{TRAIN} --method {method} --epochs 6 --warmup 2 --out @{out} {extra}"
+            ));
+            let steps = event(&events, "step");
+            let loss = |step: &Value| step["loss"].as_f64().unwrap();
+            assert!(loss(steps[steps.len() - 1]) < loss(steps[0]), "{method} {extra}");
+            let done = events.last().unwrap();
+            assert_eq!(done["event"], "done");
+            assert_eq!(done["planned_peak_bytes"], done["allocated_peak_bytes"]);
+            assert_eq!(done["steps"], steps.len());
+            let planned = done["planned_peak_bytes"].as_u64().unwrap();
+            let held = done["peak_rss_bytes"].as_u64().unwrap();
+            assert!(held <= planned + planned * 3 / 100 + (64 << 20), "{held} for {planned}");
+            assert!(place.path(&out).join("report").join("report.html").is_file());
+        }
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_bit_for_bit() {
+    let place = Place::new();
+    for method in ["full", "qlora"] {
+        let train = format!(
+            "{TRAIN} --method {method} --steps 40 --save-every 7 --dropout 0.1 --grad-accum 2"
+        );
+        place.json(&format!("{train} --out @{method}-whole"));
+        let mut killed = place
+            .command(&format!("{train} --out @{method}-killed --json"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(killed.stdout.take().unwrap()).lines();
+        for line in lines {
+            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            if event["event"] == "step" && event["step"] == 18 {
+                break;
+            }
+        }
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        let events = place.json(&format!("resume @{method}-killed"));
+        let first = event(&events, "step")[0]["step"].as_u64().unwrap();
+        assert!(first > 1 && first % 7 == 1, "{method} went on at {first}");
+        let checkpoint = |run: &str| {
+            files(&place.path(&format!("{method}-{run}")).join("checkpoints").join("step-000040"))
+        };
+        assert_eq!(checkpoint("whole"), checkpoint("killed"), "{method}");
+        // Each step is told once, in order, as if nothing had happened.
+        let metrics =
+            fs::read_to_string(place.path(&format!("{method}-killed")).join("metrics.jsonl"));
+        let steps: Vec<u64> = metrics
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .filter(|event| event["event"] == "step")
+            .map(|event| event["step"].as_u64().unwrap())
+            .collect();
+        assert!(steps.iter().copied().eq(1..=40), "{steps:?}");
+    }
+}
+
+#[test]
+fn a_run_does_not_depend_on_threads_and_repeats_from_its_settings() {
+    let place = Place::new();
+    let last = |run: &str| files(&place.path(run).join("checkpoints").join("step-000012"));
+    for threads in [1, 2, 3] {
+        place.json(&format!(
+            "{TRAIN} --method qlora --steps 12 --threads {threads} --out @threads-{threads}"
+        ));
+    }
+    assert_eq!(last("threads-1"), last("threads-2"));
+    assert_eq!(last("threads-1"), last("threads-3"));
+    place.json("train --config @threads-2/run.toml --out @again");
+    assert_eq!(last("threads-2"), last("again"));
+    place.json("train --config @threads-2/run.toml --seed 9 --out @other");
+    assert_ne!(last("threads-2"), last("other"));
+}
+
+#[test]
+fn exports_are_verified_and_give_the_same_loss() {
+    let place = Place::new();
+    place.json(&format!("{TRAIN} --method qlora --epochs 8 --compute f32 --out @run"));
+    let adapter = place.json("export @run --to @adapter").remove(0);
+    assert_eq!(adapter["verified"], true);
+    assert_eq!(adapter["max_abs_logit_diff"], 0.0);
+    // Two implementations in f32: a few hundred roundings of logits of order one.
+    assert!(adapter["second_max_abs_logit_diff"].as_f64().unwrap() < 1e-4, "{adapter}");
+    let merged = place.json("export @run --to @merged --format merged").remove(0);
+    assert_eq!(merged["verified"], true);
+    let loss = |arguments: &str| {
+        let eval = place.json(&format!("eval {arguments} --data @data.jsonl --compute f32"));
+        eval[0]["loss"].as_f64().unwrap()
+    };
+    let tuned = loss("--model @model --adapter @adapter --quantize nf4");
+    assert!((loss("--model @merged") - tuned).abs() < 1e-4);
+    assert!(tuned < loss("--model @model --quantize nf4"));
+    let answer = place.json("generate --model @merged --prompt 3 --temperature 0 --max-tokens 4");
+    assert!(answer[0]["tokens"].as_u64().unwrap() <= 4);
+    assert!(place.error(2, "export @run --to @merged").contains("not empty"));
+    assert!(place.error(2, "export @model --to @x").contains("no run folder"));
+}
+
+#[test]
+fn a_stop_saves_and_a_finished_run_says_so() {
+    let place = Place::new();
+    place.json(&format!("{TRAIN} --steps 3 --out @run"));
+    assert!(place.error(2, "resume @run").contains("complete"));
+    let again = place.error(2, &format!("{TRAIN} --steps 3 --out @run"));
+    assert!(again.contains("not empty") && again.contains("nibble resume"), "{again}");
+}
+
+#[test]
+fn bad_input_is_one_line_that_says_what_to_do() {
+    let place = Place::new();
+    let train = |rest: &str| format!("train --out @new {rest}");
+    for (arguments, expected) in [
+        (train("--model @nowhere --data @data.jsonl"), "config.json"),
+        (train("--model @model --data @nowhere.jsonl"), "nowhere.jsonl"),
+        (train("--model llama-2-7b --data @data.jsonl"), "download"),
+        (train("--model @model --data @data.jsonl --seq 1000"), "128"),
+        (train("--model @model --data @data.jsonl --rank 0"), "lora.rank"),
+        (train("--model @model --data @data.jsonl --targets q_proj,banana"), "banana"),
+        (train("--model @model --data @data.jsonl --budget 1KiB"), "choose a smaller model"),
+        (train("--model @model --data @data.jsonl --paged on"), "paging"),
+        (train("--config @model/config.json"), "config.json"),
+        ("plan --model llama-9".to_owned(), "llama"),
+        ("resume @model".to_owned(), "run.toml"),
+        ("inspect --model @model --data @model/tokenizer.json".to_owned(), "columns"),
+    ] {
+        let error = place.error(2, &arguments);
+        assert!(error.contains(expected), "{arguments}: {error}");
+        assert!(!place.path("new").exists(), "{arguments} left a folder behind");
+    }
+    // Damage to the model's files, one at a time.
+    let weights = fs::read(place.path("model").join("model.safetensors")).unwrap();
+    let config = fs::read_to_string(place.path("model").join("config.json")).unwrap();
+    let data = "--model @model --data @data.jsonl";
+    for (file, content) in [
+        ("model.safetensors", weights[..weights.len() / 2].to_vec()),
+        ("model.safetensors", vec![0xff; 64]),
+        ("model.safetensors", Vec::new()),
+        (
+            "config.json",
+            config.replace("\"num_attention_heads\": 4", "\"num_attention_heads\": 0").into(),
+        ),
+        (
+            "config.json",
+            config.replace("\"hidden_size\": 64", "\"hidden_size\": 999999999999").into(),
+        ),
+        (
+            "config.json",
+            config.replace("\"llama\"", "\"mamba\"").replace("LlamaFor", "MambaFor").into(),
+        ),
+        ("config.json", b"{".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+    ] {
+        let path = place.path("model").join(file);
+        let good = fs::read(&path).unwrap();
+        assert_ne!(good, content, "{file} is really damaged");
+        fs::write(&path, &content).unwrap();
+        let error = place.error(2, &train(data));
+        assert!(error.contains(file) || error.contains("model"), "{file}: {error}");
+        fs::write(&path, good).unwrap();
+    }
+    fs::remove_file(place.path("model").join("tokenizer.json")).unwrap();
+    assert!(place.error(2, &train(data)).contains("tokenizer.json"));
+}
+
+#[test]
+fn a_diverging_run_ends_with_advice() {
+    let place = Place::new();
+    let error = place
+        .error(1, &format!("{TRAIN} --method full --clip-norm 0 --lr 1e30 --steps 30 --out @run"));
+    assert!(error.contains("learning rate") && error.contains("diverged"), "{error}");
+}
+
+#[test]
+fn plans_answer_in_the_contracts_form() {
+    let place = Place::new();
+    let plan = place.json("plan --model llama-2-13b --seq 512").remove(0);
+    let methods: Vec<_> =
+        plan["methods"].as_array().unwrap().iter().map(|m| m["method"].clone()).collect();
+    assert_eq!(methods, ["full", "lora", "qlora"]);
+    for method in plan["methods"].as_array().unwrap() {
+        let parts = method["categories"].as_object().unwrap();
+        let total: u64 = parts.values().map(|part| part.as_u64().unwrap()).sum();
+        assert_eq!(total, method["peak_bytes"].as_u64().unwrap());
+        for region in method["regions"].as_array().unwrap() {
+            assert!(region["name"].is_string() && region["bytes"].is_u64());
+            assert_eq!(region["resident"], "device");
+        }
+    }
+    let full = &plan["methods"][0]["categories"];
+    let gigabytes = |name: &str| (full[name].as_f64().unwrap() / 1e9).round();
+    assert_eq!((gigabytes("weights"), gigabytes("gradients")), (52.0, 52.0));
+    assert_eq!(gigabytes("optimizer"), 104.0);
+}
