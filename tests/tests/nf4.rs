@@ -1,6 +1,8 @@
 //! Our four-bit form against that of bitsandbytes, bit for bit, from the files that
 //! `tests/reference/nf4.py` wrote.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use nibble_kernels::nf4::{self, Nf4Layout};

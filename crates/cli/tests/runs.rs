@@ -1,5 +1,7 @@
 //! Whole runs through the program: what survives, what repeats, what is said.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::{

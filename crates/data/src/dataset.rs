@@ -308,8 +308,8 @@ impl<'a> Reader<'a> {
     fn finish(self) -> Result<Dataset, DataError> {
         let path = self.path.to_owned();
         match (self.columns, self.unknown) {
-            (None, Some(found)) => return Err(DataError::UnknownColumns { path, found }),
-            (None, None) if self.malformed.is_empty() => return Err(DataError::Empty { path }),
+            (None, Some(found)) => Err(DataError::UnknownColumns { path, found }),
+            (None, None) if self.malformed.is_empty() => Err(DataError::Empty { path }),
             (columns, _) => {
                 let n_lines = self.examples.len() + self.malformed.len();
                 if let Some(first) = self.malformed.first()

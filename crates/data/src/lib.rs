@@ -19,4 +19,4 @@ pub use error::DataError;
 pub use inspect::{InspectedLine, InspectedSample, Inspection, inspect};
 pub use template::ChatTemplate;
 pub use tokenize::{EncodedExample, TokenizeOptions, TokenizedDataset, TrainOn, encode_example};
-pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use tokenizer::{ByteSpan, StreamDecoder, Tokenizer};

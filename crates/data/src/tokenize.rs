@@ -158,7 +158,7 @@ pub fn encode_example(
         .collect();
     if let Some(&eos) = tokenizer.eos_ids().first() {
         let ends = |id: &u32| tokenizer.eos_ids().contains(id);
-        match ids.iter().rposition(|id| ends(id)) {
+        match ids.iter().rposition(ends) {
             // White space may follow the template's end of turn.
             Some(last) if trained_tail_is_blank(&text, &offsets, last) => {
                 let was_assistants = match example {

@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::DataError;
 
+/// The first byte of a piece of text, and the one behind its last.
+pub type ByteSpan = (usize, usize);
+
 /// A tokenizer with what its model's files say about it.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
@@ -123,7 +126,7 @@ impl Tokenizer {
         &self,
         text: &str,
         add_special_tokens: bool,
-    ) -> Result<(Vec<u32>, Vec<(usize, usize)>), DataError> {
+    ) -> Result<(Vec<u32>, Vec<ByteSpan>), DataError> {
         let encoding = self
             .inner
             .encode(text, add_special_tokens)

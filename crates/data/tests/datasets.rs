@@ -1,5 +1,7 @@
 //! What files are taken for, and what is said of broken ones.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use nibble_data::{ColumnMapping, DataError, Dataset, Example, Format, Message};
 
 fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Dataset, DataError> {

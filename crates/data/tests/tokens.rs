@@ -1,5 +1,7 @@
 //! Which tokens are trained on.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{tokenizer, write_tokenizer};

@@ -65,7 +65,7 @@ pub struct AdapterTensor {
 
 impl AdapterTensor {
     /// Elements.
-    pub fn len(&self) -> usize {
+    pub fn n_elements(&self) -> usize {
         self.shape[0] * self.shape[1]
     }
 }

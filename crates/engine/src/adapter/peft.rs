@@ -304,7 +304,7 @@ pub fn read_parameters(path: &Path, layout: &AdapterLayout) -> Result<Vec<f32>, 
                 tensor.shape
             )));
         }
-        let values = &mut parameters[tensor.start..tensor.start + tensor.len()];
+        let values = &mut parameters[tensor.start..tensor.start + tensor.n_elements()];
         let stored_type = match view.dtype() {
             Dtype::F32 => StoredType::F32,
             Dtype::F16 => StoredType::F16,

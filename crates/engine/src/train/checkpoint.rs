@@ -225,7 +225,7 @@ fn moment_tensors<B: Backend>(trainer: &Trainer<B>) -> Vec<StoredTensor> {
             tensors.extend(adapter.layout.tensors().map(|tensor| StoredTensor {
                 name: format!("{moment}.{}", peft::tensor_name(&tensor)),
                 shape: tensor.shape.to_vec(),
-                weight: Weight::F32(flat.slice(tensor.start..tensor.start + tensor.len())),
+                weight: Weight::F32(flat.slice(tensor.start..tensor.start + tensor.n_elements())),
             }));
         } else {
             let moments = BaseWeights {

@@ -8,7 +8,7 @@ pub fn initial_adapter(layout: &AdapterLayout, seed: u64) -> Vec<f32> {
     let mut parameters = vec![0.0; layout.len()];
     for tensor in layout.tensors().filter(|tensor| tensor.factor == Factor::A) {
         let bound = 1.0 / (tensor.shape[1] as f64).sqrt();
-        let values = &mut parameters[tensor.start..tensor.start + tensor.len()];
+        let values = &mut parameters[tensor.start..tensor.start + tensor.n_elements()];
         for (i, value) in values.iter_mut().enumerate() {
             let uniform =
                 (hash(seed, (tensor.start + i) as u64) >> 11) as f64 / (1_u64 << 53) as f64;

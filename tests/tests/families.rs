@@ -1,0 +1,154 @@
+//! Every family against transformers and peft: logits, losses and gradients of tiny random models,
+//! within twice the error that torch's own f32 has against f64.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use nibble_engine::{generate, weights::WeightFormat};
+use nibble_tests::{Sequences, Setup, golden, golden_json, golden_tensors, open_trainer, rms};
+use serde_json::Value;
+
+const FAMILIES: [&str; 6] =
+    ["llama", "llama-tied-sharded", "llama-yarn", "mistral", "qwen2", "qwen3"];
+
+struct Family {
+    name: &'static str,
+    folder: PathBuf,
+    expected: BTreeMap<String, Vec<f64>>,
+    errors: Value,
+    sequences: Sequences,
+    /// Ids of each sequence.
+    ids: Vec<Vec<u32>>,
+}
+
+fn families() -> impl Iterator<Item = Family> {
+    FAMILIES.into_iter().map(|name| {
+        let folder = golden().join("families").join(name);
+        let expected = golden_tensors(&folder.join("expected.safetensors"));
+        let errors = golden_json(&folder.join("errors.json"));
+        let mut sequences = Sequences::default();
+        let mut ids = Vec::new();
+        let mut start = 0;
+        for length in &expected["segment_lengths"] {
+            let range = start..start + *length as usize;
+            let of = |name: &str| expected[name][range.clone()].to_vec();
+            let segment: Vec<u32> = of("input_ids").iter().map(|&id| id as u32).collect();
+            let labels: Vec<i64> = of("labels").iter().map(|&label| label as i64).collect();
+            sequences.push(&segment, &labels);
+            ids.push(segment);
+            start = range.end;
+        }
+        Family { name, folder, expected, errors, sequences, ids }
+    })
+}
+
+impl Family {
+    fn setup(&self, with_adapter: bool) -> Setup {
+        Setup {
+            weight_format: WeightFormat::F32,
+            with_adapter,
+            recompute: true,
+            n_threads: 2,
+            n_rows: self.sequences.ids.len(),
+        }
+    }
+
+    fn check(&self, name: &str, actual: &[f32]) {
+        let error = rms(actual, &self.expected[name]);
+        let torch = self.errors[name]["rms"].as_f64().unwrap();
+        // A tensor that torch happens to hit exactly still has numbers that round: allowed is a
+        // quarter of an f32's unit in the last place of its root mean square.
+        let size = self.errors[name]["exact_rms"].as_f64().unwrap();
+        let limit = (2.0 * torch).max(0.25 * f64::from(f32::EPSILON) * size);
+        assert!(error <= limit, "{} {name}: {error:e} beyond {limit:e}", self.name);
+    }
+}
+
+#[test]
+fn logits_are_those_of_transformers_and_peft() {
+    for family in families() {
+        for (with_adapter, name) in [(false, "logits"), (true, "adapter.logits")] {
+            let (mut trainer, _) = open_trainer(&family.folder, family.setup(with_adapter));
+            let mut logits = Vec::new();
+            for ids in &family.ids {
+                let (device, decoder, layout) = trainer.parts();
+                let layout = layout.generation.as_ref().unwrap();
+                logits.extend(generate::logits((device, decoder, layout), ids));
+            }
+            family.check(name, &logits);
+        }
+    }
+}
+
+#[test]
+fn losses_of_packed_sequences_are_those_of_separate_ones() {
+    for family in families() {
+        for (with_adapter, name) in [(false, "loss"), (true, "adapter.loss")] {
+            let (mut trainer, _) = open_trainer(&family.folder, family.setup(with_adapter));
+            let total = trainer.evaluate(&family.sequences.batch());
+            let loss = total / family.sequences.targets.len() as f64;
+            let expected = family.expected[name][0];
+            // A scalar has no spread to measure: each of its terms is f32, correct to a few units.
+            let limit = 4.0 * f64::from(f32::EPSILON) * expected;
+            assert!((loss - expected).abs() <= limit, "{} {name}: {loss} {expected}", family.name);
+        }
+    }
+}
+
+#[test]
+fn adapter_gradients_are_those_of_peft() {
+    for family in families() {
+        let mut bits: Option<Vec<u32>> = None;
+        // Computing activations twice or keeping them, on any threads, changes no bit.
+        for (recompute, n_threads) in [(true, 1), (true, 2), (false, 3)] {
+            let setup = Setup { recompute, n_threads, ..family.setup(true) };
+            let (mut trainer, adapter) = open_trainer(&family.folder, setup);
+            let (_, layout) = adapter.unwrap();
+            let weight = 1.0 / family.sequences.targets.len() as f32;
+            trainer.clear_gradients();
+            trainer.accumulate(&family.sequences.batch(), weight, None);
+            let gradients = trainer.layout().trainable.gradients;
+            let mut values = vec![0.0; gradients.len()];
+            trainer.download(gradients, &mut values);
+            for tensor in layout.tensors() {
+                let path = tensor.projection.path();
+                let factor = format!("lora_{:?}", tensor.factor);
+                let name = format!(
+                    "adapter.gradient.model.layers.{}.{path}.{factor}.weight",
+                    tensor.layer
+                );
+                let range = tensor.start..tensor.start + tensor.n_elements();
+                family.check(&name, &values[range]);
+            }
+            let now: Vec<u32> = values.into_iter().map(f32::to_bits).collect();
+            assert!(bits.get_or_insert_with(|| now.clone()) == &now, "{} {setup:?}", family.name);
+        }
+    }
+}
+
+#[test]
+fn weight_gradients_are_those_of_transformers() {
+    for family in families().filter(|family| ["llama", "qwen2"].contains(&family.name)) {
+        let (mut trainer, _) = open_trainer(&family.folder, family.setup(false));
+        let weight = 1.0 / family.sequences.targets.len() as f32;
+        trainer.clear_gradients();
+        trainer.accumulate(&family.sequences.batch(), weight, None);
+        let flat = trainer.layout().trainable.gradients;
+        let layout = trainer.shape().gradient_layout();
+        let mut n_checked = 0;
+        for place in layout.tensors() {
+            let nibble_kernels::linear::Weight::F32(slice) =
+                place.weight(flat.memory(), flat.offset())
+            else {
+                panic!("gradients are f32")
+            };
+            let mut values = vec![0.0; slice.len()];
+            trainer.download(slice, &mut values);
+            family.check(&format!("gradient.{}", place.role.name()), &values);
+            n_checked += 1;
+        }
+        let in_file = family.expected.keys().filter(|name| name.starts_with("gradient.")).count();
+        assert_eq!(n_checked, in_file, "{}", family.name);
+    }
+}
