@@ -73,6 +73,11 @@ impl MemoryPlan {
         self.regions.resolve(arena, |regions| TrainingLayout::new(regions, shape))
     }
 
+    /// Every region of the arena.
+    pub fn regions(&self) -> &[Region] {
+        self.regions.all()
+    }
+
     /// Every region: the blocks of the base weights, then those of the arena.
     pub fn planned_regions(&self) -> Vec<PlannedRegion> {
         let weights = self.weights.blocks().map(|(block, bytes)| PlannedRegion {

@@ -1,0 +1,165 @@
+//! The plan is the allocation: to the byte, for every method and shape, and quickly.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Instant;
+
+use nibble_engine::{
+    adapter::Targets,
+    catalog,
+    model::Projection,
+    plan::{self, MemoryPlan, PlanError, PlanSettings, Trainable, TrainingShape},
+    weights::{EmbeddingFormat, WeightFormat},
+};
+use nibble_kernels::{DeviceProfile, MemoryId};
+use nibble_run::{LoraSettings, Method, RunSettings};
+use nibble_tests::{Setup, golden, open_trainer};
+
+fn shapes(id: &str) -> Vec<TrainingShape> {
+    let spec = catalog::find(id).unwrap().spec().unwrap();
+    let shape = |trainable, weight_format, recompute| TrainingShape {
+        spec: spec.clone(),
+        weight_format,
+        embedding_format: EmbeddingFormat::beside(weight_format),
+        trainable,
+        sequence: 384,
+        batch: 3,
+        recompute,
+        sample_tokens: 100,
+        profile: DeviceProfile::native_cpu(),
+    };
+    let adapter = |targets, dropout| Trainable::Adapter { targets, rank: 16, dropout };
+    let some: Targets = [Projection::Query, Projection::Down].into_iter().collect();
+    [true, false]
+        .into_iter()
+        .flat_map(|recompute| {
+            [
+                shape(Trainable::Everything, WeightFormat::F32, recompute),
+                shape(Trainable::Everything, WeightFormat::Bf16, recompute),
+                shape(adapter(Targets::all_linear(), false), WeightFormat::Bf16, recompute),
+                shape(adapter(Targets::all_linear(), true), WeightFormat::Nf4, recompute),
+                shape(adapter(some, false), WeightFormat::Nf4, recompute),
+            ]
+        })
+        .collect()
+}
+
+#[test]
+fn regions_of_one_moment_never_overlap_and_fit_the_arena() {
+    for id in ["smollm2-135m", "qwen3-0.6b", "qwen2.5-0.5b"] {
+        for shape in shapes(id) {
+            let plan = MemoryPlan::new(shape);
+            let regions = plan.regions();
+            for (i, a) in regions.iter().enumerate() {
+                assert!(a.offset + a.n_bytes <= plan.arena_bytes());
+                for b in &regions[i + 1..] {
+                    let apart =
+                        a.offset + a.n_bytes <= b.offset || b.offset + b.n_bytes <= a.offset;
+                    assert!(apart || !a.moments.meets(b.moments), "{id}: {a:?} {b:?}");
+                }
+            }
+            let parts = plan.category_bytes();
+            assert_eq!(parts.total(), plan.peak_bytes() as u64);
+        }
+    }
+}
+
+#[test]
+fn a_layout_resolves_to_the_planned_places() {
+    for shape in shapes("smollm2-135m") {
+        let mut plan = MemoryPlan::new(shape);
+        let layout = plan.resolve(MemoryId(1));
+        let end = plan.arena_bytes();
+        for slice in &layout.residuals {
+            assert!(slice.byte_range().end <= end);
+        }
+        assert!(layout.loss.workspace.byte_range().end <= end);
+    }
+}
+
+#[test]
+fn plan_equals_allocation_for_every_method() {
+    for (weight_format, with_adapter) in
+        [(WeightFormat::F32, false), (WeightFormat::Bf16, true), (WeightFormat::Nf4, true)]
+    {
+        let folder = golden().join("families").join("llama");
+        let setup =
+            Setup { weight_format, with_adapter, recompute: true, n_threads: 2, n_rows: 40 };
+        let (trainer, _) = open_trainer(&folder, setup);
+        let plan = MemoryPlan::new(trainer.shape().clone());
+        assert_eq!(trainer.allocated_bytes(), plan.peak_bytes());
+    }
+}
+
+#[test]
+fn full_fine_tuning_of_13b_is_52_and_52_and_104_gigabytes() {
+    let spec = catalog::find("llama-2-13b").unwrap().spec().unwrap();
+    let settings = RunSettings::default();
+    let profile = DeviceProfile::native_cpu();
+    let plan_settings = PlanSettings { settings: &settings, profile };
+    let full = plan::method_plan(&spec, Method::Full, plan_settings, u64::MAX).unwrap();
+    let gigabytes = |bytes: u64| (bytes as f64 / 1e9).round();
+    assert_eq!(gigabytes(full.categories.weights), 52.0);
+    assert_eq!(gigabytes(full.categories.gradients), 52.0);
+    assert_eq!(gigabytes(full.categories.optimizer), 104.0);
+}
+
+#[test]
+fn suggestions_are_true() {
+    let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();
+    let settings = RunSettings { sequence: 2048, batch: 8, ..RunSettings::default() };
+    let profile = DeviceProfile::native_cpu();
+    for method in [Method::Full, Method::Lora, Method::Qlora] {
+        let plan_settings = PlanSettings { settings: &settings, profile };
+        let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
+        let plan = MemoryPlan::new(shape.clone());
+        let budget_bytes = plan.peak_bytes() as u64 * 3 / 4;
+        let Err(PlanError::DoesNotFit { suggestions, peak_bytes, .. }) =
+            plan::check(&plan, budget_bytes)
+        else {
+            panic!("{method:?} is larger than three quarters of itself")
+        };
+        assert_eq!(peak_bytes, plan.peak_bytes() as u64);
+        assert!(!suggestions.is_empty(), "{method:?}");
+        for suggestion in suggestions {
+            assert!(suggestion.peak_bytes <= budget_bytes, "{method:?} {suggestion:?}");
+            if let Some(batch) = suggestion.change.strip_prefix("batch ") {
+                let batch = batch.parse().unwrap();
+                let changed = TrainingShape { batch, recompute: true, ..shape.clone() };
+                let total = MemoryPlan::new(changed).peak_bytes() as u64;
+                assert_eq!(total, suggestion.peak_bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn unknown_targets_and_long_sequences_are_refused() {
+    let spec = catalog::find("smollm2-135m").unwrap().spec().unwrap();
+    let profile = DeviceProfile::native_cpu();
+    let refused = |settings: &RunSettings| {
+        let settings = PlanSettings { settings, profile };
+        plan::training_shape(&spec, Method::Lora, settings).unwrap_err().to_string()
+    };
+    let lora = LoraSettings { targets: vec!["banana".into()], ..LoraSettings::default() };
+    let error = refused(&RunSettings { lora, ..RunSettings::default() });
+    assert!(error.contains("banana") && error.contains("q_proj"), "{error}");
+    let error = refused(&RunSettings { sequence: 1 << 20, ..RunSettings::default() });
+    assert!(error.contains(&spec.max_context.to_string()), "{error}");
+}
+
+/// Not held to a limit here, where other programs run beside it: `cargo xtask bench` prints it too.
+#[test]
+fn a_plan_is_made_in_no_time() {
+    let shape = shapes("llama-2-7b").remove(3);
+    let mut times: Vec<_> = (0..51)
+        .map(|_| {
+            let start = Instant::now();
+            let plan = MemoryPlan::new(shape.clone());
+            (start.elapsed(), plan.peak_bytes())
+        })
+        .collect();
+    times.sort();
+    println!("a 7B plan takes {:?}", times[25].0);
+    assert!(times.iter().all(|(_, bytes)| *bytes == times[0].1), "and is the same every time");
+}
