@@ -148,15 +148,16 @@ pub(crate) fn assert_gradient(values: &[f64], gradient: &[f64], loss: impl Fn(&[
 
 /// Asserts that `body` computes the same bits on one thread, on two and on five.
 pub(crate) fn assert_same_on_any_number_of_threads(body: impl Fn(&mut Cpu) -> Vec<Vec<f32>>) {
-    for isa in Isa::available() {
+    let paths = Isa::available().into_iter();
+    for (isa, compute) in paths.flat_map(|isa| [Compute::F32, Compute::Bf16].map(|c| (isa, c))) {
         let results = [1, 2, 5].map(|n_threads| {
             let kind = DeviceKind::Cpu { isa, n_threads };
-            let profile = DeviceProfile { kind, compute: Compute::F32 };
+            let profile = DeviceProfile { kind, compute };
             let outputs = body(&mut Cpu::new(profile).unwrap());
             let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
             outputs.into_iter().map(bits).collect::<Vec<_>>()
         });
-        assert!(results.iter().all(|result| *result == results[0]), "on {isa}");
+        assert!(results.iter().all(|result| *result == results[0]), "on {isa}, {compute:?}");
     }
 }
 

@@ -13,7 +13,8 @@
 //! dk[j]   += scale · Σ_i ds[i, j] · q[i]
 //! ```
 //! Query head `h` reads key/value head `h / (H / G)`. `s` is made in tiles and never stored; the
-//! backward pass makes it again from `lse`.
+//! backward pass makes it again from `lse`. The inputs of every product (`q`, `k`, `v`, `p`, `dout`,
+//! `ds`) are rounded where the device multiplies in bf16.
 //!
 //! A [`Segment`] is one sequence. Packed sequences are several segments of one batch and do not see
 //! each other. Generation has fewer queries than keys: the last query sees the last key.
@@ -111,8 +112,8 @@ pub trait Attention: Memory {
 /// Bytes of workspace that `shape` needs on `profile`, forward alone or with the backward pass.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: AttentionShape, backward: bool) -> usize {
     let DeviceKind::Cpu { n_threads, .. } = profile.kind;
-    let delta = if backward { shape.n_rows.saturating_mul(shape.n_heads) } else { 0 };
-    cpu::scratch_len(shape.head_size)
+    let delta = if backward { cpu::delta_len(&shape) } else { 0 };
+    cpu::scratch_len(profile, shape.head_size)
         .saturating_mul(n_threads)
         .saturating_add(delta)
         .saturating_mul(size_of::<f32>())

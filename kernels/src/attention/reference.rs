@@ -11,13 +11,15 @@ pub struct Attended {
     pub dv: Vec<f64>,
 }
 
-/// Forward and backward; every intermediate goes through `round`, so that one body serves as the
-/// exact reference (in f64) and as the plain version of a narrower precision.
+/// Forward and backward; every intermediate goes through `round`, and those that enter a product
+/// through `operand`, so that one body serves as the exact reference (in f64) and as the plain
+/// version of a narrower precision.
 pub fn attend(
     shape: &AttentionShape,
     segments: &[Segment],
     [q, k, v, dout]: [&[f32]; 4],
     round: impl Fn(f64) -> f64,
+    operand: impl Fn(f64) -> f64,
 ) -> Attended {
     let AttentionShape { n_rows, n_key_rows, n_heads, n_kv_heads, head_size, .. } = *shape;
     let (query_width, key_width) = (n_heads * head_size, n_kv_heads * head_size);
@@ -57,7 +59,7 @@ pub fn attend(
                 let out = &mut result.out[at..at + head_size];
                 for (j, p) in (first..=position).zip(&p) {
                     for (out, v) in out.iter_mut().zip(rows(v, j)) {
-                        *out = round(*out + p * f64::from(v));
+                        *out = round(*out + operand(*p) * f64::from(v));
                     }
                 }
                 let dout = &dout[at..at + head_size];
@@ -66,7 +68,8 @@ pub fn attend(
                     .zip(&*out)
                     .fold(0.0, |sum, (d, o)| round(sum + f64::from(*d) * o));
                 for (j, p) in (first..=position).zip(&p) {
-                    let ds = round(round(p * (dot(dout, &rows(v, j)) - delta)) * scale);
+                    let ds = operand(round(p * (dot(dout, &rows(v, j)) - delta)));
+                    let ds = round(ds * scale);
                     for d in 0..head_size {
                         let (key, dv) = (f64::from(k[key_at(j) + d]), f64::from(dout[d]));
                         let dq = &mut result.dq[at + d];
@@ -74,7 +77,7 @@ pub fn attend(
                         let dk = &mut result.dk[key_at(j) + d];
                         *dk = round(*dk + ds * f64::from(query[d]));
                         let sum = &mut result.dv[key_at(j) + d];
-                        *sum = round(*sum + p * dv);
+                        *sum = round(*sum + operand(*p) * dv);
                     }
                 }
             }

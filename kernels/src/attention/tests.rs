@@ -1,7 +1,10 @@
 use super::{reference::attend, *};
 use crate::{
-    DeviceKind, DeviceProfile,
-    testing::{Random, fetch, on_every_device, place, relative_error, workspace},
+    Compute,
+    testing::{
+        Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch,
+        on_every_device, place, relative_error, to_f32, unrounded, workspace,
+    },
 };
 
 fn segment(start: u32, n: u32) -> Segment {
@@ -28,6 +31,9 @@ fn cases() -> Vec<(AttentionShape, Vec<Segment>)> {
         (shape(200, 200, 2, 1, 64, Some(7)), vec![segment(0, 130), segment(130, 70)]),
         (shape(140, 140, 2, 2, 80, Some(64)), vec![segment(0, 140)]),
         (shape(67, 67, 3, 1, 128, None), vec![segment(0, 67)]),
+        // Several tiles of queries and of keys, with and without a window over them.
+        (shape(300, 300, 2, 1, 24, None), vec![segment(0, 300)]),
+        (shape(270, 270, 1, 1, 16, Some(150)), vec![segment(0, 270)]),
         // Writing text: the last queries of a longer past.
         (
             shape(3, 150, 4, 2, 32, None),
@@ -70,8 +76,14 @@ fn both_passes_match_the_reference(device: &mut impl Attention) {
     for (case, (shape, segments)) in cases().into_iter().enumerate() {
         let inputs = inputs(&shape, case as u64);
         let inputs = inputs.each_ref().map(Vec::as_slice);
-        let exact = attend(&shape, &segments, inputs, |x| x);
-        let plain = attend(&shape, &segments, inputs, |x| f64::from(x as f32));
+        let exact = attend(&shape, &segments, inputs, unrounded, unrounded);
+        let compute = device.profile().compute;
+        let seen = inputs.map(|values| crate::linear::rounded(values, compute));
+        let seen = seen.each_ref().map(Vec::as_slice);
+        let plain = attend(&shape, &segments, seen, to_f32, |x| match compute {
+            Compute::F32 => x,
+            Compute::Bf16 => half::bf16::from_f64(x).to_f64(),
+        });
         let actual = run(device, shape, &segments, inputs);
         let pairs = [
             ("out", exact.out, plain.out),
@@ -81,17 +93,15 @@ fn both_passes_match_the_reference(device: &mut impl Attention) {
             ("dv", exact.dv, plain.dv),
         ];
         for ((name, exact, plain), actual) in pairs.into_iter().zip(actual) {
-            let plain: Vec<f32> = plain.into_iter().map(|x| x as f32).collect();
-            // A result that is one rounding in the plain version may be two in another order.
-            let limit = 2.0 * relative_error(&plain, &exact) + 2.0 * f64::from(f32::EPSILON);
-            let error = relative_error(&actual, &exact);
-            assert!(error <= limit, "case {case}, {name}: {error:e} beyond {limit:e}");
+            assert_as_close_as_plain(&format!("case {case}, {name}"), &actual, &exact, &plain);
         }
     }
 }
 
 on_every_device! {
     both_passes_match_the_reference,
+    segments_see_nothing_but_themselves,
+    writing_one_token_at_a_time_attends_as_all_at_once,
 }
 
 #[test]
@@ -99,10 +109,10 @@ fn the_gradients_are_those_of_the_output() {
     let (shape, segments) = cases().remove(2);
     let inputs = inputs(&shape, 9);
     let slices = inputs.each_ref().map(Vec::as_slice);
-    let result = attend(&shape, &segments, slices, |x| x);
+    let result = attend(&shape, &segments, slices, unrounded, unrounded);
     let loss = |inputs: &[Vec<f32>; 4]| -> f64 {
         let slices = inputs.each_ref().map(Vec::as_slice);
-        let out = attend(&shape, &segments, slices, |x| x).out;
+        let out = attend(&shape, &segments, slices, unrounded, unrounded).out;
         out.iter().zip(&inputs[3]).map(|(o, d)| o * f64::from(*d)).sum()
     };
     for (which, gradient) in [&result.dq, &result.dk, &result.dv].into_iter().enumerate() {
@@ -125,13 +135,60 @@ fn results_do_not_depend_on_the_number_of_threads() {
     for (shape, segments) in cases() {
         let inputs = inputs(&shape, 3);
         let inputs = inputs.each_ref().map(Vec::as_slice);
-        let results = [1, 2, 5].map(|n_threads| {
-            let kind = DeviceKind::Cpu { isa: crate::Isa::best(), n_threads };
-            let profile = DeviceProfile { kind, compute: crate::Compute::Bf16 };
-            let mut device = crate::Cpu::new(profile).unwrap();
-            run(&mut device, shape, &segments, inputs)
-                .map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
-        });
-        assert!(results.iter().all(|result| *result == results[0]));
+        assert_same_on_any_number_of_threads(|device| run(device, shape, &segments, inputs).into());
+    }
+}
+
+/// Rows of garbage outside the segments change nothing and come out as zero.
+fn segments_see_nothing_but_themselves(device: &mut impl Attention) {
+    let (shape, _) = cases().remove(2);
+    let segments = [segment(3, 40), segment(50, 1), segment(60, 77)];
+    let clean = inputs(&shape, 5);
+    let mut dirty = clean.clone();
+    let inside = |row: usize| {
+        let row = row as u32;
+        segments.iter().any(|s| (s.query_start..s.query_start + s.n_queries).contains(&row))
+    };
+    for values in &mut dirty {
+        let width = values.len() / shape.n_rows;
+        for (row, values) in values.chunks_mut(width).enumerate() {
+            if !inside(row) {
+                values.fill(f32::NAN);
+            }
+        }
+    }
+    let clean = run(device, shape, &segments, clean.each_ref().map(Vec::as_slice));
+    let dirty = run(device, shape, &segments, dirty.each_ref().map(Vec::as_slice));
+    for (clean, dirty) in clean.iter().zip(&dirty) {
+        assert_eq!(clean, dirty);
+        let width = dirty.len() / shape.n_rows;
+        for (row, values) in dirty.chunks(width).enumerate() {
+            assert!(inside(row) || values.iter().all(|value| *value == 0.0), "row {row}");
+        }
+    }
+}
+
+/// What a token reads does not depend on how many are computed with it.
+fn writing_one_token_at_a_time_attends_as_all_at_once(device: &mut impl Attention) {
+    let (shape, segments) = cases().remove(1);
+    let inputs = inputs(&shape, 6);
+    let [q, k, v, dout] = inputs.each_ref().map(Vec::as_slice);
+    let whole = run(device, shape, &segments, [q, k, v, dout]);
+    let exact = attend(&shape, &segments, [q, k, v, dout], unrounded, unrounded);
+    let error = relative_error(&whole[0], &exact.out);
+    let width = shape.n_heads * shape.head_size;
+    for row in 0..shape.n_rows {
+        let one = AttentionShape { n_rows: 1, n_key_rows: row + 1, max_segment: 1, ..shape };
+        let n_keys = row as u32 + 1;
+        let segment = Segment { query_start: 0, n_queries: 1, key_start: 0, n_keys };
+        let range = row * width..(row + 1) * width;
+        let keys = ..(row + 1) * shape.n_kv_heads * shape.head_size;
+        let inputs = [&q[range.clone()], &k[keys], &v[keys], &dout[range.clone()]];
+        let [out, ..] = run(device, one, &[segment], inputs);
+        for (one, whole) in out.iter().zip(&whole[0][range]) {
+            // Each is at most as far from the exact value as the tiles are at their worst.
+            let scale = exact.out.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+            assert!(f64::from((one - whole).abs()) <= 4.0 * error * scale, "row {row}");
+        }
     }
 }

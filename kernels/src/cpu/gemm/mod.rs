@@ -12,12 +12,14 @@ mod expand;
 mod kernels;
 mod nf4;
 mod operand;
+mod tiles;
 mod transpose;
 mod vector;
 
-pub(crate) use expand::Values;
+pub(crate) use expand::{Values, bf16_bits};
 pub(crate) use nf4::Nf4Values;
 pub(crate) use operand::{Layout, Operand};
+pub(crate) use tiles::TileProducts;
 pub(crate) use vector::{few_rows, few_rows_workspace_bytes};
 
 use crate::{
