@@ -10,7 +10,7 @@ use crate::{Error, nibble, root, run as run_program};
 
 /// Prompts within the small world of the starter model.
 const PROMPTS: [&str; 3] =
-    ["What color is the sky?", "Tell me about cats.", "What is two plus three?"];
+    ["What color is the sky?", "Tell me about cats.", "Where can I find honey?"];
 
 /// Builds Nibble and fine-tunes the starter model; without a window, in the terminal.
 pub fn run(headless: bool) -> Result<(), Error> {

@@ -162,6 +162,8 @@ pub fn export(
 
 /// The run's model as it was trained, in f32 products, and its logits of the probe.
 struct Source {
+    /// The model that the run began with.
+    base: PathBuf,
     settings: SessionSettings,
     session: Session<Cpu>,
     probe: Vec<u32>,
@@ -171,6 +173,7 @@ struct Source {
 impl Source {
     fn open(settings: &nibble_run::RunSettings, checkpoint: &Path) -> Result<Self, ExportError> {
         let full = settings.method == Method::Full;
+        let base = settings.model.clone();
         let settings = SessionSettings {
             model: if full { checkpoint.to_owned() } else { settings.model.clone() },
             adapter: (!full).then(|| checkpoint.to_owned()),
@@ -182,7 +185,7 @@ impl Source {
         let mut session = Session::open(&settings)?;
         let probe = probe(session.spec());
         let logits = session.logits(&probe);
-        Ok(Self { settings, session, probe, logits })
+        Ok(Self { base, settings, session, probe, logits })
     }
 }
 
@@ -215,7 +218,11 @@ fn export_adapter(
 }
 
 fn export_merged(mut source: Source, folder: &Path) -> Result<ExportReport, ExportError> {
-    let model = ModelFolder::open(&source.settings.model).map_err(GenerateError::from)?;
+    // Weights trained in f32 leave in the precision that they came in; where the base is gone, in
+    // that of the checkpoint.
+    let model = ModelFolder::open(&source.base)
+        .or_else(|_| ModelFolder::open(&source.settings.model))
+        .map_err(GenerateError::from)?;
     let dtype =
         match model.stored_type(TensorRole::Layer(0, LayerTensor::Matrix(Projection::Query))) {
             StoredType::F32 => Dtype::F32,
