@@ -268,10 +268,11 @@ pub fn eval(arguments: &EvalArguments, json: bool) -> Result<(), Failure> {
         return print_json(&evaluation);
     }
     println!(
-        "loss {:.4}, perplexity {:.3}, over {} trained tokens",
+        "loss {:.4}, perplexity {:.3}, over {} trained tokens; {} examples cut",
         evaluation.loss,
         evaluation.perplexity,
-        show::count(evaluation.trained_tokens)
+        show::count(evaluation.trained_tokens),
+        evaluation.cut,
     );
     Ok(())
 }

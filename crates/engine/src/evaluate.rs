@@ -25,7 +25,7 @@ use crate::{
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct EvaluateSettings {
-    /// The model; `context` is the longest example.
+    /// The model; `context` holds the longest example.
     pub session: SessionSettings,
     /// The dataset.
     pub data: PathBuf,
@@ -44,6 +44,8 @@ pub struct Evaluation {
     pub perplexity: f64,
     /// Tokens it is the mean of.
     pub trained_tokens: u64,
+    /// Examples that were cut because they are longer than asked for or than the model reads.
+    pub cut: usize,
 }
 
 /// Measures the loss of a model on a dataset, on the processor.
@@ -55,11 +57,14 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
     let tokenizer = Tokenizer::open(model)?;
     let template = ChatTemplate::open(model, &tokenizer)?;
     let examples = Dataset::open(&settings.data, &settings.columns)?;
-    let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &settings.tokenize)?;
     let mut evaluator = Evaluator::open(&settings.session)?;
-    tokenizer.check_vocabulary(evaluator.decoder.spec.vocabulary)?;
+    let spec = &evaluator.decoder.spec;
+    tokenizer.check_vocabulary(spec.vocabulary)?;
+    let max_tokens = settings.tokenize.max_tokens.min(spec.max_context);
+    let options = TokenizeOptions { max_tokens, ..settings.tokenize };
+    let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &options)?;
     let everything: Vec<usize> = (0..dataset.len()).collect();
-    let rows = (1, settings.tokenize.max_tokens);
+    let rows = (1, max_tokens);
     let mut plan = BatchPlan::new(&dataset, &everything, rows, true, 0);
     let capacity = plan.capacity();
     let (mut ids, mut positions) = (vec![0; capacity], vec![0; capacity]);
@@ -86,7 +91,8 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
         n_targets += counts.n_targets as u64;
     }
     let loss = total / n_targets.max(1) as f64;
-    Ok(Evaluation { loss, perplexity: loss.exp(), trained_tokens: n_targets })
+    let cut = dataset.n_cut;
+    Ok(Evaluation { loss, perplexity: loss.exp(), trained_tokens: n_targets, cut })
 }
 
 /// A model that only measures losses.

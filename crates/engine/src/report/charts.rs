@@ -240,7 +240,7 @@ where
         .axis_desc_style(text(12, "muted"))
         .draw()
         .map_err(fail)?;
-    let mut ends: Vec<f64> = Vec::new();
+    let mut ends: Vec<i32> = Vec::new();
     for line in &chart.lines {
         let ink = color(theme, line.color).mix(line.ink);
         let style = ShapeStyle::from(&ink).stroke_width(s(line.width));
@@ -252,14 +252,13 @@ where
             context.draw_series(marks).map_err(fail)?;
         }
         if !line.label.is_empty() {
-            // A label stands at the end of its line, clear of those before it.
-            let height = (high - low) * 0.075;
-            let mut at = value;
-            while let Some(other) = ends.iter().find(|other| (at - **other).abs() < height) {
-                at = other + height;
+            // A label stands at the end of its line, above those before it where they would touch.
+            let height = s(15) as i32;
+            let (x, mut y) = context.backend_coord(&(step.max(last), value));
+            while let Some(other) = ends.iter().find(|other| (y - **other).abs() < height) {
+                y = other - height;
             }
-            ends.push(at);
-            let (x, y) = context.backend_coord(&(step.max(last), at));
+            ends.push(y);
             let style = text(12, line.color);
             let place = (x + s(6) as i32, y - s(7) as i32);
             area.draw_text(&line.label, &style, place).map_err(fail)?;
