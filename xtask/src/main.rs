@@ -93,8 +93,11 @@ fn test() -> Result<(), Error> {
 
 /// The project's root.
 pub fn root() -> PathBuf {
-    // This crate lies directly below it.
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, PathBuf::from)
+    // This crate lies directly below it. Cargo says where when it runs the program: the place where
+    // it was compiled may be another checkout that shares the build folder.
+    let here = std::env::var("CARGO_MANIFEST_DIR");
+    let here = PathBuf::from(here.as_deref().unwrap_or(env!("CARGO_MANIFEST_DIR")));
+    here.parent().map_or_else(PathBuf::new, PathBuf::from)
 }
 
 /// Runs cargo in the project's root.

@@ -64,8 +64,8 @@ pub enum ReferenceError {
 /// # Errors
 /// When there is no Python, the packages cannot be installed, or a script fails.
 pub fn reference() -> Result<(), ReferenceError> {
-    let scripts = repository_root().join("tests").join("reference");
-    let golden = repository_root().join("tests").join("golden");
+    let scripts = crate::root().join("tests").join("reference");
+    let golden = crate::root().join("tests").join("golden");
     let python = make_environment(&scripts.join("requirements.txt"))?;
     for script in SCRIPTS {
         println!("{script}");
@@ -80,16 +80,10 @@ pub fn reference() -> Result<(), ReferenceError> {
 
 /// The interpreter of a complete environment for the scripts of `tests/reference`, if there is one.
 pub fn ready_python() -> Option<PathBuf> {
-    let requirements = repository_root().join("tests").join("reference").join("requirements.txt");
+    let requirements = crate::root().join("tests").join("reference").join("requirements.txt");
     let environment = environment_folder().ok()?;
     is_ready(&environment, &fs::read_to_string(requirements).ok()?)
         .then(|| interpreter_in(&environment))
-}
-
-fn repository_root() -> &'static Path {
-    // This crate's folder is one below the root, wherever the checkout lies.
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
 }
 
 fn environment_folder() -> Result<PathBuf, ReferenceError> {
@@ -176,7 +170,7 @@ fn report_changes(golden: &Path) -> Result<(), ReferenceError> {
     println!("Changes to the golden files (none: they are what the pinned versions compute):");
     run(
         Command::new("git")
-            .current_dir(repository_root())
+            .current_dir(crate::root())
             .args(["--no-pager", "status", "--short", "--"])
             .arg(golden),
         "git status",
