@@ -266,6 +266,8 @@ impl Screen {
                 self.line(&format!("{when}\n  > {prompt}\n  {}", text.replace('\n', "\n  ")));
             }
             Event::Warning { message } => self.line(&format!("Note: {message}")),
+            // The error itself follows.
+            Event::Failed { .. } => {}
             Event::Paused => self.line("Paused"),
             Event::Resumed => self.line("Going on"),
             Event::Done { planned_peak_bytes, allocated_peak_bytes, peak_rss_bytes, .. } => {

@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod decoder;
 pub mod devices;
 pub mod evaluate;
+mod explain;
 pub mod export;
 pub mod files;
 pub mod generate;

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::Explain;
+
 /// What happened, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -37,6 +39,14 @@ pub enum RunError {
         /// The folder.
         path: PathBuf,
     },
+    /// Another process, or another window, is at it.
+    #[error(
+        "{path} is being trained already; pause or stop it where it was started, or wait for its end"
+    )]
+    InUse {
+        /// The run folder.
+        path: PathBuf,
+    },
     /// The settings cannot be read.
     #[error("{path} cannot be read as settings: {reason}")]
     Settings {
@@ -67,4 +77,19 @@ pub enum RunError {
         /// What it must be.
         rule: &'static str,
     },
+}
+
+impl Explain for RunError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "run_unreadable",
+            Self::Write { .. } => "run_unwritable",
+            Self::NotEmpty { .. } => "run_not_empty",
+            Self::NoRun { .. } => "no_run",
+            Self::InUse { .. } => "run_in_use",
+            Self::Settings { .. } => "settings_damaged",
+            Self::Newer { .. } => "run_newer",
+            Self::Setting { .. } => "setting_impossible",
+        }
+    }
 }

@@ -83,6 +83,15 @@ pub enum Event {
     Paused,
     /// The run goes on.
     Resumed,
+    /// An error ended the run.
+    Failed {
+        /// Which error, in a form that does not change.
+        code: String,
+        /// What happened, and where.
+        message: String,
+        /// What to do; may be empty.
+        hint: String,
+    },
     /// The run has ended.
     Done {
         /// The plan's peak.

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{Event, PlanReport, RunError, RunSettings, settings::FORMAT};
+use crate::{Event, PlanReport, RunError, RunLock, RunSettings, lock, settings::FORMAT};
 
 const SETTINGS: &str = "run.toml";
 const PLAN: &str = "plan.json";
@@ -65,6 +65,24 @@ impl RunFolder {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Takes the run for this process, until the lock is dropped.
+    ///
+    /// # Errors
+    /// When it is being trained already, or the folder cannot be written.
+    pub fn lock(&self) -> Result<RunLock, RunError> {
+        lock::lock(&self.path)
+    }
+
+    /// Whether some process is training the run now.
+    pub fn is_active(&self) -> bool {
+        lock::is_locked(&self.path)
+    }
+
+    /// Where the settings are.
+    pub fn settings_file(&self) -> PathBuf {
+        self.path.join(SETTINGS)
     }
 
     /// Where charts go.
@@ -215,15 +233,20 @@ impl MetricsWriter {
         let failed = |source| RunError::Write { path: path.clone(), source };
         let mut kept = Vec::new();
         for event in read_metrics(&path)? {
-            let later = match event {
+            let is_kept = match event {
                 Event::Step { step: of, .. }
                 | Event::Eval { step: of, .. }
                 | Event::Sample { step: of, .. }
-                | Event::Checkpoint { step: of, .. } => of > step || step == 0,
-                Event::Done { .. } => true,
-                _ => false,
+                | Event::Checkpoint { step: of, .. } => of <= step && step > 0,
+                Event::Ready { .. } | Event::Warning { .. } => step > 0,
+                // How the last sitting began and ended says nothing of this one.
+                Event::Loading { .. }
+                | Event::Paused
+                | Event::Resumed
+                | Event::Failed { .. }
+                | Event::Done { .. } => false,
             };
-            if !later {
+            if is_kept {
                 serde_json::to_writer(&mut kept, &event).map_err(|error| failed(error.into()))?;
                 kept.push(b'\n');
             }

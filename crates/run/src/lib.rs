@@ -9,17 +9,30 @@
 //! RUN/metrics.jsonl              one event a line, appended
 //! RUN/checkpoints/step-000100/   see the engine
 //! RUN/report/                    charts
+//! RUN/run.lock                   locked while a process trains the run
 //! ```
 
 mod error;
 mod events;
+mod explain;
 mod folder;
+mod follow;
+mod lock;
+mod naming;
 mod plan;
 mod settings;
+mod state;
+mod summary;
+#[cfg(test)]
+mod testing;
 
 pub use error::RunError;
 pub use events::Event;
+pub use explain::Explain;
 pub use folder::{CheckpointFolder, MetricsWriter, RunFolder, read_metrics, read_settings};
+pub use follow::{RunFollower, RunNews};
+pub use lock::RunLock;
+pub use naming::new_run_path;
 pub use plan::{
     Category, CategoryBytes, MethodPlan, ModelSummary, PlanReport, PlannedRegion, Residence,
     Suggestion,
@@ -28,3 +41,5 @@ pub use settings::{
     Columns, ComputePrecision, LoraSettings, Method, Paging, RunSettings, SampleSettings, Schedule,
     TrainOn, WeightPrecision,
 };
+pub use state::{Progress, RunState};
+pub use summary::{RunList, RunSummary};

@@ -14,7 +14,7 @@ use nibble_data::{
     BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
 };
 use nibble_kernels::{Cpu, Memory, attention::Segment};
-use nibble_run::{Event, MetricsWriter, RunFolder, RunSettings};
+use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunLock, RunSettings};
 
 use super::{
     TrainError,
@@ -100,25 +100,28 @@ impl RunHandle {
 pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError> {
     let prepared = prepare::prepare(settings)?;
     let folder = RunFolder::create(path, &prepared.settings)?;
+    let lock = folder.lock()?;
     folder.write_plan(&prepared.report())?;
-    spawn(prepared, folder, None)
+    spawn(prepared, folder, lock, None)
 }
 
 /// Goes on with the run in the folder `path` from its last whole checkpoint, or from the beginning
 /// when it has none.
 ///
 /// # Errors
-/// As [`start`]; or when the run is complete.
+/// As [`start`]; or when the run is complete, or is being trained already.
 pub fn resume(path: &Path) -> Result<RunHandle, TrainError> {
     let folder = RunFolder::open(path)?;
+    let lock = folder.lock()?;
     let prepared = prepare::prepare(folder.settings()?)?;
     let last = folder.checkpoints()?.pop();
-    spawn(prepared, folder, last.map(|checkpoint| checkpoint.path))
+    spawn(prepared, folder, lock, last.map(|checkpoint| checkpoint.path))
 }
 
 fn spawn(
     prepared: Prepared,
     folder: RunFolder,
+    lock: RunLock,
     checkpoint: Option<PathBuf>,
 ) -> Result<RunHandle, TrainError> {
     let (event_sender, events) = mpsc::channel();
@@ -130,8 +133,15 @@ fn spawn(
             let path = folder.path().to_owned();
             let is_new = checkpoint.is_none() && !folder.metrics().exists();
             match Run::open(prepared, folder, checkpoint.as_deref(), link) {
-                Ok(run) => run.run(),
+                Ok(mut run) => {
+                    let result = run.run();
+                    if let Err(error) = &result {
+                        run.remember(error);
+                    }
+                    result
+                }
                 Err(error) => {
+                    drop(lock);
                     if is_new {
                         // The folder holds settings alone, and the same name should be free for
                         // the next try.
@@ -158,7 +168,12 @@ impl Link {
     }
 
     /// Takes the commands that have come; waits while paused. Returns whether to go on.
-    fn goes_on(&self) -> bool {
+    fn goes_on(&self, metrics: &mut MetricsWriter) -> Result<bool, TrainError> {
+        let mut tell = |event: Event| {
+            metrics.write(&event)?;
+            self.emit(event);
+            Ok::<_, TrainError>(())
+        };
         let mut paused = false;
         loop {
             let command = if paused {
@@ -167,22 +182,22 @@ impl Link {
                 self.commands.try_recv()
             };
             match command {
-                Ok(Command::Stop) => return false,
+                Ok(Command::Stop) => return Ok(false),
                 Ok(Command::Pause) => {
                     if !paused {
-                        self.emit(Event::Paused);
+                        tell(Event::Paused)?;
                     }
                     paused = true;
                 }
                 Ok(Command::Resume) => {
                     if paused {
-                        self.emit(Event::Resumed);
+                        tell(Event::Resumed)?;
                     }
                     paused = false;
                 }
-                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Empty) => return Ok(true),
                 // A paused run whose handle is gone can never be told to go on: it is saved.
-                Err(TryRecvError::Disconnected) => return !paused,
+                Err(TryRecvError::Disconnected) => return Ok(!paused),
             }
         }
     }
@@ -278,6 +293,8 @@ impl Run {
         let options = tokenize_options(&settings);
         let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &options)?;
         let mut metrics = MetricsWriter::open(&folder, state.step)?;
+        let total_bytes = prepared.model.n_stored_bytes() as u64;
+        metrics.write(&Event::Loading { done_bytes: 0, total_bytes })?;
         for message in warnings(&examples, &dataset) {
             let event = Event::Warning { message };
             metrics.write(&event)?;
@@ -309,7 +326,7 @@ impl Run {
             n_warmup_steps: settings.warmup_steps,
             n_steps,
         };
-        let run = Self {
+        let mut run = Self {
             optimizer: prepared.optimizer(),
             batch: HostBatch::new(training.capacity()),
             memory: ResidentMemory::default(),
@@ -329,18 +346,18 @@ impl Run {
             state,
             planned_peak_bytes,
         };
-        run.link.emit(Event::Ready {
+        run.report(Event::Ready {
             n_steps,
             step: state.step,
             n_examples: run.dataset.len() as u64,
             n_tokens: run.dataset.n_tokens() as u64,
             planned_peak_bytes,
-        });
+        })?;
         Ok(run)
     }
 
     /// Every step, until the last or a command to stop.
-    fn run(mut self) -> Result<Outcome, TrainError> {
+    fn run(&mut self) -> Result<Outcome, TrainError> {
         let n_steps = self.learning_rate.n_steps;
         let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         if self.state.step == 0 {
@@ -348,7 +365,7 @@ impl Run {
         }
         let mut saved = self.folder.checkpoint(self.state.step);
         let mut saved_step = self.state.step;
-        while self.state.step < n_steps && self.link.goes_on() {
+        while self.state.step < n_steps && self.link.goes_on(&mut self.metrics)? {
             self.step()?;
             let step = self.state.step;
             if due(self.settings.eval_every, step) && step < n_steps {
@@ -401,6 +418,14 @@ impl Run {
         self.metrics.write(&event)?;
         self.link.emit(event);
         Ok(())
+    }
+
+    /// Writes down what ended the run, for those who open its folder later.
+    fn remember(&mut self, error: &TrainError) {
+        let (message, hint) = error.explanation();
+        let failed = Event::Failed { code: error.code().into(), message, hint };
+        // A disk that is full takes no more lines; the handle tells the error in any case.
+        let _ = self.metrics.write(&failed);
     }
 
     fn step(&mut self) -> Result<(), TrainError> {

@@ -1,0 +1,185 @@
+//! Every error of the engine by a code that does not change with its wording, for windows and for
+//! the events of a run.
+
+use nibble_data::DataError;
+use nibble_kernels::MemoryError;
+use nibble_run::Explain;
+
+use crate::{
+    adapter::AdapterError, export::ExportError, generate::GenerateError, model::ModelError,
+    plan::PlanError, train::TrainError, train::checkpoint::CheckpointError,
+};
+
+fn data_code(error: &DataError) -> &'static str {
+    match error {
+        DataError::Read { .. } => "data_unreadable",
+        DataError::NoTokenizer { .. } => "no_tokenizer",
+        DataError::Tokenizer { .. } => "tokenizer_damaged",
+        DataError::Vocabulary { .. } => "tokenizer_of_another_model",
+        DataError::Encode { .. } => "text_not_tokenized",
+        DataError::Template { .. } => "template_fails",
+        DataError::Empty { .. } => "data_empty",
+        DataError::UnknownColumns { .. } => "columns_unknown",
+        DataError::MostlyMalformed { .. } => "data_malformed",
+        DataError::Json { .. } => "data_no_json",
+        DataError::NothingTrained { .. } => "nothing_trained",
+    }
+}
+
+fn memory_code(error: &MemoryError) -> &'static str {
+    match error {
+        MemoryError::Allocate { .. } => "memory_refused",
+        MemoryError::Map { .. } => "map_refused",
+    }
+}
+
+impl Explain for ModelError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "model_unreadable",
+            Self::Write { .. } => "model_unwritable",
+            Self::NoSpace { .. } => "no_space",
+            Self::NoCacheFolder => "no_cache_folder",
+            Self::Json { .. } => "model_no_json",
+            Self::MissingKey { .. } => "config_incomplete",
+            Self::BadValue { .. } => "config_impossible",
+            Self::Unsupported { .. } => "config_unsupported",
+            Self::UnknownArchitecture { .. } => "architecture_unknown",
+            Self::UnknownId { .. } => "model_unknown",
+            Self::NoWeights { .. } => "no_weights",
+            Self::MissingShard { .. } => "shard_missing",
+            Self::MissingTensor { .. } => "tensor_missing",
+            Self::WrongShape { .. } => "tensor_shape",
+            Self::UnsupportedDtype { .. } => "tensor_type",
+            Self::Quantized { .. } => "model_quantized",
+            Self::Truncated { .. } => "model_truncated",
+            Self::BadHeader { .. } => "model_header",
+            Self::Memory(error) => memory_code(error),
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } => Some(
+                "Choose the folder of a model: the one that holds its config.json, \
+                 .safetensors files and tokenizer.json."
+                    .into(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+impl Explain for PlanError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownTarget { .. } => "target_unknown",
+            Self::SequenceTooLong { .. } => "sequence_too_long",
+            Self::DoesNotFit { .. } => "does_not_fit",
+        }
+    }
+}
+
+impl Explain for AdapterError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "adapter_unreadable",
+            Self::Config { .. } => "adapter_config",
+            Self::Unsupported { .. } => "adapter_unsupported",
+            Self::Mismatch { .. } => "adapter_of_another_model",
+        }
+    }
+}
+
+impl Explain for CheckpointError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Write { .. } => "checkpoint_unwritable",
+            Self::Read { .. } => "checkpoint_unreadable",
+            Self::Damaged { .. } => "checkpoint_damaged",
+            Self::Adapter(error) => error.code(),
+        }
+    }
+}
+
+impl Explain for GenerateError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Model(error) => error.code(),
+            Self::Adapter(error) => error.code(),
+            Self::Data(error) => data_code(error),
+            Self::Memory(error) => memory_code(error),
+            Self::Threads(_) => "threads_refused",
+            Self::Sample(_) => "no_next_token",
+            Self::DoesNotFit { .. } => "session_does_not_fit",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Model(error) => error.advice(),
+            _ => None,
+        }
+    }
+}
+
+impl Explain for ExportError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Run(error) => error.code(),
+            Self::NoCheckpoint { .. } => "no_checkpoint",
+            Self::NoAdapter => "no_adapter",
+            Self::Exists { .. } => "folder_not_empty",
+            Self::Write { .. } => "export_unwritable",
+            Self::Open(error) => error.code(),
+            Self::Adapter(error) => error.code(),
+            Self::Differs { .. } => "export_differs",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Run(error) => error.advice(),
+            Self::Open(error) => error.advice(),
+            _ => None,
+        }
+    }
+}
+
+impl Explain for TrainError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Run(error) => error.code(),
+            Self::Model(error) => error.code(),
+            Self::Data(error) => data_code(error),
+            Self::Plan(error) => error.code(),
+            Self::Memory(error) => memory_code(error),
+            Self::Checkpoint(error) => error.code(),
+            Self::Adapter(error) => error.code(),
+            Self::Generate(error) => error.code(),
+            Self::Export(error) => error.code(),
+            Self::NotDownloaded { .. } => "not_downloaded",
+            Self::PagingUnavailable => "paging_unavailable",
+            Self::Diverged { .. } => "diverged",
+            Self::Complete { .. } => "run_complete",
+            Self::Threads(_) => "threads_refused",
+            Self::Panicked => "defect",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Run(error) => error.advice(),
+            Self::Model(error) => error.advice(),
+            Self::Generate(error) => error.advice(),
+            Self::Export(error) => error.advice(),
+            Self::Diverged { learning_rate, .. } => Some(format!(
+                "Try a learning rate of {:e}, more warm-up steps, or clip the gradient to 1. The \
+                 last checkpoint is from before.",
+                learning_rate / 10.0
+            )),
+            _ => None,
+        }
+    }
+}
