@@ -75,7 +75,41 @@ pub fn reference() -> Result<(), ReferenceError> {
             "the golden files before it are written, those after it are as they were",
         )?;
     }
+    hold_our_adapters(&python, &scripts, &golden)?;
     report_changes(&golden)
+}
+
+/// Writes an adapter of ours for every family, and lets peft read it.
+fn hold_our_adapters(python: &Path, scripts: &Path, golden: &Path) -> Result<(), ReferenceError> {
+    let families = golden.join("families");
+    let failed = |source| ReferenceError::File { path: families.clone(), source };
+    let mut models: Vec<PathBuf> = fs::read_dir(&families)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(failed)?;
+    models.sort();
+    let place = env::temp_dir().join(format!("nibble-adapters-{}", std::process::id()));
+    for model in models {
+        let name = model.file_name().unwrap_or_default();
+        println!("peft reads our adapter on {}", name.to_string_lossy());
+        let ours = place.join(name);
+        let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let example = ["run", "--quiet", "-p", "nibble-tests", "--example", "write_adapter", "--"];
+        run(
+            Command::new(cargo).args(example).arg(&model).arg(&ours),
+            "writing an adapter",
+            "the golden files are as they were",
+        )?;
+        run(
+            Command::new(python)
+                .arg(scripts.join("read_adapter.py"))
+                .arg(&model)
+                .arg(ours.join("adapter"))
+                .arg(ours.join("logits.safetensors")),
+            "read_adapter.py",
+            "what Nibble writes is not what peft reads; that is a defect",
+        )?;
+    }
+    fs::remove_dir_all(&place).map_err(|source| ReferenceError::File { path: place, source })
 }
 
 /// The interpreter of a complete environment for the scripts of `tests/reference`, if there is one.
