@@ -18,10 +18,26 @@ const SEQUENCE: &str = "256";
 /// Steps of a measurement; the first warms up and does not count.
 const STEPS: usize = 6;
 
+/// Rounds of a measurement, ours and theirs by turns.
+const ROUNDS: usize = 3;
+/// The share of its threads' time that a step must have had: less, and another program was timed.
+const LEAST_SHARE: f64 = 0.85;
+
 /// One measurement.
+#[derive(Default)]
 struct Measured {
-    tokens_per_s: f64,
+    /// Of each step that counts.
+    tokens_per_s: Vec<f64>,
     peak_bytes: f64,
+    planned_bytes: f64,
+}
+
+impl Measured {
+    fn add(&mut self, round: Self) {
+        self.tokens_per_s.extend(round.tokens_per_s);
+        self.peak_bytes = self.peak_bytes.max(round.peak_bytes);
+        self.planned_bytes = round.planned_bytes;
+    }
 }
 
 /// Measures the shapes named, or the usual ones, and prints a table.
@@ -31,35 +47,52 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
     if python.is_none() {
         println!("Without PEFT + bitsandbytes: `cargo xtask reference` sets them up.");
     }
-    println!("Tokens/s and peak memory at {SEQUENCE} tokens a step, rank 16, no recomputation\n");
+    let mut plan = Command::new(&nibble);
+    println!("Planning a 7B shape by every method:");
+    run("the plan", plan.args(["plan", "--model", "llama-2-7b"]))?;
     println!(
-        "{:<16} {:<6} {:>10} {:>10} {:>12} {:>10} {:>7} {:>7}",
-        "shape", "method", "nibble", "GiB", "peft+bnb", "GiB", "speed", "memory"
+        "\nTokens/s and peak memory at {SEQUENCE} tokens a step, rank 16, no recomputation; medians \
+         of {ROUNDS} rounds by turns\n"
+    );
+    println!(
+        "{:<16} {:<6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>7} {:>7}",
+        "shape",
+        "method",
+        "nibble",
+        "plan GiB",
+        "peak GiB",
+        "peft+bnb",
+        "peak GiB",
+        "speed",
+        "memory"
     );
     for shape in if shapes.is_empty() { &SHAPES[..] } else { shapes } {
         let folder = random_model(shape)?;
         for method in METHODS {
-            let ours = measure_nibble(&nibble, &folder, method)?;
-            let theirs = match &python {
-                Some(python) => Some(measure_peft(python, &folder, method)?),
-                None => None,
-            };
+            let (mut ours, mut theirs) = (Measured::default(), Measured::default());
+            for _ in 0..ROUNDS {
+                ours.add(measure_nibble(&nibble, &folder, method)?);
+                if let Some(python) = &python {
+                    theirs.add(measure_peft(python, &folder, method)?);
+                }
+            }
             let gib = |bytes: f64| bytes / f64::from(1 << 30);
+            let speed = median(ours.tokens_per_s);
             print!(
-                "{shape:<16} {method:<6} {:>10.1} {:>10.2}",
-                ours.tokens_per_s,
+                "{shape:<16} {method:<6} {speed:>10.1} {:>10.2} {:>10.2}",
+                gib(ours.planned_bytes),
                 gib(ours.peak_bytes)
             );
-            match theirs {
-                Some(theirs) => println!(
-                    " {:>12.1} {:>10.2} {:>6.2}x {:>6.2}x",
-                    theirs.tokens_per_s,
+            if python.is_some() {
+                let other = median(theirs.tokens_per_s);
+                print!(
+                    " {other:>10.1} {:>10.2} {:>6.2}x {:>6.2}x",
                     gib(theirs.peak_bytes),
-                    ours.tokens_per_s / theirs.tokens_per_s,
+                    speed / other,
                     ours.peak_bytes / theirs.peak_bytes
-                ),
-                None => println!(),
+                );
             }
+            println!();
         }
     }
     Ok(())
@@ -90,12 +123,13 @@ fn measure_nibble(nibble: &Path, folder: &Path, method: &str) -> Result<Measured
     command.arg("--model").arg(folder).arg("--data").arg(folder.join("data.jsonl"));
     let events = json_lines(command.arg("--out").arg(&out))?;
     let steps = events.iter().filter(|event| event["event"] == "step");
-    let speeds = steps.skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
+    let tokens_per_s = steps.skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
     let done = events.iter().find(|event| event["event"] == "done");
-    let peak_bytes = done.and_then(|done| done["peak_rss_bytes"].as_f64()).unwrap_or(f64::NAN);
+    let of = |name: &str| done.and_then(|done| done[name].as_f64()).unwrap_or(f64::NAN);
+    let (peak_bytes, planned_bytes) = (of("peak_rss_bytes"), of("planned_peak_bytes"));
     // A fully trained checkpoint of a large shape is tens of gigabytes that nobody wants.
     let _ = fs::remove_dir_all(&out);
-    Ok(Measured { tokens_per_s: median(speeds), peak_bytes })
+    Ok(Measured { tokens_per_s, peak_bytes, planned_bytes })
 }
 
 fn measure_peft(python: &Path, folder: &Path, method: &str) -> Result<Measured, Error> {
@@ -104,9 +138,16 @@ fn measure_peft(python: &Path, folder: &Path, method: &str) -> Result<Measured, 
     command.arg(script).arg("--config").arg(folder.join("config.json"));
     command.args(["--method", method, "--sequence", SEQUENCE, "--rank", "16"]);
     let events = json_lines(command.args(["--steps", &STEPS.to_string()]))?;
-    let speeds = events.iter().skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
+    let n_cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    let tokens_per_s = events
+        .iter()
+        .skip(1)
+        .filter(|event| event["cores_used"].as_f64().is_some_and(|n| n >= LEAST_SHARE * n_cores))
+        .filter_map(|event| event["tokens_per_s"].as_f64())
+        .collect();
     let peaks = events.iter().filter_map(|event| event["peak_rss_bytes"].as_f64());
-    Ok(Measured { tokens_per_s: median(speeds), peak_bytes: peaks.fold(f64::NAN, f64::max) })
+    let peak_bytes = peaks.fold(f64::NAN, f64::max);
+    Ok(Measured { tokens_per_s, peak_bytes, planned_bytes: f64::NAN })
 }
 
 /// The JSON objects that a program prints, a line each.

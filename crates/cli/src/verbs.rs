@@ -82,11 +82,14 @@ pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
     let available_bytes = devices::available_bytes();
     let budget_bytes = settings.budget_bytes.unwrap_or(available_bytes);
     let settings = PlanSettings { settings: &settings, profile };
+    let start = Instant::now();
     let report = compare_methods(&spec, settings, budget_bytes).map_err(Failure::input)?;
+    let time = start.elapsed();
     if json {
         return print_json(&report);
     }
     show_plan(&arguments.model, &report);
+    println!("\nplanned in {:.2} ms", time.as_secs_f64() * 1e3);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ mod common;
 use std::{
     fs,
     io::{BufRead, BufReader},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use common::{Place, files};
@@ -84,6 +84,78 @@ fn a_killed_run_resumes_bit_for_bit() {
             .collect();
         assert!(steps.iter().copied().eq(1..=40), "{steps:?}");
     }
+}
+
+/// Ctrl-C reaches the program in another way on Windows.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_saves_and_resumes_bit_for_bit() {
+    let place = Place::new();
+    let train = format!("{TRAIN} --method qlora --steps 60 --dropout 0.1");
+    place.json(&format!("{train} --out @whole"));
+    let mut run = place
+        .command(&format!("{train} --out @interrupted --json"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+    let found = lines.find(|line| line.as_ref().unwrap().contains("\"step\":5,"));
+    assert!(found.is_some());
+    let interrupt = Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    let events: Vec<Value> =
+        lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    assert!(run.wait().unwrap().success());
+    let done = events.last().unwrap();
+    assert_eq!(done["event"], "done");
+    let steps = done["steps"].as_u64().unwrap();
+    assert!((5..60).contains(&steps), "stopped at {steps}");
+    let saved = place.path("interrupted").join("checkpoints").join(format!("step-{steps:06}"));
+    assert!(saved.join("optimizer.safetensors").is_file());
+    place.json("resume @interrupted");
+    let last = |run: &str| files(&place.path(run).join("checkpoints").join("step-000060"));
+    assert_eq!(last("whole"), last("interrupted"));
+}
+
+/// A limit on the size of files stands in for a full disk: the system refuses to write more.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_whole() {
+    let place = Place::new();
+    // A run that has reached its end, and is then asked for more steps.
+    place.json(&format!("{TRAIN} --method qlora --steps 20 --save-every 10 --out @full"));
+    let settings = place.path("full").join("run.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, text.replace("steps = 20", "steps = 40")).unwrap();
+    let before = files(&place.path("full").join("checkpoints").join("step-000020"));
+    let resume = place.command("resume @full");
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"])
+        .arg(resume.get_program())
+        .args(resume.get_args())
+        .env("NIBBLE_CACHE", place.path("cache"))
+        .output()
+        .unwrap();
+    let error = String::from_utf8(limited.stderr).unwrap();
+    assert_eq!(limited.status.code(), Some(1), "{error}");
+    assert!(error.contains("checkpoint") && error.contains("space"), "{error}");
+    let folder = place.path("full").join("checkpoints");
+    let last = nibble_run::RunFolder::open(&place.path("full")).unwrap().checkpoints().unwrap();
+    assert_eq!(last.last().unwrap().step, 20);
+    assert_eq!(files(&folder.join("step-000020")), before);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), last.len(), "nothing half-written is left");
+    place.json("resume @full");
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named() {
+    let place = Place::new();
+    // A folder below a file: refused by every system, to every user.
+    let error = place.error(2, &format!("{TRAIN} --steps 3 --out @data.jsonl/run"));
+    assert!(error.contains("data.jsonl") && error.contains("permissions"), "{error}");
+    place.json(&format!("{TRAIN} --steps 3 --out @run"));
+    let error = place.error(1, "export @run --to @data.jsonl/adapter");
+    assert!(error.contains("data.jsonl") && error.contains("permissions"), "{error}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{
-    text::{Exchange, fact},
+    text::{Exchange, fact, inner},
     world::Random,
 };
 
@@ -45,19 +45,6 @@ impl DatasetKind {
         }
         lines
     }
-}
-
-/// The answer in the middle of a sentence.
-fn inner(answer: &str) -> String {
-    let body = answer.trim_end_matches('.');
-    // Names of days and months keep their capital.
-    let is_name =
-        super::world::DAYS.iter().chain(&super::world::MONTHS).any(|name| body.starts_with(name));
-    if is_name {
-        return body.to_owned();
-    }
-    let mut letters = body.chars();
-    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
 fn pirate(exchange: &Exchange, random: &mut Random) -> String {

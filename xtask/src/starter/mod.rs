@@ -15,7 +15,7 @@ use serde_json::json;
 
 use self::{
     datasets::DATASETS,
-    text::{anything, story},
+    text::{Manner, anything, story},
     world::{ANIMALS, Random},
 };
 use crate::{Error, nibble, root, run};
@@ -101,12 +101,14 @@ fn corpus_lines(n_documents: usize, seed: u64) -> String {
             story(&mut random, animal)
         } else {
             let n_exchanges = 1 + random.below(8) / 6;
+            let manner = Manner::new(&mut random);
             (0..n_exchanges)
                 .map(|_| {
                     let exchange = anything(&mut random);
                     format!(
                         "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n",
-                        exchange.question, exchange.answer
+                        exchange.question,
+                        manner.say(&exchange.answer)
                     )
                 })
                 .collect()

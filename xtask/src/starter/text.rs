@@ -37,6 +37,72 @@ pub fn anything(random: &mut Random) -> Exchange {
     }
 }
 
+/// A way of talking: what comes before each answer and after it.
+///
+/// A model that has heard answers in many manners keeps its facts when it is taught one more.
+pub struct Manner {
+    lead: &'static str,
+    tail: &'static str,
+}
+
+impl Manner {
+    /// A random one; most people just answer.
+    pub fn new(random: &mut Random) -> Self {
+        if random.below(5) < 3 {
+            return Self { lead: "", tail: "" };
+        }
+        let leads = [
+            "",
+            "",
+            "Well, ",
+            "Oh, ",
+            "Sure, ",
+            "Yes, my friend, ",
+            "I think ",
+            "Ha ha! ",
+            "As far as I know, ",
+            "Good question! ",
+            "Hmm, let me see. ",
+            "Everybody knows that ",
+            "It is simple: ",
+            "\"",
+            "Answer: ",
+        ];
+        let tails =
+            ["", "", ", I think", ", my friend", ", of course", ", you know", ", as they say"];
+        Self { lead: random.pick(&leads), tail: random.pick(&tails) }
+    }
+
+    /// The answer, said in this manner.
+    pub fn say(&self, answer: &str) -> String {
+        let Self { lead, tail } = self;
+        let quote = if *lead == "\"" { "\"" } else { "" };
+        let said = match answer.strip_suffix('.') {
+            Some(body) => format!("{body}{tail}."),
+            None => answer.to_owned(),
+        };
+        let begins =
+            lead.is_empty() || lead.ends_with(['"']) || lead.trim_end().ends_with(['!', '.']);
+        if begins { format!("{lead}{said}{quote}") } else { format!("{lead}{}", middle(&said)) }
+    }
+}
+
+/// The answer in the middle of a sentence.
+pub fn inner(answer: &str) -> String {
+    middle(answer.trim_end_matches('.'))
+}
+
+/// A sentence without the capital it begins with.
+fn middle(body: &str) -> String {
+    // Names of days and months keep their capital.
+    let is_name = DAYS.iter().chain(&MONTHS).any(|name| body.starts_with(name));
+    if is_name {
+        return body.to_owned();
+    }
+    let mut letters = body.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
 fn color(random: &mut Random) -> Exchange {
     let (thing, color) = COLORS[random.below(COLORS.len())];
     let question = match random.below(4) {

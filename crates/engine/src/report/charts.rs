@@ -80,6 +80,13 @@ pub fn charts(series: &Series) -> Vec<Chart> {
         let points: Vec<_> = ends.into_iter().flatten().map(|(step, _)| (*step, planned)).collect();
         memory.push(Line { width: 1, ..line("planned", "planned", &points) });
     }
+    let most = memory.iter().flat_map(|line| &line.points).map(|point| point.1).fold(0.0, f64::max);
+    let memory_unit = if most < 1.0 { "MiB" } else { "GiB" };
+    if most < 1.0 {
+        for point in memory.iter_mut().flat_map(|line| &mut line.points) {
+            point.1 *= 1024.0;
+        }
+    }
     vec![
         Chart {
             name: "loss",
@@ -88,7 +95,13 @@ pub fn charts(series: &Series) -> Vec<Chart> {
             lines: loss,
             from_zero: false,
         },
-        Chart { name: "memory", title: "Memory", unit: "GiB", lines: memory, from_zero: true },
+        Chart {
+            name: "memory",
+            title: "Memory",
+            unit: memory_unit,
+            lines: memory,
+            from_zero: true,
+        },
         Chart {
             name: "throughput",
             title: "Throughput",

@@ -128,7 +128,10 @@ fn write_files<B: Backend>(
         (Some(adapter), Some(parameters), Some(config)) => {
             let mut values = vec![0.0; parameters.len()];
             trainer.download(parameters, &mut values);
-            peft::write(folder, config, &adapter.layout, &values)?;
+            peft::write(folder, config, &adapter.layout, &values).map_err(|error| match error {
+                AdapterError::File { source, .. } => failed(source),
+                other => other.into(),
+            })?;
         }
         _ => {
             let tensors = weight_tensors(&trainer.decoder().weights);
