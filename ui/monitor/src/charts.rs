@@ -1,0 +1,651 @@
+//! The charts: what each shows, and showing it.
+//!
+//! All charts share one stretch of steps and one cursor. Moving the pointer (or the arrow keys,
+//! while a chart has the focus) moves the cursor, and the figures beside the titles follow it, so
+//! that nothing ever covers a line.
+
+use eframe::egui::{
+    Align2, Color32, CornerRadius, EventFilter, FontId, Key, Layout, Rect, Response, RichText,
+    Role, Sense, Stroke, StrokeKind, TextStyle, Ui, UiBuilder, Vec2, WidgetInfo, pos2,
+};
+use egui_plot::{
+    AxisHints, GridMark, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, Points, VLine,
+};
+
+use crate::{
+    decimate::decimate,
+    history::{Facts, History},
+    plan_bar::plan_of,
+    theme::{Ink, tokens},
+    ticks, words,
+};
+
+/// Width from which charts stand side by side.
+const TWO_COLUMNS: f32 = 720.0;
+/// The least height of a chart.
+const LEAST_HEIGHT: f32 = 132.0;
+/// Width of the labels beside the vertical axis; fixed, so that charts are aligned and stay put.
+const AXIS_WIDTH: f32 = 64.0;
+
+/// How values are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Decimal,
+    Scientific,
+    Count,
+    Bytes,
+}
+
+impl Unit {
+    fn write(self, value: f64) -> String {
+        match self {
+            Self::Decimal => words::decimal(value),
+            Self::Scientific => words::scientific(value),
+            Self::Count => words::count(value),
+            Self::Bytes => words::bytes(value),
+        }
+    }
+
+    /// About as wide as anything that is written beside a title; room is kept for it.
+    const fn widest(self) -> &'static str {
+        match self {
+            Self::Decimal => "00.000",
+            Self::Scientific => "0.00e-0",
+            Self::Count => "000,000",
+            Self::Bytes => "00.0 GiB",
+        }
+    }
+
+    /// Label of a mark of an axis whose largest value is `largest`.
+    fn write_mark(self, mark: GridMark, largest: f64) -> String {
+        match self {
+            Self::Decimal if mark.step_size < 1000.0 => {
+                let n_digits = (-mark.step_size.log10().floor()).clamp(0.0, 6.0) as usize;
+                format!("{:.n_digits$}", mark.value)
+            }
+            Self::Decimal => format!("{:.0e}", mark.value),
+            Self::Scientific if mark.value == 0.0 => "0".into(),
+            Self::Scientific => format!("{:.1e}", mark.value),
+            Self::Count => words::count(mark.value),
+            Self::Bytes => {
+                let (unit, name) = words::byte_unit(largest);
+                let n_digits = (-(mark.step_size / unit).log10().floor()).clamp(0.0, 3.0) as usize;
+                format!("{:.n_digits$} {name}", mark.value / unit)
+            }
+        }
+    }
+
+    /// The unit in which marks are round numbers.
+    fn size(self, largest: f64) -> f64 {
+        if self == Self::Bytes { words::byte_unit(largest).0 } else { 1.0 }
+    }
+}
+
+/// How a line is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pen {
+    /// Behind its average.
+    Faint,
+    /// What is looked at.
+    Plain,
+    /// With a mark at every value.
+    Marked,
+}
+
+#[derive(Debug)]
+struct LineSpec {
+    name: &'static str,
+    ink: Ink,
+    pen: Pen,
+    /// Steps and values.
+    values: fn(&History) -> (&[f64], &[f64]),
+}
+
+#[derive(Debug)]
+struct ChartSpec {
+    title: &'static str,
+    unit: Unit,
+    from_zero: bool,
+    /// Whether the plan's peak is drawn.
+    planned: bool,
+    lines: &'static [LineSpec],
+}
+
+const CHARTS: [ChartSpec; 5] = [
+    ChartSpec {
+        title: "Loss",
+        unit: Unit::Decimal,
+        from_zero: false,
+        planned: false,
+        lines: &[
+            LineSpec {
+                name: "each step",
+                ink: Ink::Loss,
+                pen: Pen::Faint,
+                values: |history| (&history.steps, &history.loss),
+            },
+            LineSpec {
+                name: "smoothed",
+                ink: Ink::Loss,
+                pen: Pen::Plain,
+                values: |history| (&history.steps, &history.smooth_loss),
+            },
+            LineSpec {
+                name: "held-out",
+                ink: Ink::Eval,
+                pen: Pen::Marked,
+                values: |history| (&history.eval.steps, &history.eval.values),
+            },
+        ],
+    },
+    ChartSpec {
+        title: "Memory",
+        unit: Unit::Bytes,
+        from_zero: true,
+        planned: true,
+        lines: &[
+            LineSpec {
+                name: "host",
+                ink: Ink::HostMemory,
+                pen: Pen::Plain,
+                values: |history| (&history.steps, &history.host_bytes),
+            },
+            LineSpec {
+                name: "device",
+                ink: Ink::DeviceMemory,
+                pen: Pen::Plain,
+                values: |history| (&history.steps, &history.device_bytes),
+            },
+        ],
+    },
+    ChartSpec {
+        title: "Tokens a second",
+        unit: Unit::Count,
+        from_zero: true,
+        planned: false,
+        lines: &[
+            LineSpec {
+                name: "each step",
+                ink: Ink::Throughput,
+                pen: Pen::Faint,
+                values: |history| (&history.steps, &history.throughput),
+            },
+            LineSpec {
+                name: "smoothed",
+                ink: Ink::Throughput,
+                pen: Pen::Plain,
+                values: |history| (&history.steps, &history.smooth_throughput),
+            },
+        ],
+    },
+    ChartSpec {
+        title: "Learning rate",
+        unit: Unit::Scientific,
+        from_zero: true,
+        planned: false,
+        lines: &[LineSpec {
+            name: "",
+            ink: Ink::LearningRate,
+            pen: Pen::Plain,
+            values: |history| (&history.steps, &history.learning_rate),
+        }],
+    },
+    ChartSpec {
+        title: "Gradient norm",
+        unit: Unit::Decimal,
+        from_zero: true,
+        planned: false,
+        lines: &[LineSpec {
+            name: "before clipping",
+            ink: Ink::Gradients,
+            pen: Pen::Plain,
+            values: |history| (&history.steps, &history.gradient_norm),
+        }],
+    },
+];
+
+/// Which steps are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum View {
+    /// All of them.
+    #[default]
+    All,
+    /// So many of the last.
+    Last(u64),
+    /// A stretch that was moved or zoomed to.
+    Between(f64, f64),
+}
+
+impl View {
+    /// The stretch of steps, never empty.
+    fn range(self, steps: &[f64]) -> (f64, f64) {
+        let (first, last) = match (steps.first(), steps.last()) {
+            (Some(&first), Some(&last)) => (first, last),
+            _ => (0.0, 1.0),
+        };
+        let (low, high) = match self {
+            Self::All => (first, last),
+            Self::Last(n) => (first.max(last - n as f64 + 1.0), last),
+            Self::Between(low, high) => (low, high),
+        };
+        if high > low { (low, high) } else { (low - 0.5, low + 0.5) }
+    }
+}
+
+/// A line in as many points as there is room for; made again when what it shows has changed.
+#[derive(Debug, Default)]
+struct Trace {
+    key: Option<(u64, [u64; 2], usize)>,
+    points: Vec<PlotPoint>,
+}
+
+impl Trace {
+    fn update(&mut self, line: &LineSpec, history: &History, range: (f64, f64), n_columns: usize) {
+        let key = (history.version, [range.0.to_bits(), range.1.to_bits()], n_columns);
+        if self.key != Some(key) {
+            decimate((line.values)(history), range, n_columns, &mut self.points);
+            self.key = Some(key);
+        }
+    }
+}
+
+/// The charts and where one looks at them.
+#[derive(Debug, Default)]
+pub struct Charts {
+    /// Which steps are shown.
+    pub view: View,
+    /// The step whose values are shown; none: the last.
+    cursor: Option<f64>,
+    /// The traces of every chart's lines.
+    traces: [Vec<Trace>; CHARTS.len()],
+}
+
+impl Charts {
+    /// Points that are drawn now, in all charts.
+    pub fn n_points(&self) -> usize {
+        self.traces.iter().flatten().map(|trace| trace.points.len()).sum()
+    }
+
+    /// Shows all charts in the room that `ui` has, or lower ones that can be scrolled.
+    pub fn show(&mut self, ui: &mut Ui, history: &History, facts: Option<&Facts>) {
+        let gap = tokens().spacing[1];
+        let room = ui.available_size();
+        let planned =
+            facts.and_then(plan_of).map(|method| method.peak_bytes as f64).filter(|&b| b > 0.0);
+        let mut hovered = None;
+        let mut show = |charts: &mut Self, ui: &mut Ui, index: usize, size: Vec2| {
+            let planned = planned.filter(|_| CHARTS[index].planned);
+            let at = charts.chart(ui, index, size, history, planned);
+            hovered = hovered.or(at);
+        };
+        ui.spacing_mut().item_spacing = Vec2::splat(gap);
+        if room.x < TWO_COLUMNS {
+            let n = CHARTS.len() as f32;
+            let height = ((room.y - (n - 1.0) * gap) / n).max(LEAST_HEIGHT);
+            for index in 0..CHARTS.len() {
+                show(self, ui, index, Vec2::new(room.x, height));
+            }
+        } else {
+            let unit = ((room.y - 2.0 * gap) / 10.0).max(LEAST_HEIGHT / 3.0).floor();
+            show(self, ui, 0, Vec2::new(room.x, 4.0 * unit));
+            let half = Vec2::new(((room.x - gap) / 2.0).floor(), 3.0 * unit);
+            for pair in [[1, 2], [3, 4]] {
+                ui.horizontal(|ui| pair.map(|index| show(self, ui, index, half)));
+            }
+        }
+        let keyboard = ui.memory(|memory| memory.focused()).is_some() && hovered.is_none();
+        if hovered.is_some() || !keyboard {
+            self.set_cursor(ui, hovered);
+        }
+    }
+
+    fn set_cursor(&mut self, ui: &Ui, cursor: Option<f64>) {
+        if self.cursor != cursor {
+            self.cursor = cursor;
+            // The charts that are already drawn show the old one.
+            ui.ctx().request_repaint();
+        }
+    }
+
+    /// Shows one chart; returns the step under the pointer.
+    fn chart(
+        &mut self,
+        ui: &mut Ui,
+        index: usize,
+        size: Vec2,
+        history: &History,
+        planned: Option<f64>,
+    ) -> Option<f64> {
+        let spec = &CHARTS[index];
+        let [xs, s, m, ..] = tokens().spacing;
+        let (cell, _) = ui.allocate_exact_size(size, Sense::hover());
+        let radius = CornerRadius::same(xs as u8);
+        let border = Stroke::new(1.0, Ink::Line.of(ui));
+        ui.painter().rect(cell, radius, Ink::Surface.of(ui), border, StrokeKind::Inside);
+        let layout = Layout::top_down(eframe::egui::Align::Min);
+        let inside = cell.shrink2(Vec2::new(m, s));
+        let builder = UiBuilder::new().id_salt(spec.title).max_rect(inside).layout(layout);
+        let ui = &mut ui.new_child(builder);
+        ui.set_clip_rect(cell.intersect(ui.clip_rect()));
+
+        let figures = self.figures(spec, history, planned);
+        title_row(ui, spec, &figures);
+
+        let range = self.view.range(&history.steps);
+        let n_columns = (ui.available_width() - AXIS_WIDTH).max(1.0) * ui.pixels_per_point();
+        let traces = &mut self.traces[index];
+        traces.resize_with(spec.lines.len(), Trace::default);
+        for (trace, line) in traces.iter_mut().zip(spec.lines) {
+            trace.update(line, history, range, n_columns as usize);
+        }
+        let values = traces.iter().flat_map(|trace| &trace.points).map(|point| point.y);
+        let heights = height_range(values.chain(planned), spec.from_zero);
+        let response = self.plot(ui, index, (range, heights), planned);
+        let text = spoken(spec, &figures, self.cursor.or(history.steps.last().copied()));
+        response.widget_info(|| WidgetInfo::labeled(Role::Image, true, &text));
+        if response.has_focus() {
+            let accent = Stroke::new(1.5, Ink::Loss.of(ui));
+            ui.painter().rect_stroke(cell, radius, accent, StrokeKind::Inside);
+            self.keys(ui, &response, history, range);
+        }
+        if history.steps.is_empty() {
+            let font = TextStyle::Small.resolve(ui.style());
+            let text = "No step yet";
+            let at = response.rect.center();
+            ui.painter().text(at, Align2::CENTER_CENTER, text, font, Ink::Muted.of(ui));
+            return None;
+        }
+        let pointer = response.hover_pos().filter(|at| response.rect.contains(*at))?;
+        let share = f64::from((pointer.x - response.rect.left()) / response.rect.width());
+        nearest(&history.steps, range.0 + share * (range.1 - range.0))
+    }
+
+    /// The values beside the title: at the cursor, else the last.
+    fn figures(
+        &self,
+        spec: &'static ChartSpec,
+        history: &History,
+        planned: Option<f64>,
+    ) -> Vec<Figure> {
+        let at = self.cursor.unwrap_or(f64::INFINITY);
+        let lines = spec.lines.iter().map(|line| {
+            let (steps, values) = (line.values)(history);
+            let n_before = steps.partition_point(|&step| step <= at);
+            let value = n_before.checked_sub(1).and_then(|i| values.get(i).copied());
+            Figure { name: line.name, ink: line.ink, pen: Some(line.pen), value }
+        });
+        let level = planned.map(|bytes| Figure {
+            name: "planned",
+            ink: Ink::Planned,
+            pen: None,
+            value: Some(bytes),
+        });
+        lines.chain(level).collect()
+    }
+
+    fn plot(
+        &mut self,
+        ui: &mut Ui,
+        index: usize,
+        (range, heights): ((f64, f64), (f64, f64)),
+        planned: Option<f64>,
+    ) -> Response {
+        let spec = &CHARTS[index];
+        let size = ui.available_size();
+        let n_marks = (f64::from(size.x / 96.0), f64::from(size.y / 40.0));
+        let largest = heights.1.abs().max(heights.0.abs());
+        let unit = spec.unit;
+        let colors = (Ink::Line.of(ui), Ink::Muted.of(ui));
+        let font = TextStyle::Small.resolve(ui.style());
+        let axis = |hints: AxisHints<'static>| {
+            hints.tick_label_color(colors.1).tick_label_font(font.clone())
+        };
+        let lines: Vec<(&LineSpec, &Trace, Color32)> = spec
+            .lines
+            .iter()
+            .zip(&self.traces[index])
+            .map(|(line, trace)| (line, trace, line.ink.of(ui)))
+            .collect();
+        let planned = planned.map(|level| (level, Ink::Planned.of(ui)));
+        let cursor = self.cursor;
+        let shown = Plot::new(spec.title)
+            .width(size.x)
+            .height(size.y.max(1.0))
+            .show_background(false)
+            .show_grid([false, true])
+            .show_x(false)
+            .show_y(false)
+            .grid_color(colors.0)
+            .grid_fade(0.0)
+            .set_margin_fraction(Vec2::ZERO)
+            .allow_drag([true, false])
+            .allow_zoom([true, false])
+            .allow_scroll(false)
+            .allow_boxed_zoom(false)
+            .allow_axis_zoom_drag(false)
+            .allow_double_click_reset(false)
+            .label_formatter(|_| None)
+            .x_grid_spacer(move |input| ticks::whole_marks(input.bounds, n_marks.0))
+            .y_grid_spacer(move |input| ticks::marks(input.bounds, unit.size(largest), n_marks.1))
+            .custom_x_axes(vec![
+                axis(AxisHints::new_x()).formatter(|mark, _| words::count(mark.value)),
+            ])
+            .custom_y_axes(vec![
+                axis(AxisHints::new_y())
+                    .min_thickness(AXIS_WIDTH)
+                    .formatter(move |mark, _| unit.write_mark(mark, largest)),
+            ])
+            .show(ui, |plot| {
+                plot.set_plot_bounds_x(range.0..=range.1);
+                plot.set_plot_bounds_y(heights.0..=heights.1);
+                if let Some(step) = cursor {
+                    plot.vline(VLine::new("cursor", step).color(colors.1).width(1.0));
+                }
+                if let Some((level, color)) = planned {
+                    let dashes = LineStyle::Dashed { length: tokens().spacing[1] };
+                    plot.hline(HLine::new("planned", level).color(color).style(dashes).width(1.0));
+                }
+                for (line, trace, color) in lines {
+                    let points = || PlotPoints::Borrowed(&trace.points);
+                    let color =
+                        if line.pen == Pen::Faint { color.gamma_multiply(0.4) } else { color };
+                    let width = if line.pen == Pen::Faint { 1.0 } else { 2.0 };
+                    if line.pen == Pen::Marked || trace.points.len() == 1 {
+                        plot.points(Points::new("", points()).color(color).radius(3.0));
+                    }
+                    plot.line(Line::new(line.name, points()).color(color).width(width));
+                }
+            });
+        let bounds = shown.transform.bounds();
+        let moved = (bounds.min()[0], bounds.max()[0]);
+        if shown.response.double_clicked() {
+            self.view = View::All;
+        } else if moved != range && (shown.response.dragged() || shown.response.hovered()) {
+            self.view = View::Between(moved.0, moved.1);
+        }
+        shown.response.with_new_rect(*shown.transform.frame())
+    }
+
+    /// Moves the cursor of a chart that has the focus.
+    fn keys(&mut self, ui: &Ui, response: &Response, history: &History, range: (f64, f64)) {
+        let filter = EventFilter { horizontal_arrows: true, ..EventFilter::default() };
+        ui.memory_mut(|memory| memory.set_focus_lock_filter(response.id, filter));
+        let (left, right, home, end) = ui.input(|input| {
+            let pressed = |key| input.key_pressed(key);
+            (
+                pressed(Key::ArrowLeft),
+                pressed(Key::ArrowRight),
+                pressed(Key::Home),
+                pressed(Key::End),
+            )
+        });
+        let Some(&last) = history.steps.last() else { return };
+        let now = self.cursor.unwrap_or(last);
+        let stride = ((range.1 - range.0) / 100.0).max(1.0).floor();
+        let step = match (left, right, home, end) {
+            (true, ..) => now - stride,
+            (_, true, ..) => now + stride,
+            (_, _, true, _) => range.0,
+            (_, _, _, true) => last,
+            _ => return,
+        };
+        self.set_cursor(ui, nearest(&history.steps, step));
+    }
+}
+
+/// The step that is nearest to `x`.
+fn nearest(steps: &[f64], x: f64) -> Option<f64> {
+    let after = steps.partition_point(|&step| step < x);
+    let candidates = steps.get(after.saturating_sub(1)..steps.len().min(after + 1))?;
+    candidates.iter().copied().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs()))
+}
+
+/// From the lowest to the highest of what is shown, and a little room.
+fn height_range(values: impl Iterator<Item = f64>, from_zero: bool) -> (f64, f64) {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    if low > high {
+        return (0.0, 1.0);
+    }
+    let low = if from_zero { low.min(0.0) } else { low };
+    let room = ((high - low) * 0.08).max(high.abs().max(low.abs()) * 1e-3).max(1e-12);
+    (if from_zero && low == 0.0 { 0.0 } else { low - room }, high + room)
+}
+
+/// A value beside a title.
+#[derive(Debug)]
+struct Figure {
+    name: &'static str,
+    ink: Ink,
+    /// How its line is drawn; none: as dashes.
+    pen: Option<Pen>,
+    value: Option<f64>,
+}
+
+/// What is said of a chart to who cannot see it.
+fn spoken(spec: &ChartSpec, figures: &[Figure], step: Option<f64>) -> String {
+    let Some(step) = step else { return format!("{}: no step yet", spec.title) };
+    let values: Vec<String> = figures
+        .iter()
+        .filter_map(|figure| {
+            let value = spec.unit.write(figure.value?);
+            Some(format!("{} {value}", figure.name).trim().to_owned())
+        })
+        .collect();
+    format!("{} at step {}: {}", spec.title, words::count(step), values.join(", "))
+}
+
+/// The title and, beside it, the figures: each with a piece of its line.
+fn title_row(ui: &mut Ui, spec: &ChartSpec, figures: &[Figure]) {
+    let [xs, _, m, l, ..] = tokens().spacing;
+    let font = TextStyle::Small.resolve(ui.style());
+    ui.horizontal_wrapped(|ui| {
+        ui.spacing_mut().item_spacing = Vec2::new(m, 0.0);
+        ui.label(RichText::new(spec.title).strong());
+        for figure in figures {
+            let value = figure.value.map_or_else(|| "–".into(), |value| spec.unit.write(value));
+            figure_cell(ui, figure, (value, spec.unit.widest()), &font, (xs, l));
+        }
+    });
+    ui.add_space(xs);
+}
+
+fn figure_cell(
+    ui: &mut Ui,
+    figure: &Figure,
+    (value, widest): (String, &str),
+    font: &FontId,
+    (gap, swatch): (f32, f32),
+) {
+    let (muted, text) = (Ink::Muted.of(ui), Ink::Text.of(ui));
+    let color = figure.ink.of(ui);
+    let lay = |words: &str, color| ui.painter().layout_no_wrap(words.into(), font.clone(), color);
+    let label = format!("{} {value}", figure.name).trim().to_owned();
+    let (name, value) = (lay(figure.name, muted), lay(&value, text));
+    let name_width = if figure.name.is_empty() { 0.0 } else { name.size().x + gap };
+    let width = swatch + gap + name_width + value.size().x.max(lay(widest, text).size().x);
+    let height = ui.text_style_height(&TextStyle::Body);
+    let (rect, response) = ui.allocate_exact_size(Vec2::new(width, height), Sense::hover());
+    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &label));
+    let middle = rect.center().y;
+    let piece = Rect::from_x_y_ranges(rect.left()..=rect.left() + swatch, middle..=middle);
+    let ends = [piece.left_center(), piece.right_center()];
+    let painter = ui.painter();
+    match figure.pen {
+        Some(Pen::Faint) => {
+            painter.line_segment(ends, Stroke::new(1.0, color.gamma_multiply(0.6)));
+        }
+        Some(pen) => {
+            painter.line_segment(ends, Stroke::new(2.0, color));
+            if pen == Pen::Marked {
+                painter.circle_filled(piece.center(), 3.0, color);
+            }
+        }
+        None => {
+            let dash = swatch / 5.0;
+            for start in [0.0, 2.0, 4.0] {
+                let from = pos2(ends[0].x + start * dash, middle);
+                let to = pos2(from.x + dash, middle);
+                painter.line_segment([from, to], Stroke::new(1.0, color));
+            }
+        }
+    }
+    let top = |galley: &eframe::egui::Galley| middle - galley.size().y / 2.0;
+    let at = pos2(rect.left() + swatch + gap, top(&name));
+    let value_at = pos2(at.x + name_width, top(&value));
+    painter.galley(at, name, muted);
+    painter.galley(value_at, value, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_never_empty() {
+        let steps: Vec<f64> = (1..=60).map(f64::from).collect();
+        assert_eq!(View::All.range(&steps), (1.0, 60.0));
+        assert_eq!(View::Last(10).range(&steps), (51.0, 60.0));
+        assert_eq!(View::Last(1000).range(&steps), (1.0, 60.0));
+        for view in [View::All, View::Last(0), View::Between(3.0, 3.0)] {
+            for steps in [&steps[..1], &[]] {
+                let (low, high) = view.range(steps);
+                assert!(low < high, "{view:?} of {steps:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn heights_hold_every_value_and_are_never_empty() {
+        for values in [&[][..], &[0.0], &[5.0, 5.0], &[-1.0, 3.0], &[1e30, -1e30]] {
+            for from_zero in [false, true] {
+                let (low, high) = height_range(values.iter().copied(), from_zero);
+                assert!(low < high, "{values:?}");
+                assert!(values.iter().all(|value| (low..=high).contains(value)), "{values:?}");
+            }
+        }
+        assert_eq!(height_range([2.0, 4.0].into_iter(), true).0, 0.0);
+    }
+
+    #[test]
+    fn the_cursor_stands_on_a_step() {
+        let steps = [1.0, 2.0, 10.0];
+        for (x, step) in [(-5.0, 1.0), (1.4, 1.0), (7.0, 10.0), (99.0, 10.0)] {
+            assert_eq!(nearest(&steps, x), Some(step), "{x}");
+        }
+        assert_eq!(nearest(&[], 1.0), None);
+    }
+
+    #[test]
+    fn marks_are_written_in_the_axis_unit() {
+        let mark = |value, step_size| GridMark { value, step_size };
+        let mib = 1_048_576.0;
+        assert_eq!(Unit::Bytes.write_mark(mark(10.0 * mib, 10.0 * mib), 33.0 * mib), "10 MiB");
+        assert_eq!(Unit::Bytes.write_mark(mark(0.5 * mib, 0.5 * mib), 2.0 * mib), "0.5 MiB");
+        assert_eq!(Unit::Decimal.write_mark(mark(4.0, 0.5), 8.0), "4.0");
+        assert_eq!(Unit::Decimal.write_mark(mark(20.0, 20.0), 90.0), "20");
+        assert_eq!(Unit::Scientific.write_mark(mark(1e-4, 5e-5), 2e-4), "1.0e-4");
+        assert_eq!(Unit::Count.write_mark(mark(4000.0, 1000.0), 5e3), "4,000");
+    }
+}

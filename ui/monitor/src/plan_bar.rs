@@ -1,0 +1,98 @@
+//! The memory plan as one bar, in the colours that its categories have everywhere.
+
+use eframe::egui::{Align2, FontId, Rect, Role, Sense, TextStyle, Ui, Vec2, WidgetInfo, pos2};
+use nibble_run::{CategoryBytes, MethodPlan};
+
+use crate::{
+    history::Facts,
+    theme::{Ink, tokens},
+    words,
+};
+
+/// The plan that the run trains under.
+pub fn plan_of(facts: &Facts) -> Option<&MethodPlan> {
+    let plan = facts.plan.as_ref().ok()?;
+    let same = plan.methods.iter().find(|method| method.method == facts.settings.method);
+    same.or(plan.methods.first())
+}
+
+/// The categories in the order in which every bar shows them.
+fn parts(bytes: &CategoryBytes) -> [(&'static str, Ink, u64); 6] {
+    [
+        ("weights", Ink::Weights, bytes.weights),
+        ("adapters", Ink::Adapters, bytes.adapters),
+        ("gradients", Ink::Gradients, bytes.gradients),
+        ("optimizer", Ink::Optimizer, bytes.optimizer),
+        ("activations", Ink::Activations, bytes.activations),
+        ("workspace", Ink::Workspace, bytes.workspace),
+    ]
+}
+
+/// Shows the plan, or says why there is none.
+pub fn show(ui: &mut Ui, facts: &Facts) {
+    let small = |ui: &Ui| TextStyle::Small.resolve(ui.style());
+    let Some(method) = plan_of(facts) else {
+        let why = match &facts.plan {
+            Ok(_) => "plan.json holds no plan",
+            Err(why) => why,
+        };
+        let text = format!("No memory plan: {why}");
+        ui.add(eframe::egui::Label::new(eframe::egui::RichText::new(text).small().weak()).wrap());
+        return;
+    };
+    let parts = parts(&method.categories);
+    let total = method.categories.total().max(1);
+    let height = tokens().spacing[2];
+    let (rect, response) =
+        ui.allocate_exact_size(Vec2::new(ui.available_width(), height), Sense::hover());
+    let listed: Vec<String> = parts
+        .iter()
+        .filter(|part| part.2 > 0)
+        .map(|(name, _, n_bytes)| format!("{name} {}", words::bytes(*n_bytes as f64)))
+        .collect();
+    let label = format!(
+        "Memory plan: {} in all; {}",
+        words::bytes(method.peak_bytes as f64),
+        listed.join(", ")
+    );
+    response.widget_info(|| WidgetInfo::labeled(Role::Image, true, &label));
+    let radius = tokens().spacing[0] / 2.0;
+    ui.painter().rect_filled(rect, radius, Ink::Surface.of(ui));
+    let mut left = rect.left();
+    for (_, ink, n_bytes) in parts.iter().filter(|part| part.2 > 0) {
+        let width = rect.width() * (*n_bytes as f64 / total as f64) as f32;
+        let part = Rect::from_min_max(pos2(left, rect.top()), pos2(left + width, rect.bottom()));
+        // A hair of background between two parts tells them apart without their colours.
+        let gap = if width > 3.0 { 1.0 } else { 0.0 };
+        ui.painter().rect_filled(part.with_max_x(part.right() - gap), 0.0, ink.of(ui));
+        left += width;
+    }
+    ui.horizontal_wrapped(|ui| {
+        ui.spacing_mut().item_spacing.x = tokens().spacing[3];
+        let total = words::bytes(method.peak_bytes as f64);
+        entry(ui, None, "planned", &total, &small(ui));
+        for (name, ink, n_bytes) in parts.into_iter().filter(|part| part.2 > 0) {
+            entry(ui, Some(ink), name, &words::bytes(n_bytes as f64), &small(ui));
+        }
+    });
+}
+
+/// A swatch, a name and a value.
+fn entry(ui: &mut Ui, ink: Option<Ink>, name: &str, value: &str, font: &FontId) {
+    let [xs, s, ..] = tokens().spacing;
+    let name_text = ui.painter().layout_no_wrap(name.into(), font.clone(), Ink::Muted.of(ui));
+    let value_text = ui.painter().layout_no_wrap(value.into(), font.clone(), Ink::Text.of(ui));
+    let swatch = if ink.is_some() { s + xs } else { 0.0 };
+    let width = swatch + name_text.size().x + xs + value_text.size().x;
+    let height = name_text.size().y;
+    let (rect, response) = ui.allocate_exact_size(Vec2::new(width, height), Sense::hover());
+    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{name} {value}")));
+    if let Some(ink) = ink {
+        let square = Align2::LEFT_CENTER.anchor_size(rect.left_center(), Vec2::splat(s));
+        ui.painter().rect_filled(square, xs / 2.0, ink.of(ui));
+    }
+    let at = pos2(rect.left() + swatch, rect.top());
+    let value_at = pos2(at.x + name_text.size().x + xs, at.y);
+    ui.painter().galley(at, name_text, Ink::Muted.of(ui));
+    ui.painter().galley(value_at, value_text, Ink::Text.of(ui));
+}
