@@ -5,10 +5,15 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    path::Path,
     sync::atomic::{AtomicIsize, Ordering},
 };
 
-use nibble_engine::{train::OptimizerConfig, weights::WeightFormat};
+use nibble_engine::{
+    train::{self, OptimizerConfig},
+    weights::WeightFormat,
+};
+use nibble_run::{Event, RunSettings};
 use nibble_tests::{Sequences, Setup, golden, open_trainer};
 
 struct Counting;
@@ -33,8 +38,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Both in one test: another that ran beside it would be counted too.
 #[test]
 fn steps_after_the_first_leave_the_heap_as_it_was() {
+    a_trainer();
+    a_run();
+}
+
+fn a_trainer() {
     for (weight_format, with_adapter) in
         [(WeightFormat::F32, false), (WeightFormat::Bf16, true), (WeightFormat::Nf4, true)]
     {
@@ -67,4 +78,33 @@ fn steps_after_the_first_leave_the_heap_as_it_was() {
         // The thread pool's queue hands tasks over in blocks of 64 and may hold one more of them.
         assert!(grown <= 2048, "the heap grew by {grown} bytes in 39 steps");
     }
+}
+
+/// With everything around a step: batches, events, metrics, measured memory, a second epoch.
+fn a_run() {
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
+    let folder = tempfile::tempdir().unwrap();
+    let settings = RunSettings {
+        model: assets.join("starter"),
+        data: assets.join("datasets").join("pirate.jsonl"),
+        steps: Some(120),
+        sequence: 64,
+        batch: 4,
+        ..RunSettings::default()
+    };
+    let run = train::start(settings, &folder.path().join("run")).unwrap();
+    let mut after_steps = Vec::with_capacity(120);
+    for event in run.events() {
+        if matches!(event, Event::Step { .. }) {
+            after_steps.push(LIVE_BYTES.load(Ordering::SeqCst));
+        }
+    }
+    assert!(run.join().unwrap().complete);
+    assert_eq!(after_steps.len(), 120);
+    // The last step's event races with the checkpoint after it. What the measuring of memory holds
+    // for a moment may be seen: a few pages of the system's files.
+    let steady = &after_steps[1..119];
+    let (first, most) = (steady[0], steady.iter().max().unwrap());
+    println!("{} bytes after the second step, {} at most later", first, most);
+    assert!(most - first <= 64 << 10, "the heap grew from {first} to {most} bytes");
 }
