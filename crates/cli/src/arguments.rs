@@ -110,17 +110,19 @@ pub enum DeviceArgument {
 
 /// What decides a run's memory.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sizes and memory")]
 pub struct SizeArguments {
-    /// Tokens of the longest example; longer ones are cut.
+    /// Tokens of the longest example; longer ones are cut [default: 512].
     #[arg(long, value_name = "TOKENS")]
     pub seq: Option<usize>,
-    /// Rows of --seq tokens in a micro-batch.
+    /// Rows of --seq tokens in a micro-batch [default: 1].
     #[arg(long, value_name = "ROWS")]
     pub batch: Option<usize>,
-    /// Rank of the adapter.
+    /// Rank of the adapter [default: 16].
     #[arg(long, value_name = "R")]
     pub rank: Option<usize>,
-    /// Layers with an adapter: all-linear, or names such as q_proj,v_proj.
+    /// Layers with an adapter: all-linear, or names such as q_proj,v_proj
+    /// [default: all-linear].
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub targets: Option<Vec<String>>,
     /// The most memory to use, such as 8GiB; otherwise what other programs leave.
@@ -156,6 +158,7 @@ pub struct PlanArguments {
 
 /// A dataset and how to read it.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Dataset")]
 pub struct DataArguments {
     /// Column of whole texts, when it is not recognised.
     #[arg(long, value_name = "NAME")]
@@ -221,53 +224,53 @@ pub struct TrainArguments {
     /// Sizes.
     #[command(flatten)]
     pub sizes: SizeArguments,
-    /// Micro-batches in an optimizer step.
-    #[arg(long, value_name = "N")]
+    /// Micro-batches in an optimizer step [default: 1].
+    #[arg(long, value_name = "N", help_heading = "Optimizer")]
     pub grad_accum: Option<usize>,
     /// Strength of the adapter: its output is scaled by alpha / rank [default: 32].
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", help_heading = "Adapter")]
     pub alpha: Option<f64>,
     /// Share of the adapter's inputs dropped in training.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", help_heading = "Adapter")]
     pub dropout: Option<f64>,
     /// Scale by alpha / √rank instead.
-    #[arg(long)]
+    #[arg(long, help_heading = "Adapter")]
     pub rslora: bool,
     /// The highest learning rate [default: 2e-4 for adapters, 2e-5 in full].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", help_heading = "Optimizer")]
     pub lr: Option<f64>,
     /// How the learning rate falls [default: cosine].
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Optimizer")]
     pub schedule: Option<ScheduleArgument>,
     /// Steps over which the learning rate rises.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Optimizer")]
     pub warmup: Option<u64>,
     /// Weight decay [default: 0.01].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", help_heading = "Optimizer")]
     pub weight_decay: Option<f64>,
     /// The largest gradient norm; 0: any [default: 1].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", help_heading = "Optimizer")]
     pub clip_norm: Option<f64>,
-    /// Decides shuffling, the first adapter and dropout.
-    #[arg(long, value_name = "N")]
+    /// Decides shuffling, the first adapter and dropout [default: 0].
+    #[arg(long, value_name = "N", help_heading = "Optimizer")]
     pub seed: Option<u64>,
-    /// Share of the examples held out for evaluation.
-    #[arg(long, value_name = "X")]
+    /// Share of the examples held out for evaluation [default: 0].
+    #[arg(long, value_name = "X", help_heading = "Evaluation and checkpoints")]
     pub eval_split: Option<f64>,
     /// Steps between evaluations; 0: only at the end.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub eval_every: Option<u64>,
     /// Steps between checkpoints; 0: only at the end.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub save_every: Option<u64>,
     /// One example a row, instead of as many as fit.
-    #[arg(long)]
+    #[arg(long, help_heading = "Dataset")]
     pub no_packing: bool,
     /// A prompt to answer before and after training (and every --sample-every steps); repeatable.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Samples")]
     pub sample: Vec<String>,
     /// Steps between samples; 0: only before and after.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Samples")]
     pub sample_every: Option<u64>,
     /// Columns.
     #[command(flatten)]
@@ -365,7 +368,7 @@ pub struct EvalArguments {
     /// Precision of matrix products.
     #[arg(long, value_enum, default_value = "auto")]
     pub compute: ComputeArgument,
-    /// Tokens of the longest example; longer ones are cut.
+    /// Tokens of the longest example; longer ones are cut [default: 512].
     #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     pub seq: usize,
     /// Columns.

@@ -2,6 +2,9 @@
 
 /// Bytes in GiB or MiB, with three digits.
 pub fn bytes(n: u64) -> String {
+    if n == 0 {
+        return "0".into();
+    }
     let n = n as f64;
     let (value, unit) = match n {
         n if n >= 1024.0 * 1024.0 * 1024.0 => (n / (1024.0 * 1024.0 * 1024.0), "GiB"),
@@ -39,7 +42,8 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!(bytes(5_368_709_120), "5.00 GiB");
         assert_eq!(bytes(123_456_789), "118 MiB");
-        assert_eq!(bytes(0), "0.00 KiB");
+        assert_eq!(bytes(0), "0");
+        assert_eq!(bytes(1536), "1.50 KiB");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(999), "999");
     }
