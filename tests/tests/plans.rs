@@ -121,12 +121,22 @@ fn suggestions_are_true() {
         assert!(!suggestions.is_empty(), "{method:?}");
         for suggestion in suggestions {
             assert!(suggestion.peak_bytes <= budget_bytes, "{method:?} {suggestion:?}");
-            if let Some(batch) = suggestion.change.strip_prefix("batch ") {
-                let batch = batch.parse().unwrap();
-                let changed = TrainingShape { batch, recompute: true, ..shape.clone() };
-                let total = MemoryPlan::new(changed).peak_bytes() as u64;
-                assert_eq!(total, suggestion.peak_bytes);
-            }
+            // Planned as a run with these settings would be, it is as small as it says.
+            let changed = RunSettings {
+                sequence: suggestion.settings.sequence,
+                batch: suggestion.settings.batch,
+                recompute: suggestion.settings.recompute,
+                lora: LoraSettings {
+                    rank: suggestion.settings.rank.unwrap_or(16),
+                    ..LoraSettings::default()
+                },
+                ..settings.clone()
+            };
+            let plan_settings = PlanSettings { settings: &changed, profile };
+            let method = suggestion.settings.method;
+            let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
+            let total = MemoryPlan::new(shape).peak_bytes() as u64;
+            assert_eq!(total, suggestion.peak_bytes, "{method:?} {suggestion:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ pub use lock::RunLock;
 pub use naming::new_run_path;
 pub use plan::{
     Category, CategoryBytes, MethodPlan, ModelSummary, PlanReport, PlannedRegion, Residence,
-    Suggestion,
+    SuggestedSettings, Suggestion,
 };
 pub use settings::{
     Columns, ComputePrecision, LoraSettings, Method, Paging, RunSettings, SampleSettings, Schedule,

@@ -80,6 +80,23 @@ pub struct Suggestion {
     pub change: String,
     /// The peak with it.
     pub peak_bytes: u64,
+    /// The settings that decide memory, with the change made.
+    pub settings: SuggestedSettings,
+}
+
+/// Settings that decide memory, for programs that make a suggested change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuggestedSettings {
+    /// What is trained.
+    pub method: Method,
+    /// Rows of a micro-batch.
+    pub batch: usize,
+    /// The longest example, in tokens.
+    pub sequence: usize,
+    /// Whether activations are computed again in the backward pass.
+    pub recompute: bool,
+    /// Rank of the adapter; `None`: trained in full.
+    pub rank: Option<usize>,
 }
 
 /// The plan of one method.

@@ -1,6 +1,6 @@
 //! What would make a plan fit that does not.
 
-use nibble_run::Suggestion;
+use nibble_run::{Method, SuggestedSettings, Suggestion};
 
 use super::{MemoryPlan, Trainable, TrainingShape};
 use crate::weights::{EmbeddingFormat, WeightFormat};
@@ -16,7 +16,7 @@ pub fn suggestions(shape: &TrainingShape, budget_bytes: u64) -> Vec<Suggestion> 
     let mut offer = |change: String, shape: &TrainingShape| {
         let fitting = fits(shape);
         if let Some(peak_bytes) = fitting {
-            found.push(Suggestion { change, peak_bytes });
+            found.push(Suggestion { change, peak_bytes, settings: settings_of(shape) });
         }
         fitting.is_some()
     };
@@ -79,6 +79,17 @@ pub fn suggestions(shape: &TrainingShape, budget_bytes: u64) -> Vec<Suggestion> 
         }
     }
     found
+}
+
+/// The settings that a shape came from.
+fn settings_of(shape: &TrainingShape) -> SuggestedSettings {
+    let (method, rank) = match (&shape.trainable, shape.weight_format) {
+        (Trainable::Everything, _) => (Method::Full, None),
+        (Trainable::Adapter { rank, .. }, WeightFormat::Nf4) => (Method::Qlora, Some(*rank)),
+        (Trainable::Adapter { rank, .. }, _) => (Method::Lora, Some(*rank)),
+    };
+    let TrainingShape { batch, sequence, recompute, .. } = *shape;
+    SuggestedSettings { method, batch, sequence, recompute, rank }
 }
 
 /// The longest sequence, at batch 1 and with recomputation, that fits.
