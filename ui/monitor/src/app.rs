@@ -5,8 +5,8 @@ use std::sync::mpsc::Receiver;
 use eframe::{
     App, Frame,
     egui::{
-        self, Align, CentralPanel, Context, Layout, Margin, Role, ScrollArea, ThemePreference, Ui,
-        Vec2, ViewportCommand, WidgetInfo, WindowLevel,
+        self, CentralPanel, Context, CornerRadius, Margin, Role, ScrollArea, Stroke,
+        ThemePreference, Ui, Vec2, ViewportCommand, WidgetInfo, WindowLevel,
     },
 };
 use nibble_run::RunState;
@@ -22,8 +22,9 @@ use crate::{
 
 /// Width from which the controls stand beside the run's name.
 const WIDE: f32 = 720.0;
-/// Width of the controls there.
-const CONTROLS_WIDTH: f32 = 420.0;
+
+/// Height of a control.
+const CONTROL_HEIGHT: f32 = 28.0;
 
 /// What the person chose before the window opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +45,7 @@ pub struct Monitor {
     trouble: Option<Trouble>,
     charts: Charts,
     choices: Choices,
+    controls_width: f32,
     title: String,
 }
 
@@ -60,6 +62,7 @@ impl Monitor {
             trouble: None,
             charts: Charts::default(),
             choices,
+            controls_width: 0.0,
             title: String::new(),
         }
     }
@@ -107,12 +110,36 @@ impl Monitor {
         }
     }
 
-    fn show(&mut self, ui: &mut Ui) {
+    /// One frame, where there is no window around.
+    pub fn frame(&mut self, ui: &mut Ui) {
+        self.take_messages();
+        self.draw(ui);
+    }
+
+    fn draw(&mut self, ui: &mut Ui) {
+        let closes = egui::KeyboardShortcut::new(egui::Modifiers::COMMAND, egui::Key::W);
+        if ui.input_mut(|input| input.consume_shortcut(&closes)) {
+            ui.send_viewport_cmd(ViewportCommand::Close);
+        }
+        let margin = Margin::same(tokens().spacing[3] as i8);
+        let background = egui::Frame::new().fill(Ink::Background.of(ui));
+        CentralPanel::no_frame().frame(background).show(ui, |ui| {
+            ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+                egui::Frame::new().inner_margin(margin).show(ui, |ui| self.contents(ui));
+            });
+        });
+    }
+
+    fn contents(&mut self, ui: &mut Ui) {
         let [_, s, m, ..] = tokens().spacing;
         let Some(facts) = &self.facts else {
             match &self.trouble {
                 Some(trouble) => {
-                    header::note(ui, Ink::Eval, &trouble.message, &trouble.hint);
+                    ui.heading("This run cannot be opened");
+                    ui.add_space(s);
+                    header::note(ui, Ink::Danger, &trouble.message, &trouble.hint);
+                    ui.add_space(s);
+                    ui.weak("It is tried again as long as this window is open.");
                 }
                 None => {
                     ui.weak("Opening the run…");
@@ -121,20 +148,29 @@ impl Monitor {
             return;
         };
         if ui.available_width() >= WIDE {
-            ui.horizontal_top(|ui| {
-                let width = ui.available_width() - CONTROLS_WIDTH - ui.spacing().item_spacing.x;
-                let top_down = Layout::top_down(Align::Min);
-                ui.allocate_ui_with_layout(Vec2::new(width, 0.0), top_down, |ui| {
+            // The controls are as wide as they were the last time; at first nobody knows.
+            let gap = ui.spacing().item_spacing.x;
+            let width = (ui.available_width() - self.controls_width - gap).max(0.0);
+            row(ui, CONTROL_HEIGHT, |ui| {
+                ui.allocate_ui(Vec2::new(width, CONTROL_HEIGHT), |ui| {
                     ui.set_width(width);
-                    header::title(ui, facts, self.state);
+                    header::name(ui, facts);
                 });
-                ui.with_layout(Layout::right_to_left(Align::Min), |ui| {
-                    ui.horizontal(|ui| controls(ui, &mut self.choices, &mut self.charts.view));
-                });
+                let controls = |ui: &mut Ui| controls(ui, &mut self.choices, &mut self.charts.view);
+                let width = ui.horizontal(controls).response.rect.width();
+                if (width - self.controls_width).abs() > 0.5 {
+                    self.controls_width = width;
+                    ui.ctx().request_discard("the width of the controls is known now");
+                }
             });
+            header::details(ui, facts, self.state);
         } else {
-            header::title(ui, facts, self.state);
-            ui.horizontal_wrapped(|ui| controls(ui, &mut self.choices, &mut self.charts.view));
+            header::name(ui, facts);
+            header::details(ui, facts, self.state);
+            ui.scope(|ui| {
+                ui.spacing_mut().interact_size.y = CONTROL_HEIGHT;
+                ui.horizontal_wrapped(|ui| controls(ui, &mut self.choices, &mut self.charts.view));
+            });
         }
         header::notes(ui, &self.history, self.state, self.trouble.as_ref());
         ui.add_space(s);
@@ -147,32 +183,30 @@ impl Monitor {
 }
 
 impl App for Monitor {
+    // Called when there is news although the window is hidden, too: nothing piles up.
     fn logic(&mut self, context: &Context, _: &mut Frame) {
         self.take_messages();
         self.name_window(context);
     }
 
     fn ui(&mut self, ui: &mut Ui, _: &mut Frame) {
-        let closes = egui::KeyboardShortcut::new(egui::Modifiers::COMMAND, egui::Key::W);
-        if ui.input_mut(|input| input.consume_shortcut(&closes)) {
-            ui.send_viewport_cmd(ViewportCommand::Close);
-        }
-        let margin = Margin::same(tokens().spacing[3] as i8);
-        CentralPanel::no_frame().frame(egui::Frame::new().fill(Ink::Background.of(ui))).show(
-            ui,
-            |ui| {
-                ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
-                    egui::Frame::new().inner_margin(margin).show(ui, |ui| self.show(ui));
-                });
-            },
-        );
+        self.draw(ui);
     }
+}
+
+/// A row of a known height, so that everything in it is centred on one line.
+fn row(ui: &mut Ui, height: f32, contents: impl FnOnce(&mut Ui)) {
+    ui.scope(|ui| {
+        ui.spacing_mut().interact_size.y = height;
+        ui.horizontal(contents);
+    });
 }
 
 /// What the person can change: the steps that are shown, the theme, and whether the window stays
 /// on top.
 fn controls(ui: &mut Ui, choices: &mut Choices, view: &mut View) {
-    let shown = [("All steps", View::All), ("1,000", View::Last(1000)), ("100", View::Last(100))];
+    let shown =
+        [("All steps", View::All), ("Last 1,000", View::Last(1000)), ("Last 100", View::Last(100))];
     let themes = [
         ("System", ThemePreference::System),
         ("Light", ThemePreference::Light),
@@ -199,8 +233,12 @@ fn segments<T: Copy + PartialEq, const N: usize>(
     choices: [(&str, T); N],
     said: [&str; N],
 ) {
-    ui.scope(|ui| {
+    let [xs, ..] = tokens().spacing;
+    let border = Stroke::new(1.0, Ink::Line.of(ui));
+    let frame = egui::Frame::new().stroke(border).corner_radius(CornerRadius::same(xs as u8));
+    frame.show(ui, |ui| {
         ui.spacing_mut().item_spacing.x = 0.0;
+        ui.spacing_mut().interact_size.y = CONTROL_HEIGHT - 2.0 * border.width;
         ui.horizontal(|ui| {
             for ((text, value), said) in choices.into_iter().zip(said) {
                 let is_chosen = *chosen == value;

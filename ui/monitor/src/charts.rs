@@ -5,12 +5,14 @@
 //! that nothing ever covers a line.
 
 use eframe::egui::{
-    Align2, Color32, CornerRadius, EventFilter, FontId, Key, Layout, Rect, Response, RichText,
-    Role, Sense, Stroke, StrokeKind, TextStyle, Ui, UiBuilder, Vec2, WidgetInfo, pos2,
+    Align2, Color32, CornerRadius, EventFilter, FontId, Key, Layout, Pos2, Rect, Response,
+    RichText, Role, Sense, Stroke, StrokeKind, TextStyle, Ui, UiBuilder, Vec2, WidgetInfo, pos2,
 };
 use egui_plot::{
     AxisHints, GridMark, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, Points, VLine,
 };
+
+use nibble_run::Residence;
 
 use crate::{
     decimate::decimate,
@@ -24,8 +26,10 @@ use crate::{
 const TWO_COLUMNS: f32 = 720.0;
 /// The least height of a chart.
 const LEAST_HEIGHT: f32 = 132.0;
+/// The same where the figures beside the titles need a second row.
+const LEAST_NARROW_HEIGHT: f32 = 160.0;
 /// Width of the labels beside the vertical axis; fixed, so that charts are aligned and stay put.
-const AXIS_WIDTH: f32 = 64.0;
+const AXIS_WIDTH: f32 = 56.0;
 
 /// How values are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,7 @@ impl Unit {
     /// About as wide as anything that is written beside a title; room is kept for it.
     const fn widest(self) -> &'static str {
         match self {
-            Self::Decimal => "00.000",
+            Self::Decimal => "00.0000",
             Self::Scientific => "0.00e-0",
             Self::Count => "000,000",
             Self::Bytes => "00.0 GiB",
@@ -65,7 +69,7 @@ impl Unit {
             }
             Self::Decimal => format!("{:.0e}", mark.value),
             Self::Scientific if mark.value == 0.0 => "0".into(),
-            Self::Scientific => format!("{:.1e}", mark.value),
+            Self::Scientific => format!("{:.1e}", mark.value).replace("e-", "e−"),
             Self::Count => words::count(mark.value),
             Self::Bytes => {
                 let (unit, name) = words::byte_unit(largest);
@@ -88,8 +92,20 @@ enum Pen {
     Faint,
     /// What is looked at.
     Plain,
+    /// What is looked at, and jumps.
+    Thin,
     /// With a mark at every value.
     Marked,
+}
+
+impl Pen {
+    const fn width(self) -> f32 {
+        match self {
+            Self::Faint => 1.0,
+            Self::Thin => 1.25,
+            Self::Plain | Self::Marked => 2.0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -198,7 +214,7 @@ const CHARTS: [ChartSpec; 5] = [
         lines: &[LineSpec {
             name: "before clipping",
             ink: Ink::Gradients,
-            pen: Pen::Plain,
+            pen: Pen::Thin,
             values: |history| (&history.steps, &history.gradient_norm),
         }],
     },
@@ -232,6 +248,26 @@ impl View {
     }
 }
 
+/// A level that was planned.
+#[derive(Debug)]
+struct Level {
+    name: &'static str,
+    ink: Ink,
+    bytes: f64,
+}
+
+/// What the plan says of the device and, if anything is paged, of the host.
+fn planned_levels(facts: &Facts) -> Vec<Level> {
+    let Some(plan) = plan_of(facts) else { return Vec::new() };
+    let paged = plan.regions.iter().filter(|region| region.resident == Residence::Host);
+    let paged_bytes = paged.fold(0, |sum: u64, region| sum.saturating_add(region.bytes));
+    let levels = [
+        Level { name: "planned", ink: Ink::Planned, bytes: plan.peak_bytes as f64 },
+        Level { name: "paged to host", ink: Ink::HostMemory, bytes: paged_bytes as f64 },
+    ];
+    levels.into_iter().filter(|level| level.bytes > 0.0).collect()
+}
+
 /// A line in as many points as there is room for; made again when what it shows has changed.
 #[derive(Debug, Default)]
 struct Trace {
@@ -247,6 +283,12 @@ impl Trace {
             self.key = Some(key);
         }
     }
+
+    /// The drawn point at `step`, if there is one.
+    fn at(&self, step: f64) -> Option<PlotPoint> {
+        let i = self.points.partition_point(|point| point.x < step);
+        self.points.get(i).filter(|point| point.x == step).copied()
+    }
 }
 
 /// The charts and where one looks at them.
@@ -256,6 +298,8 @@ pub struct Charts {
     pub view: View,
     /// The step whose values are shown; none: the last.
     cursor: Option<f64>,
+    /// Whether anything is or will be evaluated.
+    has_eval: bool,
     /// The traces of every chart's lines.
     traces: [Vec<Trace>; CHARTS.len()],
 }
@@ -270,18 +314,19 @@ impl Charts {
     pub fn show(&mut self, ui: &mut Ui, history: &History, facts: Option<&Facts>) {
         let gap = tokens().spacing[1];
         let room = ui.available_size();
-        let planned =
-            facts.and_then(plan_of).map(|method| method.peak_bytes as f64).filter(|&b| b > 0.0);
+        let levels = facts.map(planned_levels).unwrap_or_default();
+        self.has_eval = !history.eval.steps.is_empty()
+            || facts.is_some_and(|facts| facts.settings.eval_split > 0.0);
         let mut hovered = None;
         let mut show = |charts: &mut Self, ui: &mut Ui, index: usize, size: Vec2| {
-            let planned = planned.filter(|_| CHARTS[index].planned);
-            let at = charts.chart(ui, index, size, history, planned);
+            let levels = if CHARTS[index].planned { &levels[..] } else { &[] };
+            let at = charts.chart(ui, index, size, history, levels);
             hovered = hovered.or(at);
         };
         ui.spacing_mut().item_spacing = Vec2::splat(gap);
         if room.x < TWO_COLUMNS {
             let n = CHARTS.len() as f32;
-            let height = ((room.y - (n - 1.0) * gap) / n).max(LEAST_HEIGHT);
+            let height = ((room.y - (n - 1.0) * gap) / n).max(LEAST_NARROW_HEIGHT);
             for index in 0..CHARTS.len() {
                 show(self, ui, index, Vec2::new(room.x, height));
             }
@@ -314,12 +359,12 @@ impl Charts {
         index: usize,
         size: Vec2,
         history: &History,
-        planned: Option<f64>,
+        levels: &[Level],
     ) -> Option<f64> {
         let spec = &CHARTS[index];
-        let [xs, s, m, ..] = tokens().spacing;
+        let [_, s, m, ..] = tokens().spacing;
         let (cell, _) = ui.allocate_exact_size(size, Sense::hover());
-        let radius = CornerRadius::same(xs as u8);
+        let radius = CornerRadius::same(s as u8);
         let border = Stroke::new(1.0, Ink::Line.of(ui));
         ui.painter().rect(cell, radius, Ink::Surface.of(ui), border, StrokeKind::Inside);
         let layout = Layout::top_down(eframe::egui::Align::Min);
@@ -328,7 +373,7 @@ impl Charts {
         let ui = &mut ui.new_child(builder);
         ui.set_clip_rect(cell.intersect(ui.clip_rect()));
 
-        let figures = self.figures(spec, history, planned);
+        let figures = self.figures(spec, history, levels);
         title_row(ui, spec, &figures);
 
         let range = self.view.range(&history.steps);
@@ -339,14 +384,20 @@ impl Charts {
             trace.update(line, history, range, n_columns as usize);
         }
         let values = traces.iter().flat_map(|trace| &trace.points).map(|point| point.y);
-        let heights = height_range(values.chain(planned), spec.from_zero);
-        let response = self.plot(ui, index, (range, heights), planned);
+        let heights =
+            height_range(values.chain(levels.iter().map(|level| level.bytes)), spec.from_zero);
+        let response = self.plot(ui, index, (range, heights), levels);
         let text = spoken(spec, &figures, self.cursor.or(history.steps.last().copied()));
         response.widget_info(|| WidgetInfo::labeled(Role::Image, true, &text));
         if response.has_focus() {
-            let accent = Stroke::new(1.5, Ink::Loss.of(ui));
+            let accent = Stroke::new(1.5, Ink::Accent.of(ui));
             ui.painter().rect_stroke(cell, radius, accent, StrokeKind::Inside);
             self.keys(ui, &response, history, range);
+        }
+        if let Some(step) = self.cursor.filter(|&step| step >= range.0 && step <= range.1) {
+            let share = ((step - range.0) / (range.1 - range.0)) as f32;
+            let x = response.rect.left() + share * response.rect.width();
+            tag(ui, pos2(x, response.rect.bottom()), &words::count(step), cell);
         }
         if history.steps.is_empty() {
             let font = TextStyle::Small.resolve(ui.style());
@@ -365,22 +416,23 @@ impl Charts {
         &self,
         spec: &'static ChartSpec,
         history: &History,
-        planned: Option<f64>,
+        levels: &[Level],
     ) -> Vec<Figure> {
         let at = self.cursor.unwrap_or(f64::INFINITY);
-        let lines = spec.lines.iter().map(|line| {
-            let (steps, values) = (line.values)(history);
-            let n_before = steps.partition_point(|&step| step <= at);
-            let value = n_before.checked_sub(1).and_then(|i| values.get(i).copied());
-            Figure { name: line.name, ink: line.ink, pen: Some(line.pen), value }
-        });
-        let level = planned.map(|bytes| Figure {
-            name: "planned",
-            ink: Ink::Planned,
+        let lines =
+            spec.lines.iter().filter(|line| line.pen != Pen::Marked || self.has_eval).map(|line| {
+                let (steps, values) = (line.values)(history);
+                let n_before = steps.partition_point(|&step| step <= at);
+                let value = n_before.checked_sub(1).and_then(|i| values.get(i).copied());
+                Figure { name: line.name, ink: line.ink, pen: Some(line.pen), value }
+            });
+        let levels = levels.iter().map(|level| Figure {
+            name: level.name,
+            ink: level.ink,
             pen: None,
-            value: Some(bytes),
+            value: Some(level.bytes),
         });
-        lines.chain(level).collect()
+        lines.chain(levels).collect()
     }
 
     fn plot(
@@ -388,11 +440,11 @@ impl Charts {
         ui: &mut Ui,
         index: usize,
         (range, heights): ((f64, f64), (f64, f64)),
-        planned: Option<f64>,
+        levels: &[Level],
     ) -> Response {
         let spec = &CHARTS[index];
         let size = ui.available_size();
-        let n_marks = (f64::from(size.x / 96.0), f64::from(size.y / 40.0));
+        let n_marks = (f64::from(size.x / 88.0), f64::from(size.y / 32.0).max(2.5));
         let largest = heights.1.abs().max(heights.0.abs());
         let unit = spec.unit;
         let colors = (Ink::Line.of(ui), Ink::Muted.of(ui));
@@ -406,7 +458,8 @@ impl Charts {
             .zip(&self.traces[index])
             .map(|(line, trace)| (line, trace, line.ink.of(ui)))
             .collect();
-        let planned = planned.map(|level| (level, Ink::Planned.of(ui)));
+        let levels: Vec<(&Level, Color32)> =
+            levels.iter().map(|level| (level, level.ink.of(ui))).collect();
         let cursor = self.cursor;
         let shown = Plot::new(spec.title)
             .width(size.x)
@@ -441,19 +494,24 @@ impl Charts {
                 if let Some(step) = cursor {
                     plot.vline(VLine::new("cursor", step).color(colors.1).width(1.0));
                 }
-                if let Some((level, color)) = planned {
-                    let dashes = LineStyle::Dashed { length: tokens().spacing[1] };
-                    plot.hline(HLine::new("planned", level).color(color).style(dashes).width(1.0));
-                }
                 for (line, trace, color) in lines {
                     let points = || PlotPoints::Borrowed(&trace.points);
                     let color =
                         if line.pen == Pen::Faint { color.gamma_multiply(0.4) } else { color };
-                    let width = if line.pen == Pen::Faint { 1.0 } else { 2.0 };
+                    let width = line.pen.width();
                     if line.pen == Pen::Marked || trace.points.len() == 1 {
                         plot.points(Points::new("", points()).color(color).radius(3.0));
                     }
                     plot.line(Line::new(line.name, points()).color(color).width(width));
+                    if let Some(point) = cursor.and_then(|step| trace.at(step)) {
+                        let dot = PlotPoints::Owned(vec![point]);
+                        plot.points(Points::new("", dot).color(color).radius(3.0));
+                    }
+                }
+                for (level, color) in levels {
+                    let dashes = LineStyle::Dashed { length: tokens().spacing[1] };
+                    let line = HLine::new(level.name, level.bytes).style(dashes);
+                    plot.hline(line.color(color).width(1.0));
                 }
             });
         let bounds = shown.transform.bounds();
@@ -491,6 +549,20 @@ impl Charts {
         };
         self.set_cursor(ui, nearest(&history.steps, step));
     }
+}
+
+/// The cursor's step, over the marks of the axis and within `cell`.
+fn tag(ui: &Ui, top: Pos2, text: &str, cell: Rect) {
+    let [xs, ..] = tokens().spacing;
+    let font = TextStyle::Small.resolve(ui.style());
+    let color = Ink::Text.of(ui);
+    let galley = ui.painter().layout_no_wrap(text.into(), font, color);
+    let size = galley.size() + Vec2::new(4.0 * xs, 0.0);
+    let place = Align2::CENTER_TOP.anchor_size(top, size);
+    let over = (place.right() - cell.right() + 1.0).max(0.0);
+    let place = place.translate(Vec2::new(-over, 0.0));
+    ui.painter().rect_filled(place, 0.0, Ink::Surface.of(ui));
+    ui.painter().galley(place.left_top() + Vec2::new(2.0 * xs, 0.0), galley, color);
 }
 
 /// The step that is nearest to `x`.
@@ -577,7 +649,7 @@ fn figure_cell(
             painter.line_segment(ends, Stroke::new(1.0, color.gamma_multiply(0.6)));
         }
         Some(pen) => {
-            painter.line_segment(ends, Stroke::new(2.0, color));
+            painter.line_segment(ends, Stroke::new(pen.width(), color));
             if pen == Pen::Marked {
                 painter.circle_filled(piece.center(), 3.0, color);
             }
@@ -645,7 +717,7 @@ mod tests {
         assert_eq!(Unit::Bytes.write_mark(mark(0.5 * mib, 0.5 * mib), 2.0 * mib), "0.5 MiB");
         assert_eq!(Unit::Decimal.write_mark(mark(4.0, 0.5), 8.0), "4.0");
         assert_eq!(Unit::Decimal.write_mark(mark(20.0, 20.0), 90.0), "20");
-        assert_eq!(Unit::Scientific.write_mark(mark(1e-4, 5e-5), 2e-4), "1.0e-4");
+        assert_eq!(Unit::Scientific.write_mark(mark(1e-4, 5e-5), 2e-4), "1.0e−4");
         assert_eq!(Unit::Count.write_mark(mark(4000.0, 1000.0), 5e3), "4,000");
     }
 }

@@ -1,5 +1,7 @@
 //! Above the charts: what the run is, how far it is, and what the person should know.
 
+use std::path::Path;
+
 use eframe::egui::{
     Align2, Label, RichText, Role, Sense, Stroke, TextStyle, Ui, Vec2, WidgetInfo, pos2,
 };
@@ -19,12 +21,12 @@ const FIGURE_WIDTH: f32 = 104.0;
 fn state_look(state: RunState) -> (&'static str, Ink) {
     match state {
         RunState::Loading => ("Loading", Ink::Muted),
-        RunState::Training => ("Training", Ink::Loss),
+        RunState::Training => ("Training", Ink::Accent),
         RunState::Paused => ("Paused", Ink::LearningRate),
-        RunState::Saving => ("Saving", Ink::Loss),
-        RunState::Finished => ("Finished", Ink::Throughput),
+        RunState::Saving => ("Saving", Ink::Accent),
+        RunState::Finished => ("Finished", Ink::Good),
         RunState::Stopped => ("Stopped", Ink::LearningRate),
-        RunState::Failed => ("Failed", Ink::Eval),
+        RunState::Failed => ("Failed", Ink::Danger),
         RunState::Interrupted => ("Interrupted", Ink::LearningRate),
     }
 }
@@ -42,25 +44,26 @@ fn method_name(method: Method) -> &'static str {
     }
 }
 
-/// The run's name, its state, and what it trains on what.
-pub fn title(ui: &mut Ui, facts: &Facts, state: Option<RunState>) {
-    ui.horizontal(|ui| {
-        ui.add(Label::new(RichText::new(&facts.name).heading().strong()).truncate());
-    });
+/// The run's name.
+pub fn name(ui: &mut Ui, facts: &Facts) {
+    ui.add(Label::new(RichText::new(&facts.name).heading().strong()).truncate());
+}
+
+/// The run's state, and what it trains on what.
+pub fn details(ui: &mut Ui, facts: &Facts, state: Option<RunState>) {
     ui.horizontal(|ui| {
         if let Some(state) = state {
             let (name, ink) = state_look(state);
             chip(ui, name, ink);
         }
-        ui.add(Label::new(RichText::new(details(facts)).weak()).truncate());
+        ui.add(Label::new(RichText::new(details_of(facts)).weak()).truncate());
     });
 }
 
-fn details(facts: &Facts) -> String {
+fn details_of(facts: &Facts) -> String {
     let settings = &facts.settings;
-    let name = |path: &std::path::Path| {
-        path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-    };
+    let name =
+        |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let mut parts = vec![name(&settings.model)];
     if let Ok(plan) = &facts.plan {
         parts.push(format!("{} parameters", words::parameters(plan.model.parameters)));
@@ -115,7 +118,7 @@ pub fn progress(ui: &mut Ui, facts: &Facts, history: &History, state: Option<Run
     }
 }
 
-/// The figures, each with what it is called. Always the same ones, so that nothing moves.
+/// The figures, each with what it is called; always as many, so that nothing moves.
 fn figures(
     settings: &RunSettings,
     history: &History,
@@ -131,16 +134,16 @@ fn figures(
         Some(all) => format!("{done:.2} / {all}"),
         None => format!("{done:.2}"),
     });
-    let left = match state {
-        Some(RunState::Loading | RunState::Training | RunState::Paused) => {
-            history.seconds_left(settings).map(words::duration)
-        }
-        _ => None,
+    let time = if state.is_none_or(RunState::is_active) {
+        let left = history.seconds_left(settings).map(words::duration);
+        ("Time left", left.unwrap_or_else(unknown))
+    } else {
+        ("Time trained", words::duration(history.seconds_trained()))
     };
     [
         ("Step", n_steps.map_or_else(|| step.clone(), |n_steps| format!("{step} / {n_steps}"))),
         ("Epoch", epoch.unwrap_or_else(unknown)),
-        ("Time left", left.unwrap_or_else(unknown)),
+        time,
         ("Loss, smoothed", last(&history.smooth_loss, words::decimal)),
         ("Held-out loss", last(&history.eval.values, words::decimal)),
         ("Tokens a second", last(&history.smooth_throughput, words::count)),
@@ -164,17 +167,17 @@ fn figure(ui: &mut Ui, name: &str, value: &str, width: f32) {
 /// What the person should know about how the run stands.
 pub fn notes(ui: &mut Ui, history: &History, state: Option<RunState>, trouble: Option<&Trouble>) {
     if let Some(Trouble { message, hint }) = trouble {
-        note(ui, Ink::Eval, message, hint);
+        note(ui, Ink::Danger, message, hint);
     }
     match (state, &history.failure) {
         (Some(RunState::Failed), Some(failure)) => {
-            note(ui, Ink::Eval, &failure.message, &failure.hint);
+            note(ui, Ink::Danger, &failure.message, &failure.hint);
         }
         (Some(RunState::Interrupted), _) => note(
             ui,
             Ink::LearningRate,
             "The run ended without a word",
-            "`nibble resume` goes on from its last checkpoint",
+            "it goes on from its last checkpoint with `nibble resume`",
         ),
         _ => {}
     }
@@ -210,13 +213,32 @@ pub fn note(ui: &mut Ui, ink: Ink, message: &str, hint: &str) {
 fn sentence(text: &str) -> String {
     let mut letters = text.trim().chars();
     let Some(first) = letters.next() else { return String::new() };
-    // A path in front is a name, and stays as it is.
-    let is_word =
-        letters.clone().next().is_some_and(|second| second.is_lowercase() || second == ' ');
+    // A path or a setting in front is a name, and stays as it is.
+    let word = text.split_whitespace().next().unwrap_or_default();
+    let is_word = word.chars().all(|letter| letter.is_alphabetic() || ",;:".contains(letter));
     let mut sentence = if is_word { first.to_uppercase().to_string() } else { first.to_string() };
     sentence.extend(letters);
-    if !sentence.ends_with(['.', '!', '?', '`']) {
+    if !sentence.ends_with(['.', '!', '?']) {
         sentence.push('.');
     }
     sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_sentences_and_names_stay_as_they_are() {
+        for (text, sentence_of_it) in [
+            ("update Nibble to open it", "Update Nibble to open it."),
+            ("runs/a/run.toml is damaged", "runs/a/run.toml is damaged."),
+            ("`batch` is 0", "`batch` is 0."),
+            ("Run `nibble resume`", "Run `nibble resume`."),
+            (" what now? ", "What now?"),
+            ("", ""),
+        ] {
+            assert_eq!(sentence(text), sentence_of_it);
+        }
+    }
 }

@@ -4,7 +4,7 @@ use nibble_run::{Event, PlanReport, RunSettings};
 
 /// Beyond this a number cannot be placed on a screen, and says nothing anyhow.
 const LARGEST: f64 = 1e30;
-/// Share of the run over which averages are taken.
+/// Share of the steps so far over which averages are taken.
 const AVERAGED_SHARE: f64 = 1.0 / 20.0;
 /// Steps from whose duration the time left is told.
 const N_TIMED_STEPS: usize = 50;
@@ -85,8 +85,8 @@ impl History {
         }
         self.version += 1;
         events.iter().for_each(|event| self.add_event(event));
-        smooth(&self.loss, &mut self.smooth_loss, self.n_steps);
-        smooth(&self.throughput, &mut self.smooth_throughput, self.n_steps);
+        smooth(&self.loss, &mut self.smooth_loss);
+        smooth(&self.throughput, &mut self.smooth_throughput);
     }
 
     fn add_event(&mut self, event: &Event) {
@@ -168,6 +168,11 @@ impl History {
         }
     }
 
+    /// Seconds that the steps took, without what was done between them.
+    pub fn seconds_trained(&self) -> f64 {
+        self.seconds.iter().copied().map(f64::from).sum()
+    }
+
     /// Seconds until the last step, at the pace of the last steps.
     pub fn seconds_left(&self, settings: &RunSettings) -> Option<f64> {
         let n_left = self.n_steps(settings)?.checked_sub(self.step())?;
@@ -177,10 +182,10 @@ impl History {
     }
 }
 
-/// An exponential average over a share of the run, without the pull of its first value.
-fn smooth(values: &[f64], smooth: &mut Vec<f64>, n_steps: Option<u64>) {
-    let n_steps = n_steps.map_or(values.len() as f64, |n_steps| n_steps as f64);
-    let keep = 1.0 - 1.0 / (n_steps * AVERAGED_SHARE).max(1.0);
+/// An exponential average over a share of the steps, without the pull of its first value: the same
+/// as in the report.
+fn smooth(values: &[f64], smooth: &mut Vec<f64>) {
+    let keep = 1.0 - 1.0 / (values.len() as f64 * AVERAGED_SHARE).max(1.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     smooth.clear();
     smooth.extend(values.iter().map(|value| {

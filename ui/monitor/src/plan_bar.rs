@@ -68,9 +68,9 @@ pub fn show(ui: &mut Ui, facts: &Facts) {
         left += width;
     }
     ui.horizontal_wrapped(|ui| {
-        ui.spacing_mut().item_spacing.x = tokens().spacing[3];
+        ui.spacing_mut().item_spacing = Vec2::new(tokens().spacing[3], tokens().spacing[0]);
         let total = words::bytes(method.peak_bytes as f64);
-        entry(ui, None, "planned", &total, &small(ui));
+        entry(ui, None, "memory plan", &total, &small(ui));
         for (name, ink, n_bytes) in parts.into_iter().filter(|part| part.2 > 0) {
             entry(ui, Some(ink), name, &words::bytes(n_bytes as f64), &small(ui));
         }

@@ -20,6 +20,11 @@ pub enum Ink {
     Text,
     Muted,
     Line,
+    ControlLine,
+    Accent,
+    Danger,
+    Good,
+    Shade,
     Weights,
     Adapters,
     Gradients,
@@ -36,12 +41,17 @@ pub enum Ink {
 }
 
 impl Ink {
-    const ALL: [(Self, &str); 18] = [
+    const ALL: [(Self, &str); 23] = [
         (Self::Background, "background"),
         (Self::Surface, "surface"),
         (Self::Text, "text"),
         (Self::Muted, "muted"),
         (Self::Line, "line"),
+        (Self::ControlLine, "control_line"),
+        (Self::Accent, "accent"),
+        (Self::Danger, "danger"),
+        (Self::Good, "good"),
+        (Self::Shade, "shade"),
         (Self::Weights, "weights"),
         (Self::Adapters, "adapters"),
         (Self::Gradients, "gradients"),
@@ -153,31 +163,25 @@ fn visuals(theme: Theme) -> Visuals {
     visuals.window_shadow = Shadow::NONE;
     visuals.weak_text_color = Some(ink(Ink::Muted));
     visuals.warn_fg_color = ink(Ink::LearningRate);
-    visuals.error_fg_color = ink(Ink::Eval);
-    visuals.hyperlink_color = ink(Ink::Loss);
-    // Chosen and focused: a tint of the one accent, with the same accent around it.
-    visuals.selection.bg_fill = ink(Ink::Background).lerp_to_gamma(ink(Ink::Loss), 0.22);
-    visuals.selection.stroke = Stroke::new(1.5, ink(Ink::Loss));
-    let hovered = ink(Ink::Surface).lerp_to_gamma(ink(Ink::Text), 0.08);
-    let states = [
-        (&mut visuals.widgets.noninteractive, Ink::Surface, Ink::Text),
-        (&mut visuals.widgets.inactive, Ink::Surface, Ink::Text),
-        (&mut visuals.widgets.hovered, Ink::Surface, Ink::Text),
-        (&mut visuals.widgets.active, Ink::Surface, Ink::Text),
-        (&mut visuals.widgets.open, Ink::Surface, Ink::Text),
-    ];
-    for (widget, fill, text) in states {
+    visuals.error_fg_color = ink(Ink::Danger);
+    visuals.hyperlink_color = ink(Ink::Accent);
+    // What is chosen is shaded, what has the focus has the accent around it.
+    visuals.selection.bg_fill = ink(Ink::Shade);
+    visuals.selection.stroke = Stroke::new(1.5, ink(Ink::Accent));
+    let widgets = &mut visuals.widgets;
+    for (widget, fill, line) in [
+        (&mut widgets.noninteractive, Ink::Surface, Ink::Line),
+        (&mut widgets.inactive, Ink::Surface, Ink::ControlLine),
+        (&mut widgets.hovered, Ink::Shade, Ink::ControlLine),
+        (&mut widgets.active, Ink::Shade, Ink::Accent),
+        (&mut widgets.open, Ink::Surface, Ink::ControlLine),
+    ] {
         widget.bg_fill = ink(fill);
         widget.weak_bg_fill = ink(fill);
-        widget.bg_stroke = Stroke::new(1.0, ink(Ink::Line));
-        widget.fg_stroke = Stroke::new(1.0, ink(text));
+        widget.bg_stroke = Stroke::new(1.0, ink(line));
+        widget.fg_stroke = Stroke::new(1.0, ink(Ink::Text));
         widget.corner_radius = radius;
         widget.expansion = 0.0;
-    }
-    for widget in [&mut visuals.widgets.hovered, &mut visuals.widgets.active] {
-        widget.bg_fill = hovered;
-        widget.weak_bg_fill = hovered;
-        widget.bg_stroke = Stroke::new(1.0, ink(Ink::Muted));
     }
     visuals
 }

@@ -42,26 +42,21 @@ pub fn count(number: f64) -> String {
     text
 }
 
-/// A large number in the units that models are named with, such as 2.92M.
+/// A model's size as people say it: 135 M, 1.1 B.
 pub fn parameters(n_parameters: u64) -> String {
     let number = n_parameters as f64;
-    match number {
-        _ if number >= 1e12 => format!("{:.2}T", number / 1e12),
-        _ if number >= 1e9 => format!("{:.2}B", number / 1e9),
-        _ if number >= 1e6 => format!("{:.2}M", number / 1e6),
-        _ if number >= 1e3 => format!("{:.0}K", number / 1e3),
-        _ => format!("{number:.0}"),
-    }
+    let (value, name) = if number >= 1e9 { (number / 1e9, "B") } else { (number / 1e6, "M") };
+    if value >= 9.95 { format!("{value:.0} {name}") } else { format!("{value:.1} {name}") }
 }
 
 /// A loss or a norm.
 pub fn decimal(value: f64) -> String {
-    if value.abs() < 10_000.0 { format!("{value:.3}") } else { format!("{value:.2e}") }
+    if value.abs() < 10_000.0 { format!("{value:.4}") } else { scientific(value) }
 }
 
 /// A learning rate.
 pub fn scientific(value: f64) -> String {
-    if value == 0.0 { "0".into() } else { format!("{value:.2e}") }
+    if value == 0.0 { "0".into() } else { format!("{value:.2e}").replace("e-", "e−") }
 }
 
 /// A stretch of time, in its two largest units.
@@ -71,7 +66,7 @@ pub fn duration(seconds: f64) -> String {
     match whole {
         _ if whole < minute => format!("{whole} s"),
         _ if whole < hour => format!("{} min {:02} s", whole / minute, whole % minute),
-        _ if whole < day => format!("{} h {:02} min", whole / hour, whole % hour / minute),
+        _ if whole < 2 * day => format!("{} h {:02} min", whole / hour, whole % hour / minute),
         _ => format!("{} d {} h", whole / day, whole % day / hour),
     }
 }
@@ -100,10 +95,10 @@ mod tests {
         }
         assert_eq!(duration(200_000.0), "2 d 7 h");
         assert_eq!(duration(f64::NAN), "0 s");
-        assert_eq!(parameters(6_738_415_616), "6.74B");
-        assert_eq!(parameters(2_920_896), "2.92M");
-        assert_eq!(decimal(3.96088), "3.961");
+        assert_eq!(parameters(6_738_415_616), "6.7 B");
+        assert_eq!(parameters(2_920_896), "2.9 M");
+        assert_eq!(decimal(3.96088), "3.9609");
         assert_eq!(decimal(1e30), "1.00e30");
-        assert_eq!(scientific(2e-4), "2.00e-4");
+        assert_eq!(scientific(2e-4), "2.00e−4");
     }
 }

@@ -37,8 +37,12 @@ fn assert_said(harness: &Harness<'_, Monitor>, text: &str) {
     assert!(said.iter().any(|line| line.contains(text)), "`{text}` is not among {said:#?}");
 }
 
+fn open(size: [f32; 2], theme: Theme) -> Window {
+    Window::open(Harness::builder().with_size(size), theme)
+}
+
 fn trained(n: u64) -> Window {
-    let mut window = Window::open(SIZE, ThemePreference::Light);
+    let mut window = open(SIZE, Theme::Light);
     window.facts().news(events(n), RunState::Training);
     window
 }
@@ -49,22 +53,22 @@ fn everything_that_is_shown_is_said() {
     for text in [
         "pirate with qlora",
         "Training",
-        "starter  ·  2.92M parameters  ·  QLoRA  ·  rank 16  ·  pirate.jsonl",
+        "starter  ·  2.9 M parameters  ·  QLoRA  ·  rank 16  ·  pirate.jsonl",
         "Step: 200 / 400",
         "Epoch: 1.50 / 3",
         "Time left: 23 s",
         "Loss, smoothed: 1.",
-        "Held-out loss: 1.521",
+        "Held-out loss: 1.5209",
         "Tokens a second: 4,4",
         "Host memory: 47.9 MiB",
         "Steps done, in percent",
         "Memory plan: 32.0 MiB in all; weights 10.0 MiB, adapters 2.00 MiB",
         "Loss at step 200: each step 1.",
-        "held-out 1.521",
+        "held-out 1.5209",
         "Memory at step 200: host 47.9 MiB, device 32.0 MiB, planned 32.0 MiB",
         "Tokens a second at step 200: each step 4,",
-        "Learning rate at step 200: 1.07e-4",
-        "Gradient norm at step 200: before clipping 1.042",
+        "Learning rate at step 200: 1.07e−4",
+        "Gradient norm at step 200: before clipping 0.8192",
     ] {
         assert_said(&window.harness, text);
     }
@@ -79,7 +83,7 @@ fn every_state_has_a_name_and_a_way_on() {
         (RunState::Saving, "Saving"),
         (RunState::Stopped, "Stopped"),
         (RunState::Finished, "Finished"),
-        (RunState::Interrupted, "`nibble resume` goes on from its last checkpoint"),
+        (RunState::Interrupted, "It goes on from its last checkpoint with `nibble resume`."),
     ] {
         window.news(Vec::new(), state);
         assert_said(&window.harness, text);
@@ -98,7 +102,7 @@ fn every_state_has_a_name_and_a_way_on() {
 
 #[test]
 fn nothing_is_known_before_the_first_step() {
-    let mut window = Window::open(SIZE, ThemePreference::Dark);
+    let mut window = open(SIZE, Theme::Dark);
     window.harness.run();
     assert_said(&window.harness, "Opening the run…");
     window.facts();
@@ -187,7 +191,7 @@ fn the_arrow_keys_read_a_chart() {
 
 #[test]
 fn a_hundred_thousand_steps_are_drawn_in_as_many_points_as_the_screen_has_columns() {
-    let mut window = Window::open(SIZE, ThemePreference::Dark);
+    let mut window = open(SIZE, Theme::Dark);
     let events: Vec<_> = std::iter::once(ready(100_000)).chain((1..=100_000).map(step)).collect();
     window.facts().news(events, RunState::Training);
     assert_eq!(window.harness.state().n_steps(), 100_000);
@@ -211,7 +215,7 @@ fn a_window_without_news_rests() {
 #[test]
 fn every_size_of_window_holds_every_chart() {
     for size in [[420.0, 320.0], [600.0, 900.0], [960.0, 760.0], [2560.0, 1440.0]] {
-        let mut window = Window::open(size, ThemePreference::Light);
+        let mut window = open(size, Theme::Light);
         window.facts().news(events(120), RunState::Training);
         for chart in
             ["Loss at", "Memory at", "Tokens a second at", "Learning rate at", "Gradient norm at"]
@@ -223,7 +227,7 @@ fn every_size_of_window_holds_every_chart() {
 
 #[test]
 fn numbers_without_sense_are_survived() {
-    let mut window = Window::open(SIZE, ThemePreference::Light);
+    let mut window = open(SIZE, Theme::Light);
     let bad = |number: u64, value: f64, bytes: u64| Event::Step {
         step: number,
         loss: value,
@@ -249,7 +253,7 @@ fn numbers_without_sense_are_survived() {
 
 #[test]
 fn trouble_is_shown_and_goes_away() {
-    let mut window = Window::open(SIZE, ThemePreference::Light);
+    let mut window = open(SIZE, Theme::Light);
     let trouble =
         Trouble { message: "run.toml is of a newer Nibble".into(), hint: "update Nibble".into() };
     window.tell(Message::Trouble(trouble));

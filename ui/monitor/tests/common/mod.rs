@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{self, Sender};
 
-use eframe::egui::{ThemePreference, Vec2};
+use eframe::egui::Theme;
 use egui_kittest::{Harness, HarnessBuilder};
 use nibble_monitor::{
     app::{Choices, Monitor},
@@ -23,14 +23,11 @@ pub struct Window {
 }
 
 impl Window {
-    /// A window of `size` that knows nothing yet.
-    pub fn open(size: impl Into<Vec2>, theme: ThemePreference) -> Self {
-        Self::build(Harness::builder().with_size(size), theme)
-    }
-
-    pub fn build(builder: HarnessBuilder<Monitor>, theme: ThemePreference) -> Self {
+    /// A window that knows nothing yet.
+    pub fn open(builder: HarnessBuilder<Monitor>, theme: Theme) -> Self {
         let (messages, receiver) = mpsc::channel();
-        let choices = Choices { theme, on_top: false };
+        let choices = Choices { theme: theme.into(), on_top: false };
+        let builder = builder.with_theme(theme);
         let harness =
             builder.build_eframe(|creation| Monitor::new(&creation.egui_ctx, receiver, choices));
         Self { harness, messages }
@@ -96,10 +93,12 @@ pub fn ready(n_steps: u64) -> Event {
 
 /// A step of a run whose loss falls in a lifelike way, always the same.
 pub fn step(step: u64) -> Event {
-    // A few bits that look like chance, from the step alone.
+    // Bits that look like chance, from the step alone.
     let noise = |salt: u64| {
-        let mixed = (step + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        f64::from((mixed >> 40) as u32) / f64::from(1 << 24) - 0.5
+        let mut bits = (step * 8 + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64 - 0.5
     };
     let progress = step as f64 / 400.0;
     Event::Step {
