@@ -72,6 +72,11 @@ impl Monitor {
         self.charts.n_points()
     }
 
+    /// Which steps are shown.
+    pub fn view(&self) -> View {
+        self.charts.view
+    }
+
     /// Steps that are known.
     pub fn n_steps(&self) -> usize {
         self.history.steps.len()

@@ -9,13 +9,14 @@ use std::{
 };
 
 use common::{Window, eval, events, facts, ready, step};
-use eframe::egui::{Key, Theme, ThemePreference, ViewportCommand, ViewportId, WindowLevel};
+use eframe::egui::{self, Key, Theme, ThemePreference, ViewportCommand, ViewportId, WindowLevel};
 use egui_kittest::{
     Harness,
     kittest::{NodeT, Queryable},
 };
 use nibble_monitor::{
     app::{Choices, Monitor},
+    charts::View,
     reader::{self, Message, Trouble},
 };
 use nibble_run::{Event, RunFolder, RunSettings, RunState};
@@ -152,6 +153,33 @@ fn the_last_steps_can_be_looked_at_alone() {
     window.harness.run();
     let last = window.harness.state().n_points();
     assert!(last < all / 2, "{last} of {all} points");
+}
+
+#[test]
+fn charts_are_zoomed_and_moved_together() {
+    let mut window = trained(400);
+    let place = window.harness.get_by_label_contains("Loss at step 400").rect();
+    window.harness.hover_at(place.center());
+    window.harness.run();
+    assert_said(&window.harness, "Loss at step 200");
+    window.harness.event(egui::Event::Zoom(4.0));
+    window.harness.run();
+    // The pointer stays where it was; the edges come nearer, in every chart.
+    let View::Between(low, high) = window.harness.state().view() else { panic!("not zoomed") };
+    assert!((high - low - 399.0 / 4.0).abs() < 1.0, "{low} to {high}");
+    assert_said(&window.harness, "Memory at step 200");
+    window.harness.drag_at(place.center());
+    window.harness.run();
+    let quarter = egui::vec2(place.width() / 4.0, 0.0);
+    window.harness.hover_at(place.center() - quarter);
+    window.harness.run();
+    window.harness.drop_at(place.center() - quarter);
+    window.harness.run();
+    let View::Between(moved, _) = window.harness.state().view() else { panic!("not zoomed") };
+    assert!((moved - low - 100.0 / 4.0).abs() < 2.0, "from {low} to {moved}");
+    window.harness.get_by_label("Show all steps").click();
+    window.harness.run();
+    assert_eq!(window.harness.state().view(), View::All);
 }
 
 #[test]

@@ -4,13 +4,15 @@
 //! while a chart has the focus) moves the cursor, and the figures beside the titles follow it, so
 //! that nothing ever covers a line.
 
+mod figures;
+mod specs;
+mod view;
+
 use eframe::egui::{
-    Align2, Color32, CornerRadius, EventFilter, FontId, Key, Layout, Pos2, Rect, Response,
-    RichText, Role, Sense, Stroke, StrokeKind, TextStyle, Ui, UiBuilder, Vec2, WidgetInfo, pos2,
+    Align, Align2, Color32, CornerRadius, EventFilter, Key, Layout, Response, Role, Sense, Stroke,
+    StrokeKind, TextStyle, Ui, UiBuilder, Vec2, WidgetInfo, pos2,
 };
-use egui_plot::{
-    AxisHints, GridMark, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, Points, VLine,
-};
+use egui_plot::{AxisHints, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, Points, VLine};
 
 use nibble_run::Residence;
 
@@ -21,6 +23,12 @@ use crate::{
     theme::{Ink, tokens},
     ticks, words,
 };
+pub use view::View;
+use {
+    figures::{Figure, spoken, tag, title_row},
+    specs::{CHARTS, ChartSpec, LineSpec, Pen},
+    view::{height_range, nearest},
+};
 
 /// Width from which charts stand side by side.
 const TWO_COLUMNS: f32 = 720.0;
@@ -30,223 +38,6 @@ const LEAST_HEIGHT: f32 = 132.0;
 const LEAST_NARROW_HEIGHT: f32 = 160.0;
 /// Width of the labels beside the vertical axis; fixed, so that charts are aligned and stay put.
 const AXIS_WIDTH: f32 = 56.0;
-
-/// How values are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unit {
-    Decimal,
-    Scientific,
-    Count,
-    Bytes,
-}
-
-impl Unit {
-    fn write(self, value: f64) -> String {
-        match self {
-            Self::Decimal => words::decimal(value),
-            Self::Scientific => words::scientific(value),
-            Self::Count => words::count(value),
-            Self::Bytes => words::bytes(value),
-        }
-    }
-
-    /// About as wide as anything that is written beside a title; room is kept for it.
-    const fn widest(self) -> &'static str {
-        match self {
-            Self::Decimal => "00.0000",
-            Self::Scientific => "0.00e-0",
-            Self::Count => "000,000",
-            Self::Bytes => "00.0 GiB",
-        }
-    }
-
-    /// Label of a mark of an axis whose largest value is `largest`.
-    fn write_mark(self, mark: GridMark, largest: f64) -> String {
-        match self {
-            Self::Decimal if mark.step_size < 1000.0 => {
-                let n_digits = (-mark.step_size.log10().floor()).clamp(0.0, 6.0) as usize;
-                format!("{:.n_digits$}", mark.value)
-            }
-            Self::Decimal => format!("{:.0e}", mark.value),
-            Self::Scientific if mark.value == 0.0 => "0".into(),
-            Self::Scientific => format!("{:.1e}", mark.value).replace("e-", "e−"),
-            Self::Count => words::count(mark.value),
-            Self::Bytes => {
-                let (unit, name) = words::byte_unit(largest);
-                let n_digits = (-(mark.step_size / unit).log10().floor()).clamp(0.0, 3.0) as usize;
-                format!("{:.n_digits$} {name}", mark.value / unit)
-            }
-        }
-    }
-
-    /// The unit in which marks are round numbers.
-    fn size(self, largest: f64) -> f64 {
-        if self == Self::Bytes { words::byte_unit(largest).0 } else { 1.0 }
-    }
-}
-
-/// How a line is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pen {
-    /// Behind its average.
-    Faint,
-    /// What is looked at.
-    Plain,
-    /// What is looked at, and jumps.
-    Thin,
-    /// With a mark at every value.
-    Marked,
-}
-
-impl Pen {
-    const fn width(self) -> f32 {
-        match self {
-            Self::Faint => 1.0,
-            Self::Thin => 1.25,
-            Self::Plain | Self::Marked => 2.0,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct LineSpec {
-    name: &'static str,
-    ink: Ink,
-    pen: Pen,
-    /// Steps and values.
-    values: fn(&History) -> (&[f64], &[f64]),
-}
-
-#[derive(Debug)]
-struct ChartSpec {
-    title: &'static str,
-    unit: Unit,
-    from_zero: bool,
-    /// Whether the plan's peak is drawn.
-    planned: bool,
-    lines: &'static [LineSpec],
-}
-
-const CHARTS: [ChartSpec; 5] = [
-    ChartSpec {
-        title: "Loss",
-        unit: Unit::Decimal,
-        from_zero: false,
-        planned: false,
-        lines: &[
-            LineSpec {
-                name: "each step",
-                ink: Ink::Loss,
-                pen: Pen::Faint,
-                values: |history| (&history.steps, &history.loss),
-            },
-            LineSpec {
-                name: "smoothed",
-                ink: Ink::Loss,
-                pen: Pen::Plain,
-                values: |history| (&history.steps, &history.smooth_loss),
-            },
-            LineSpec {
-                name: "held-out",
-                ink: Ink::Eval,
-                pen: Pen::Marked,
-                values: |history| (&history.eval.steps, &history.eval.values),
-            },
-        ],
-    },
-    ChartSpec {
-        title: "Memory",
-        unit: Unit::Bytes,
-        from_zero: true,
-        planned: true,
-        lines: &[
-            LineSpec {
-                name: "host",
-                ink: Ink::HostMemory,
-                pen: Pen::Plain,
-                values: |history| (&history.steps, &history.host_bytes),
-            },
-            LineSpec {
-                name: "device",
-                ink: Ink::DeviceMemory,
-                pen: Pen::Plain,
-                values: |history| (&history.steps, &history.device_bytes),
-            },
-        ],
-    },
-    ChartSpec {
-        title: "Tokens a second",
-        unit: Unit::Count,
-        from_zero: true,
-        planned: false,
-        lines: &[
-            LineSpec {
-                name: "each step",
-                ink: Ink::Throughput,
-                pen: Pen::Faint,
-                values: |history| (&history.steps, &history.throughput),
-            },
-            LineSpec {
-                name: "smoothed",
-                ink: Ink::Throughput,
-                pen: Pen::Plain,
-                values: |history| (&history.steps, &history.smooth_throughput),
-            },
-        ],
-    },
-    ChartSpec {
-        title: "Learning rate",
-        unit: Unit::Scientific,
-        from_zero: true,
-        planned: false,
-        lines: &[LineSpec {
-            name: "",
-            ink: Ink::LearningRate,
-            pen: Pen::Plain,
-            values: |history| (&history.steps, &history.learning_rate),
-        }],
-    },
-    ChartSpec {
-        title: "Gradient norm",
-        unit: Unit::Decimal,
-        from_zero: true,
-        planned: false,
-        lines: &[LineSpec {
-            name: "before clipping",
-            ink: Ink::Gradients,
-            pen: Pen::Thin,
-            values: |history| (&history.steps, &history.gradient_norm),
-        }],
-    },
-];
-
-/// Which steps are shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum View {
-    /// All of them.
-    #[default]
-    All,
-    /// So many of the last.
-    Last(u64),
-    /// A stretch that was moved or zoomed to.
-    Between(f64, f64),
-}
-
-impl View {
-    /// The stretch of steps, never empty.
-    fn range(self, steps: &[f64]) -> (f64, f64) {
-        let (first, last) = match (steps.first(), steps.last()) {
-            (Some(&first), Some(&last)) => (first, last),
-            _ => (0.0, 1.0),
-        };
-        let (low, high) = match self {
-            Self::All => (first, last),
-            Self::Last(n) => (first.max(last - n as f64 + 1.0), last),
-            Self::Between(low, high) => (low, high),
-        };
-        if high > low { (low, high) } else { (low - 0.5, low + 0.5) }
-    }
-}
 
 /// A level that was planned.
 #[derive(Debug)]
@@ -367,7 +158,7 @@ impl Charts {
         let radius = CornerRadius::same(s as u8);
         let border = Stroke::new(1.0, Ink::Line.of(ui));
         ui.painter().rect(cell, radius, Ink::Surface.of(ui), border, StrokeKind::Inside);
-        let layout = Layout::top_down(eframe::egui::Align::Min);
+        let layout = Layout::top_down(Align::Min);
         let inside = cell.shrink2(Vec2::new(m, s));
         let builder = UiBuilder::new().id_salt(spec.title).max_rect(inside).layout(layout);
         let ui = &mut ui.new_child(builder);
@@ -386,7 +177,7 @@ impl Charts {
         let values = traces.iter().flat_map(|trace| &trace.points).map(|point| point.y);
         let heights =
             height_range(values.chain(levels.iter().map(|level| level.bytes)), spec.from_zero);
-        let response = self.plot(ui, index, (range, heights), levels);
+        let response = self.plot(ui, (index, history), (range, heights), levels);
         let text = spoken(spec, &figures, self.cursor.or(history.steps.last().copied()));
         response.widget_info(|| WidgetInfo::labeled(Role::Image, true, &text));
         if response.has_focus() {
@@ -438,7 +229,7 @@ impl Charts {
     fn plot(
         &mut self,
         ui: &mut Ui,
-        index: usize,
+        (index, history): (usize, &History),
         (range, heights): ((f64, f64), (f64, f64)),
         levels: &[Level],
     ) -> Response {
@@ -519,7 +310,7 @@ impl Charts {
         if shown.response.double_clicked() {
             self.view = View::All;
         } else if moved != range && (shown.response.dragged() || shown.response.hovered()) {
-            self.view = View::Between(moved.0, moved.1);
+            self.view = View::between(moved, &history.steps);
         }
         shown.response.with_new_rect(*shown.transform.frame())
     }
@@ -548,176 +339,5 @@ impl Charts {
             _ => return,
         };
         self.set_cursor(ui, nearest(&history.steps, step));
-    }
-}
-
-/// The cursor's step, over the marks of the axis and within `cell`.
-fn tag(ui: &Ui, top: Pos2, text: &str, cell: Rect) {
-    let [xs, ..] = tokens().spacing;
-    let font = TextStyle::Small.resolve(ui.style());
-    let color = Ink::Text.of(ui);
-    let galley = ui.painter().layout_no_wrap(text.into(), font, color);
-    let size = galley.size() + Vec2::new(4.0 * xs, 0.0);
-    let place = Align2::CENTER_TOP.anchor_size(top, size);
-    let over = (place.right() - cell.right() + 1.0).max(0.0);
-    let place = place.translate(Vec2::new(-over, 0.0));
-    ui.painter().rect_filled(place, 0.0, Ink::Surface.of(ui));
-    ui.painter().galley(place.left_top() + Vec2::new(2.0 * xs, 0.0), galley, color);
-}
-
-/// The step that is nearest to `x`.
-fn nearest(steps: &[f64], x: f64) -> Option<f64> {
-    let after = steps.partition_point(|&step| step < x);
-    let candidates = steps.get(after.saturating_sub(1)..steps.len().min(after + 1))?;
-    candidates.iter().copied().min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs()))
-}
-
-/// From the lowest to the highest of what is shown, and a little room.
-fn height_range(values: impl Iterator<Item = f64>, from_zero: bool) -> (f64, f64) {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    if low > high {
-        return (0.0, 1.0);
-    }
-    let low = if from_zero { low.min(0.0) } else { low };
-    let room = ((high - low) * 0.08).max(high.abs().max(low.abs()) * 1e-3).max(1e-12);
-    (if from_zero && low == 0.0 { 0.0 } else { low - room }, high + room)
-}
-
-/// A value beside a title.
-#[derive(Debug)]
-struct Figure {
-    name: &'static str,
-    ink: Ink,
-    /// How its line is drawn; none: as dashes.
-    pen: Option<Pen>,
-    value: Option<f64>,
-}
-
-/// What is said of a chart to who cannot see it.
-fn spoken(spec: &ChartSpec, figures: &[Figure], step: Option<f64>) -> String {
-    let Some(step) = step else { return format!("{}: no step yet", spec.title) };
-    let values: Vec<String> = figures
-        .iter()
-        .filter_map(|figure| {
-            let value = spec.unit.write(figure.value?);
-            Some(format!("{} {value}", figure.name).trim().to_owned())
-        })
-        .collect();
-    format!("{} at step {}: {}", spec.title, words::count(step), values.join(", "))
-}
-
-/// The title and, beside it, the figures: each with a piece of its line.
-fn title_row(ui: &mut Ui, spec: &ChartSpec, figures: &[Figure]) {
-    let [xs, _, m, l, ..] = tokens().spacing;
-    let font = TextStyle::Small.resolve(ui.style());
-    ui.horizontal_wrapped(|ui| {
-        ui.spacing_mut().item_spacing = Vec2::new(m, 0.0);
-        ui.label(RichText::new(spec.title).strong());
-        for figure in figures {
-            let value = figure.value.map_or_else(|| "–".into(), |value| spec.unit.write(value));
-            figure_cell(ui, figure, (value, spec.unit.widest()), &font, (xs, l));
-        }
-    });
-    ui.add_space(xs);
-}
-
-fn figure_cell(
-    ui: &mut Ui,
-    figure: &Figure,
-    (value, widest): (String, &str),
-    font: &FontId,
-    (gap, swatch): (f32, f32),
-) {
-    let (muted, text) = (Ink::Muted.of(ui), Ink::Text.of(ui));
-    let color = figure.ink.of(ui);
-    let lay = |words: &str, color| ui.painter().layout_no_wrap(words.into(), font.clone(), color);
-    let label = format!("{} {value}", figure.name).trim().to_owned();
-    let (name, value) = (lay(figure.name, muted), lay(&value, text));
-    let name_width = if figure.name.is_empty() { 0.0 } else { name.size().x + gap };
-    let width = swatch + gap + name_width + value.size().x.max(lay(widest, text).size().x);
-    let height = ui.text_style_height(&TextStyle::Body);
-    let (rect, response) = ui.allocate_exact_size(Vec2::new(width, height), Sense::hover());
-    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &label));
-    let middle = rect.center().y;
-    let piece = Rect::from_x_y_ranges(rect.left()..=rect.left() + swatch, middle..=middle);
-    let ends = [piece.left_center(), piece.right_center()];
-    let painter = ui.painter();
-    match figure.pen {
-        Some(Pen::Faint) => {
-            painter.line_segment(ends, Stroke::new(1.0, color.gamma_multiply(0.6)));
-        }
-        Some(pen) => {
-            painter.line_segment(ends, Stroke::new(pen.width(), color));
-            if pen == Pen::Marked {
-                painter.circle_filled(piece.center(), 3.0, color);
-            }
-        }
-        None => {
-            let dash = swatch / 5.0;
-            for start in [0.0, 2.0, 4.0] {
-                let from = pos2(ends[0].x + start * dash, middle);
-                let to = pos2(from.x + dash, middle);
-                painter.line_segment([from, to], Stroke::new(1.0, color));
-            }
-        }
-    }
-    let top = |galley: &eframe::egui::Galley| middle - galley.size().y / 2.0;
-    let at = pos2(rect.left() + swatch + gap, top(&name));
-    let value_at = pos2(at.x + name_width, top(&value));
-    painter.galley(at, name, muted);
-    painter.galley(value_at, value, text);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_view_is_never_empty() {
-        let steps: Vec<f64> = (1..=60).map(f64::from).collect();
-        assert_eq!(View::All.range(&steps), (1.0, 60.0));
-        assert_eq!(View::Last(10).range(&steps), (51.0, 60.0));
-        assert_eq!(View::Last(1000).range(&steps), (1.0, 60.0));
-        for view in [View::All, View::Last(0), View::Between(3.0, 3.0)] {
-            for steps in [&steps[..1], &[]] {
-                let (low, high) = view.range(steps);
-                assert!(low < high, "{view:?} of {steps:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn heights_hold_every_value_and_are_never_empty() {
-        for values in [&[][..], &[0.0], &[5.0, 5.0], &[-1.0, 3.0], &[1e30, -1e30]] {
-            for from_zero in [false, true] {
-                let (low, high) = height_range(values.iter().copied(), from_zero);
-                assert!(low < high, "{values:?}");
-                assert!(values.iter().all(|value| (low..=high).contains(value)), "{values:?}");
-            }
-        }
-        assert_eq!(height_range([2.0, 4.0].into_iter(), true).0, 0.0);
-    }
-
-    #[test]
-    fn the_cursor_stands_on_a_step() {
-        let steps = [1.0, 2.0, 10.0];
-        for (x, step) in [(-5.0, 1.0), (1.4, 1.0), (7.0, 10.0), (99.0, 10.0)] {
-            assert_eq!(nearest(&steps, x), Some(step), "{x}");
-        }
-        assert_eq!(nearest(&[], 1.0), None);
-    }
-
-    #[test]
-    fn marks_are_written_in_the_axis_unit() {
-        let mark = |value, step_size| GridMark { value, step_size };
-        let mib = 1_048_576.0;
-        assert_eq!(Unit::Bytes.write_mark(mark(10.0 * mib, 10.0 * mib), 33.0 * mib), "10 MiB");
-        assert_eq!(Unit::Bytes.write_mark(mark(0.5 * mib, 0.5 * mib), 2.0 * mib), "0.5 MiB");
-        assert_eq!(Unit::Decimal.write_mark(mark(4.0, 0.5), 8.0), "4.0");
-        assert_eq!(Unit::Decimal.write_mark(mark(20.0, 20.0), 90.0), "20");
-        assert_eq!(Unit::Scientific.write_mark(mark(1e-4, 5e-5), 2e-4), "1.0e−4");
-        assert_eq!(Unit::Count.write_mark(mark(4000.0, 1000.0), 5e3), "4,000");
     }
 }
