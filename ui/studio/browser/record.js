@@ -1,0 +1,126 @@
+// Records what the plain-browser platform answers with, from real calls and a real run:
+//
+//   cargo build --release -p nibble-cli && node browser/record.js ../../target/release/nibble
+//
+// Paths are rewritten to `/home/you`, so that the files are the same on every machine.
+
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const root = resolve(here, "../../..");
+const nibble = resolve(process.argv[2] ?? join(root, "target/release/nibble"));
+const place = mkdtempSync(join(tmpdir(), "nibble-record-"));
+const call = (...words) =>
+  execFileSync(nibble, [...words, "--json"], { encoding: "utf8", maxBuffer: 2 ** 28 });
+const home = (text) =>
+  text.replaceAll(root, "/home/you/nibble").replaceAll(place, "/home/you/runs");
+const write = (name, value) =>
+  writeFileSync(join(here, "../src/platform/recorded", name), home(JSON.stringify(value)) + "\n");
+
+const starter = join(root, "assets/starter");
+const data = (name) => join(root, "assets/datasets", `${name}.jsonl`);
+const MIB_FREE = 21 * 1024;
+
+// Regions are many and nothing draws them one by one.
+const plan = (model, ...sizes) => {
+  const report = JSON.parse(call("plan", "--model", model, "--budget", `${MIB_FREE}MiB`, ...sizes));
+  for (const method of report.methods) method.regions = [];
+  return report;
+};
+const plans = {};
+for (const seq of [64, 128, 256, 512]) {
+  for (const batch of [1, 2, 4, 8, 16, 32]) {
+    for (const rank of [4, 8, 16, 32, 64]) {
+      const sizes = ["--seq", seq, "--batch", batch, "--rank", rank].map(String);
+      try {
+        plans[`starter ${seq} ${batch} ${rank}`] = plan(starter, ...sizes);
+      } catch {
+        // Longer than the model reads.
+      }
+    }
+  }
+}
+const entries = JSON.parse(readFileSync(join(root, "assets/catalog.json"), "utf8"));
+const catalog = entries.map(({ id, name }) => {
+  plans[`${id} 256 4 16`] = plan(id, "--seq", "256", "--batch", "4", "--rank", "16");
+  return { id, name, path: null, summary: plans[`${id} 256 4 16`].model };
+});
+write("plans.json", plans);
+
+const inspections = {};
+for (const name of ["pirate", "json-answers", "polite-robot"]) {
+  const words = ["inspect", "--model", starter, "--data", data(name), "--seq", "256"];
+  inspections[data(name)] = JSON.parse(call(...words, "--limit", "5"));
+}
+write("inspections.json", inspections);
+
+const prompt = "What do cats eat?";
+const run = join(place, "2026-11-23 qlora starter");
+const events = call(
+  ...["train", "--model", starter, "--data", data("pirate"), "--out", run, "--method", "qlora"],
+  ...["--steps", "80", "--seq", "256", "--batch", "4", "--lr", "2e-3", "--warmup", "5"],
+  ...["--eval-split", "0.1", "--eval-every", "20", "--save-every", "20"],
+  ...["--sample", prompt, "--sample-every", "20"],
+)
+  .trim()
+  .split("\n")
+  .map((line) => JSON.parse(line));
+const settings = toml(readFileSync(join(run, "run.toml"), "utf8"));
+write("run.json", {
+  path: run,
+  events,
+  settings,
+  plan: plans["starter 256 4 16"],
+});
+write("startup.json", {
+  version: "0.1.0",
+  devices: JSON.parse(call("devices")).devices,
+  starter: {
+    id: starter,
+    name: "Nibble starter",
+    path: starter,
+    summary: plans["starter 256 4 16"].model,
+  },
+  catalog,
+  datasets: [
+    { name: "Pirate", description: "Answers like a pirate", path: data("pirate"), prompt },
+    {
+      name: "JSON answers",
+      description: "Answers in a strict format",
+      path: data("json-answers"),
+      prompt: "What color is the sky?",
+    },
+    {
+      name: "Polite robot",
+      description: "Answers like a robot",
+      path: data("polite-robot"),
+      prompt: "Who are you?",
+    },
+  ],
+  preferences: { theme: "system", runs_folder: place, models_folder: join(root, "models") },
+  defaults: settings,
+  cards: [8, 10, 11, 12, 16, 20, 24, 32, 48, 80].map((gib) => ({
+    name: `${gib} GB`,
+    bytes: gib * 2 ** 30,
+  })),
+});
+rmSync(place, { recursive: true });
+
+/** As much TOML as `run.toml` has: tables, numbers, strings, booleans and lists of strings. */
+function toml(text) {
+  const document = {};
+  let table = document;
+  for (const line of text
+    .replaceAll(/\[\s*\n([^\]]*)\]/g, (_, items) => `[${items.trim()}]`)
+    .split("\n")) {
+    const head = /^\[([\w]+)\]$/.exec(line);
+    if (head) table = document[head[1]] = {};
+    const pair = /^(\w+) = (.*)$/.exec(line);
+    if (pair) table[pair[1]] = JSON.parse(pair[2].replace(/,\s*\]$/, "]").replaceAll("\n", ""));
+  }
+  return document;
+}

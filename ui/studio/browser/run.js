@@ -1,0 +1,188 @@
+// Walks the page in Chromium on recorded data: every page, in both themes, with its accessibility
+// checked and a picture taken.
+//
+//   npm run browser [-- FOLDER_FOR_PICTURES]
+//
+// NIBBLE_CHROMIUM names the browser; else `chromium` is taken from the PATH.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { existsSync, mkdirSync } from "node:fs";
+import { delimiter, join, resolve } from "node:path";
+import { AxeBuilder } from "@axe-core/playwright";
+import { chromium } from "playwright-core";
+
+const pictures = resolve(process.argv[2] ?? "screenshots-out");
+mkdirSync(pictures, { recursive: true });
+const executablePath =
+  process.env["NIBBLE_CHROMIUM"] ??
+  (process.env["PATH"] ?? "")
+    .split(delimiter)
+    .map((folder) => join(folder, "chromium"))
+    .find(existsSync);
+if (!executablePath) {
+  console.error("error: no chromium found; install it, or name it in NIBBLE_CHROMIUM");
+  process.exit(1);
+}
+
+const PORT = 5199;
+const server = spawn(
+  process.execPath,
+  ["node_modules/vite/bin/vite.js", "preview", "--port", String(PORT), "--strictPort"],
+  { stdio: ["ignore", "pipe", "inherit"] },
+);
+await new Promise((ready) => server.stdout.once("data", ready));
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+
+/** The page at 1280 × 800, as the app's window opens. */
+async function open(theme, query = "") {
+  const context = await browser.newContext({
+    viewport: { width: 1280, height: 800 },
+    colorScheme: theme,
+    reducedMotion: "reduce",
+  });
+  const page = await context.newPage();
+  const faults = [];
+  page.on("pageerror", (error) => faults.push(String(error)));
+  page.on("console", (message) => {
+    if (message.type() === "error") faults.push(message.text());
+  });
+  await page.goto(`http://localhost:${PORT}/${query}`);
+  await page.getByTestId("page-new").waitFor();
+  return { page, faults, close: () => context.close() };
+}
+
+/** Nothing that keeps a person out, whatever they see or use. */
+async function accessible(page, name) {
+  const { violations } = await new AxeBuilder({ page }).analyze();
+  const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
+  const told = serious.map(
+    ({ id, nodes }) => `${id}: ${nodes[0].html}\n${nodes[0].failureSummary}`,
+  );
+  assert.deepEqual(told, [], name);
+}
+
+async function walk(theme) {
+  const { page, faults, close } = await open(theme);
+  const at = (id) => page.getByTestId(id);
+  const look = async (name) => {
+    await accessible(page, `${name}, ${theme}`);
+    await page.screenshot({ path: join(pictures, `${name}-${theme}.png`) });
+  };
+
+  await at("sample-text").waitFor();
+  await look("new-run");
+  const total = () => at("memory-qlora").getAttribute("data-bytes").then(Number);
+  const before = await total();
+  await at("rank-thumb").focus();
+  await page.keyboard.press("ArrowRight");
+  await page.waitForFunction(
+    (before) =>
+      Number(document.querySelector("[data-testid=memory-qlora]").dataset["bytes"]) > before,
+    before,
+  );
+  await at("more").click();
+  await page.getByText("Rank-stabilised scale").scrollIntoViewIfNeeded();
+  await look("new-run-more");
+
+  // A model that does not fit offers what would.
+  await at("model").click();
+  await at("model-llama-2-13b").click();
+  await at("method-full").click();
+  await at("suggestions").waitFor();
+  await page.evaluate(() => document.querySelector("main").scrollTo(0, 0));
+  await look("new-run-too-large");
+  await at("suggestion").first().click();
+  await at("suggestions").waitFor({ state: "detached" });
+  await at("model-folder").fill("/nowhere");
+  await page.keyboard.press("Tab");
+  await at("error").first().waitFor();
+  await look("new-run-error");
+  await at("model").click();
+  await page.locator('[data-testid$="starter"]').last().click();
+
+  await at("train").click();
+  await at("page-run").waitFor();
+  await page.waitForFunction(() => {
+    const step = document.querySelector("[data-testid=step]");
+    return step && Number(step.textContent) >= 40;
+  });
+  await at("pause").click();
+  await page.getByTestId("unpause").waitFor();
+  await look("run");
+  // Loaded again, it shows the same run, with all of its past.
+  const step = Number(await at("step").textContent());
+  assert.ok(step >= 40);
+  await at("unpause").click();
+  await at("to-export").waitFor({ timeout: 20_000 });
+  await look("run-finished");
+  await at("nav-runs").click();
+  await page.getByRole("checkbox").first().check();
+  await page.getByRole("checkbox").last().check();
+  await at("overlay").waitFor();
+  await page.waitForTimeout(200);
+  await look("runs");
+  await at("nav-playground").click();
+  await at("ask").click();
+  await page.waitForFunction(
+    () => document.querySelector("[data-testid=ask]") && /matey/.test(document.body.innerText),
+  );
+  await look("playground");
+  await at("nav-export").click();
+  await at("export").click();
+  await at("exported").waitFor();
+  await look("export");
+  await at("nav-settings").click();
+  await look("settings");
+  await at(theme === "dark" ? "theme-light" : "theme-dark").click();
+  const scheme = await page.evaluate(() => document.documentElement.dataset["scheme"]);
+  assert.notEqual(scheme, theme);
+  assert.deepEqual(faults, []);
+  await close();
+}
+
+async function emptyPages() {
+  const { page, faults, close } = await open("light", "?empty");
+  for (const name of ["runs", "playground", "export"]) {
+    await page.getByTestId(`nav-${name}`).click();
+    await accessible(page, `${name}, empty`);
+    await page.screenshot({ path: join(pictures, `${name}-empty.png`) });
+  }
+  assert.deepEqual(faults, []);
+  await close();
+}
+
+/** What is typed survives a reload. */
+async function reload() {
+  const { page, close } = await open("light");
+  await page.getByTestId("method-lora").click();
+  await page.getByTestId("batch-thumb").focus();
+  await page.keyboard.press("ArrowRight");
+  const batch = await page.getByTestId("batch-value").textContent();
+  await page.waitForTimeout(100);
+  await page.reload();
+  await page.getByTestId("page-new").waitFor();
+  assert.equal(await page.getByTestId("batch-value").textContent(), batch);
+  assert.equal(await page.getByTestId("method-lora").getAttribute("data-state"), "checked");
+  await close();
+}
+
+let failed = false;
+for (const [name, test] of Object.entries({
+  "every page in light": () => walk("light"),
+  "every page in dark": () => walk("dark"),
+  "empty pages": emptyPages,
+  "a reload keeps the draft": reload,
+})) {
+  try {
+    await test();
+    console.log(`ok      ${name}`);
+  } catch (error) {
+    failed = true;
+    console.log(`FAILED  ${name}\n${error.stack ?? error}`);
+  }
+}
+await browser.close();
+server.kill();
+console.log(`pictures: ${pictures}`);
+process.exit(failed ? 1 : 0);

@@ -1,0 +1,68 @@
+// The only way out of the page. In the app it is Tauri; in a plain browser, for design work and
+// tests, it is recorded data of real runs.
+
+import type {
+  AnswerPiece,
+  AnswerRequest,
+  CloseChoice,
+  Command,
+  CommandError,
+  ExportReport,
+  ExportRequest,
+  InspectRequest,
+  Inspection,
+  ModelChoice,
+  PlanReport,
+  PlanRequest,
+  Preferences,
+  RunDetails,
+  RunSettings,
+  RunSummary,
+  RunUpdate,
+  Startup,
+} from "./types";
+
+export interface Platform {
+  startup(): Promise<Startup>;
+  savePreferences(preferences: Preferences): Promise<void>;
+  openModel(path: string): Promise<ModelChoice>;
+  plan(request: PlanRequest): Promise<PlanReport>;
+  inspect(request: InspectRequest): Promise<Inspection>;
+  startRun(settings: RunSettings, name: string | null): Promise<string>;
+  resumeRun(run: string): Promise<void>;
+  repeatSettings(run: string): Promise<RunSettings>;
+  controlRun(run: string, command: Command): Promise<void>;
+  /** Sends what happened to a run and what happens next. Returns how to end that. */
+  watchRun(run: string, onUpdate: (update: RunUpdate) => void): Promise<() => void>;
+  runDetails(run: string): Promise<RunDetails>;
+  runs(): Promise<RunSummary[]>;
+  openRun(path: string): Promise<RunSummary>;
+  deleteRun(path: string): Promise<void>;
+  showInFolder(path: string): Promise<void>;
+  /** Ends when every side has answered. */
+  answer(request: AnswerRequest, onPiece: (piece: AnswerPiece) => void): Promise<void>;
+  stopAnswer(): Promise<void>;
+  exportRun(request: ExportRequest): Promise<ExportReport>;
+  chooseFolder(title: string): Promise<string | null>;
+  chooseFile(title: string, extensions: string[]): Promise<string | null>;
+  popOut(run: string): Promise<void>;
+  closeWindow(choice: CloseChoice): Promise<void>;
+  onCloseRequested(listener: () => void): Promise<() => void>;
+  onFilesDropped(listener: (paths: string[]) => void): Promise<() => void>;
+}
+
+/** Whatever was thrown, as an error that can be shown. */
+export function commandError(thrown: unknown): CommandError {
+  if (typeof thrown === "object" && thrown !== null && "message" in thrown) {
+    const { code, message, hint } = thrown as Partial<CommandError>;
+    return { code: code ?? "unknown", message: String(message), hint: hint ?? "" };
+  }
+  return { code: "unknown", message: String(thrown), hint: "" };
+}
+
+const inApp = "__TAURI_INTERNALS__" in window;
+
+/** The platform that the page runs on. */
+export const platform: Platform = inApp
+  ? (await import("./tauri")).tauri
+  : (await import("./recorded")).recorded;

@@ -1,0 +1,207 @@
+// A plain browser: answers recorded from real calls (`browser/record.js`). What was not recorded is
+// an error, except for plans, where the nearest recorded sizes answer.
+
+import type { Platform } from ".";
+import inspections from "./recorded/inspections.json";
+import plans from "./recorded/plans.json";
+import recordedRun from "./recorded/run.json";
+import recordedStartup from "./recorded/startup.json";
+import type {
+  Command,
+  CommandError,
+  Event,
+  Inspection,
+  PlanReport,
+  RunDetails,
+  RunSettings,
+  RunState,
+  RunSummary,
+  RunUpdate,
+  Startup,
+} from "./types";
+
+const startup = recordedStartup as Startup;
+const events = recordedRun.events as Event[];
+const pause = (milliseconds: number) => new Promise((done) => setTimeout(done, milliseconds));
+
+function refuse(code: string, message: string, hint: string): never {
+  throw { code, message, hint } satisfies CommandError;
+}
+
+function nearest(values: number[], wanted: number): number {
+  return values.reduce((best, value) =>
+    Math.abs(value - wanted) < Math.abs(best - wanted) ? value : best,
+  );
+}
+
+/** A run that is played back, a few events a frame. */
+class Playback {
+  state: RunState;
+  sent: Event[] = [];
+  #watchers = new Set<(update: RunUpdate) => void>();
+  #paused = false;
+  #stopped = false;
+
+  constructor(
+    readonly path: string,
+    readonly settings: RunSettings,
+    readonly startedMs: number,
+    isOver: boolean,
+  ) {
+    this.state = isOver ? "finished" : "loading";
+    if (isOver) this.sent = events;
+    else void this.#play();
+  }
+
+  async #play(): Promise<void> {
+    for (const event of events) {
+      if (this.#stopped) return this.#tell([], "stopped");
+      if (event.event === "step" || event.event === "loading") await pause(25);
+      while (this.#paused && !this.#stopped) await pause(30);
+      this.#tell([event], event.event === "loading" ? "loading" : "training");
+    }
+    this.#tell([], "finished");
+  }
+
+  #tell(events: Event[], state: RunState): void {
+    this.sent.push(...events);
+    this.state = state;
+    const update = { reset: false, events, state, error: null };
+    for (const watcher of this.#watchers) watcher(update);
+  }
+
+  control(command: Command): void {
+    if (command === "stop") this.#stopped = true;
+    else this.#paused = command === "pause";
+    if (command === "pause") this.#tell([{ event: "paused" }], "paused");
+    if (command === "resume") this.#tell([{ event: "resumed" }], "training");
+  }
+
+  watch(watcher: (update: RunUpdate) => void): () => void {
+    watcher({ reset: true, events: this.sent, state: this.state, error: null });
+    this.#watchers.add(watcher);
+    return () => this.#watchers.delete(watcher);
+  }
+
+  get summary(): RunSummary {
+    const steps = this.sent.filter((event) => event.event === "step");
+    const losses = steps.map((step) => step.loss);
+    return {
+      path: this.path,
+      name: this.path.split("/").at(-1) ?? "",
+      model_name: "starter",
+      data_name: this.settings.data.split("/").at(-1)?.replace(".jsonl", "") ?? "",
+      method: this.settings.method,
+      state: this.state,
+      started_ms: this.startedMs,
+      steps: steps.length,
+      n_steps: 80,
+      final_loss: losses.at(-1) ?? null,
+      peak_bytes: steps.at(-1)?.host_bytes ?? null,
+      planned_bytes: recordedRun.plan.methods[2]?.peak_bytes ?? null,
+      sparkline: losses,
+      checkpoints: this.sent.flatMap((event) => (event.event === "checkpoint" ? [event.step] : [])),
+    };
+  }
+}
+
+const settings = recordedRun.settings as RunSettings;
+const known: Playback[] = [];
+if (!location.search.includes("empty")) {
+  known.push(new Playback(recordedRun.path, settings, Date.UTC(2026, 10, 22, 18, 4), true));
+}
+
+function find(path: string): Playback {
+  const run = known.find((run) => run.path === path);
+  return run ?? refuse("no_run", `${path} is no run folder.`, "Choose a folder with a run.toml.");
+}
+
+export const recorded: Platform = {
+  startup: async () => structuredClone(startup),
+  savePreferences: async () => {},
+  async openModel(path) {
+    if (path === startup.starter.path) return startup.starter;
+    return refuse(
+      "no_model",
+      `${path} has no config.json.`,
+      "Choose a model's folder, with config.json, safetensors and tokenizer.json.",
+    );
+  },
+  async plan({ model, settings, budget_bytes }) {
+    const all = plans as unknown as Record<string, PlanReport>;
+    const name = model === startup.starter.path ? "starter" : model;
+    const sizes = Object.keys(all)
+      .filter((key) => key.startsWith(`${name} `))
+      .map((key) => key.split(" ").slice(1).map(Number));
+    if (sizes.length === 0) {
+      return refuse("unknown_model", `${model} was not recorded.`, "Choose another model.");
+    }
+    const pick = (i: number, wanted: number) =>
+      nearest(
+        sizes.map((size) => size[i]!),
+        wanted,
+      );
+    const key = [pick(0, settings.sequence), pick(1, settings.batch), pick(2, settings.lora.rank)];
+    const report = structuredClone(all[[name, ...key].join(" ")]!);
+    report.budget_bytes = budget_bytes ?? report.budget_bytes;
+    for (const plan of report.methods) plan.fits = plan.peak_bytes <= report.budget_bytes;
+    return report;
+  },
+  async inspect({ settings }) {
+    const all = inspections as unknown as Record<string, Inspection>;
+    return (
+      all[settings.data] ??
+      refuse(
+        "unknown_format",
+        `${settings.data} has no columns that are recognised.`,
+        'Write lines such as {"prompt": "…", "completion": "…"}.',
+      )
+    );
+  },
+  async startRun(settings) {
+    const path = `/home/you/runs/2026-11-23 ${settings.method} starter ${known.length + 1}`;
+    known.unshift(new Playback(path, settings, Date.now(), false));
+    return path;
+  },
+  resumeRun: async (run) => refuse("complete", `${run} was recorded to its end.`, "Start another."),
+  repeatSettings: async (run) => find(run).settings,
+  controlRun: async (run, command) => find(run).control(command),
+  watchRun: async (run, onUpdate) => find(run).watch(onUpdate),
+  async runDetails(run): Promise<RunDetails> {
+    const { summary, settings } = find(run);
+    return { summary, settings, plan: recordedRun.plan as unknown as PlanReport };
+  },
+  runs: async () => known.map((run) => run.summary),
+  openRun: async (path) => find(path).summary,
+  async deleteRun(path) {
+    known.splice(known.indexOf(find(path)), 1);
+  },
+  showInFolder: async () => {},
+  async answer(_, onPiece) {
+    const said = events.filter((event) => event.event === "sample");
+    const texts = { base: said[0]?.text ?? "", tuned: said.at(-1)?.text ?? "" };
+    for (const side of ["base", "tuned"] as const) {
+      const words = texts[side].split(/(?<= )/);
+      for (const [i, text] of words.entries()) {
+        await pause(40);
+        onPiece({ side, text, done: i === words.length - 1, tokens: i + 1, tokens_per_s: 240 });
+      }
+    }
+  },
+  stopAnswer: async () => {},
+  async exportRun({ to }) {
+    await pause(400);
+    return {
+      path: to,
+      verified: true,
+      max_abs_logit_diff: 0,
+      second_max_abs_logit_diff: 7.9e-6,
+    };
+  },
+  chooseFolder: async () => null,
+  chooseFile: async () => null,
+  popOut: async () => {},
+  closeWindow: async () => {},
+  onCloseRequested: async () => () => {},
+  onFilesDropped: async () => () => {},
+};
