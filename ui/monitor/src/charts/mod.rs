@@ -13,7 +13,6 @@ use eframe::egui::{
     StrokeKind, TextStyle, Ui, UiBuilder, Vec2, WidgetInfo, pos2,
 };
 use egui_plot::{AxisHints, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, Points, VLine};
-
 use nibble_run::Residence;
 
 use crate::{
