@@ -19,7 +19,7 @@ const SEQUENCE: &str = "256";
 const STEPS: usize = 6;
 
 /// Rounds of a measurement, ours and theirs by turns.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 /// The share of its threads' time that a step must have had: less, and another program was timed.
 const LEAST_SHARE: f64 = 0.85;
 
@@ -69,11 +69,15 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
     for shape in if shapes.is_empty() { &SHAPES[..] } else { shapes } {
         let folder = random_model(shape)?;
         for method in METHODS {
-            let (mut ours, mut theirs) = (Measured::default(), Measured::default());
+            let (mut ours, mut theirs) = (Measured::default(), None);
             for _ in 0..ROUNDS {
                 ours.add(measure_nibble(&nibble, &folder, method)?);
                 if let Some(python) = &python {
-                    theirs.add(measure_peft(python, &folder, method)?);
+                    // A shape that does not fit the machine by their method is a result too.
+                    match measure_peft(python, &folder, method) {
+                        Ok(round) => theirs.get_or_insert_with(Measured::default).add(round),
+                        Err(error) => eprintln!("{shape} {method}: {error}"),
+                    }
                 }
             }
             let gib = |bytes: f64| bytes / f64::from(1 << 30);
@@ -83,7 +87,7 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
                 gib(ours.planned_bytes),
                 gib(ours.peak_bytes)
             );
-            if python.is_some() {
+            if let Some(theirs) = theirs {
                 let other = median(theirs.tokens_per_s);
                 print!(
                     " {other:>10.1} {:>10.2} {:>6.2}x {:>6.2}x",

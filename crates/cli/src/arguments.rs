@@ -70,6 +70,17 @@ pub enum ComputeArgument {
     F32,
 }
 
+/// The precision of weights that are not quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightsArgument {
+    /// f32 when trained, else as precise as the products.
+    Auto,
+    /// Two bytes a weight.
+    Bf16,
+    /// Four bytes a weight.
+    F32,
+}
+
 /// How the learning rate falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ScheduleArgument {
@@ -137,6 +148,9 @@ pub struct SizeArguments {
     /// Precision of matrix products.
     #[arg(long, value_enum)]
     pub compute: Option<ComputeArgument>,
+    /// Precision of weights that are not quantised.
+    #[arg(long, value_enum)]
+    pub weights: Option<WeightsArgument>,
     /// Keep every layer's activations instead of computing them twice: faster, more memory.
     #[arg(long)]
     pub no_recompute: bool,

@@ -5,14 +5,15 @@ use std::{path::Path, time::Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nibble_engine::train::{self, Command, Outcome, RunHandle, TrainError};
 use nibble_run::{
-    Columns, ComputePrecision, Event, Method, Paging, RunSettings, Schedule, TrainOn, read_settings,
+    Columns, ComputePrecision, Event, Method, Paging, RunSettings, Schedule, TrainOn,
+    WeightPrecision, read_settings,
 };
 
 use crate::{
     Failure,
     arguments::{
         ComputeArgument, DataArguments, MethodArgument, PagedArgument, ResumeArguments,
-        ScheduleArgument, SizeArguments, TrainArguments, TrainOnArgument,
+        ScheduleArgument, SizeArguments, TrainArguments, TrainOnArgument, WeightsArgument,
     },
     show,
 };
@@ -67,6 +68,13 @@ pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
     }
     if let Some(compute) = sizes.compute {
         settings.compute = precision(compute);
+    }
+    if let Some(weights) = sizes.weights {
+        settings.weights = match weights {
+            WeightsArgument::Auto => WeightPrecision::Auto,
+            WeightsArgument::Bf16 => WeightPrecision::Bf16,
+            WeightsArgument::F32 => WeightPrecision::F32,
+        };
     }
 }
 
