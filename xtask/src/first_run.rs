@@ -6,16 +6,21 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{Error, nibble, root, run as run_program};
+use crate::{Error, nibble, root, run as run_program, window};
 
 /// Prompts within the small world of the starter model.
 const PROMPTS: [&str; 3] =
     ["What color is the sky?", "Tell me about cats.", "Where can I find honey?"];
 
-/// Builds Nibble and fine-tunes the starter model; without a window, in the terminal.
+/// Builds Nibble and opens its window; `headless`, fine-tunes the starter model in the terminal.
 pub fn run(headless: bool) -> Result<(), Error> {
     if !headless {
-        println!("This version has no window yet: here is the same job in the terminal.\n");
+        match window::obstacle() {
+            None => return window::open(),
+            Some(obstacle) => println!(
+                "The window cannot be built here: {obstacle}.\nThe same job in the terminal:\n"
+            ),
+        }
     }
     let nibble = nibble()?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());

@@ -13,7 +13,7 @@ const MAX_LINES: usize = 800;
 /// Checks every source file, and says all that is wrong.
 pub fn tidy() -> Result<(), Error> {
     let mut files = Vec::new();
-    for folder in ["kernels", "crates", "tests", "ui/monitor", "xtask"] {
+    for folder in ["kernels", "crates", "src-tauri", "tests", "ui/monitor", "xtask"] {
         collect(&root().join(folder), &mut files)?;
     }
     let mut faults = Vec::new();

@@ -1,20 +1,13 @@
 //! The verbs that answer at once.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{io::Write, path::PathBuf, time::Instant};
 
-use nibble_data::{ChatTemplate, Dataset, Tokenizer};
 use nibble_engine::{
-    catalog, devices,
+    devices,
     evaluate::{EvaluateSettings, evaluate},
     export::{self, ExportError, ExportFormat},
     generate::{SamplingSettings, Session, SessionSettings},
-    model::ModelSpec,
-    plan::{PlanSettings, compare_methods},
-    train,
+    preview, train,
     weights::WeightFormat,
 };
 use nibble_run::{PlanReport, RunSettings};
@@ -57,33 +50,12 @@ pub fn devices(json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A folder's shape, or a catalog model's.
-fn spec(model: &str) -> Result<ModelSpec, Failure> {
-    let folder = Path::new(model);
-    if folder.is_dir() {
-        return ModelSpec::from_config_file(&folder.join("config.json")).map_err(Failure::input);
-    }
-    if folder.components().count() > 1 {
-        return Err(Failure::input(format!(
-            "{model} is no folder; give a folder with config.json, or an id of the catalog such \
-             as llama-3.2-1b"
-        )));
-    }
-    catalog::find(model).and_then(catalog::CatalogEntry::spec).map_err(Failure::input)
-}
-
 /// `nibble plan`.
 pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
-    let spec = spec(&arguments.model)?;
     let mut settings = RunSettings::default();
     apply_sizes(&mut settings, &arguments.sizes);
-    settings.check().map_err(Failure::input)?;
-    let profile = devices::cpu_profile(settings.threads, train::compute(settings.compute));
-    let available_bytes = devices::available_bytes();
-    let budget_bytes = settings.budget_bytes.unwrap_or(available_bytes);
-    let settings = PlanSettings { settings: &settings, profile };
     let start = Instant::now();
-    let report = compare_methods(&spec, settings, budget_bytes).map_err(Failure::input)?;
+    let report = preview::plan_report(&arguments.model, &settings, None).map_err(Failure::input)?;
     let time = start.elapsed();
     if json {
         return print_json(&report);
@@ -132,14 +104,9 @@ fn show_plan(model: &str, report: &PlanReport) {
 pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> {
     let mut settings = RunSettings { sequence: arguments.seq, ..RunSettings::default() };
     apply_columns(&mut settings, &arguments.columns);
-    let tokenizer = Tokenizer::open(&arguments.model).map_err(Failure::input)?;
-    let template = ChatTemplate::open(&arguments.model, &tokenizer).map_err(Failure::input)?;
-    let mapping = train::column_mapping(&settings);
-    let dataset = Dataset::open(&arguments.data, &mapping).map_err(Failure::input)?;
-    let options = train::tokenize_options(&settings);
+    settings.data.clone_from(&arguments.data);
     let inspection =
-        nibble_data::inspect(&dataset, &tokenizer, &template, &options, arguments.limit)
-            .map_err(Failure::input)?;
+        preview::inspect(&arguments.model, &settings, arguments.limit).map_err(Failure::input)?;
     if json {
         return print_json(&inspection);
     }

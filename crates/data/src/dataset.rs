@@ -51,6 +51,7 @@ pub enum Example {
 /// What the examples of a file look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Format {
     /// `{"text"}`
     Text,
@@ -80,6 +81,7 @@ pub struct ColumnMapping {
 
 /// An example that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS), ts(rename = "InspectedLine"))]
 pub struct MalformedLine {
     /// Its line in the file, from 1; in a JSON array, its number.
     pub line: usize,

@@ -12,6 +12,7 @@ pub type InspectedLine = MalformedLine;
 
 /// A dataset as it would be trained on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Inspection {
     /// What the examples look like.
     pub format: Format,
@@ -33,6 +34,7 @@ pub struct Inspection {
 
 /// One example as it would be trained on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct InspectedSample {
     /// The rendered text.
     pub text: String,

@@ -7,7 +7,8 @@ use nibble_run::Explain;
 
 use crate::{
     adapter::AdapterError, export::ExportError, generate::GenerateError, model::ModelError,
-    plan::PlanError, train::TrainError, train::checkpoint::CheckpointError,
+    plan::PlanError, playground::PlaygroundError, train::TrainError,
+    train::checkpoint::CheckpointError,
 };
 
 fn data_code(error: &DataError) -> &'static str {
@@ -24,6 +25,25 @@ fn data_code(error: &DataError) -> &'static str {
         DataError::Json { .. } => "data_no_json",
         DataError::NothingTrained { .. } => "nothing_trained",
     }
+}
+
+fn data_advice(error: &DataError) -> Option<String> {
+    let advice = match error {
+        DataError::Read { .. } => "check that the file is still there and that you may read it",
+        DataError::UnknownColumns { .. } => {
+            "name your columns in the dataset's settings; without that, known are: text; prompt \
+             and completion; instruction, input and output; messages; conversations"
+        }
+        DataError::NothingTrained { .. } => {
+            "train on every token, or choose a longer sequence: there are no completions or \
+             assistant turns, or all were cut off"
+        }
+        DataError::MostlyMalformed { .. } | DataError::Json { .. } => {
+            "choose a file with one JSON object a line, a JSON array, or plain text"
+        }
+        _ => return None,
+    };
+    Some(advice.into())
 }
 
 fn memory_code(error: &MemoryError) -> &'static str {
@@ -62,8 +82,8 @@ impl Explain for ModelError {
     fn advice(&self) -> Option<String> {
         match self {
             Self::Read { .. } => Some(
-                "Choose the folder of a model: the one that holds its config.json, \
-                 .safetensors files and tokenizer.json."
+                "choose the folder of a model: the one that holds its config.json, \
+                 .safetensors files and tokenizer.json"
                     .into(),
             ),
             _ => None,
@@ -119,6 +139,7 @@ impl Explain for GenerateError {
     fn advice(&self) -> Option<String> {
         match self {
             Self::Model(error) => error.advice(),
+            Self::Data(error) => data_advice(error),
             _ => None,
         }
     }
@@ -172,13 +193,42 @@ impl Explain for TrainError {
         match self {
             Self::Run(error) => error.advice(),
             Self::Model(error) => error.advice(),
+            Self::Data(error) => data_advice(error),
+            Self::NotDownloaded { repository, .. } => Some(format!(
+                "download {repository} from the Hugging Face hub into a folder, and choose that \
+                 folder"
+            )),
+            Self::PagingUnavailable => Some(
+                "leave paging at automatic, and shorten the sequence, lower the batch or choose \
+                 QLoRA until the plan fits"
+                    .into(),
+            ),
             Self::Generate(error) => error.advice(),
             Self::Export(error) => error.advice(),
             Self::Diverged { learning_rate, .. } => Some(format!(
-                "Try a learning rate of {:e}, more warm-up steps, or clip the gradient to 1. The \
-                 last checkpoint is from before.",
+                "try a learning rate of {:e}, more warm-up steps, or clip the gradient to 1; the \
+                 last checkpoint is from before the run diverged",
                 learning_rate / 10.0
             )),
+            _ => None,
+        }
+    }
+}
+
+impl Explain for PlaygroundError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Run(error) => error.code(),
+            Self::Generate(error) => error.code(),
+            Self::NoCheckpoint { .. } => "no_checkpoint",
+            Self::Nobody => "nobody_asked",
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Run(error) => error.advice(),
+            Self::Generate(error) => error.advice(),
             _ => None,
         }
     }

@@ -13,6 +13,8 @@ pub mod files;
 pub mod generate;
 pub mod model;
 pub mod plan;
+pub mod playground;
+pub mod preview;
 pub mod report;
 pub mod train;
 pub mod weights;

@@ -92,4 +92,15 @@ impl Explain for RunError {
             Self::Setting { .. } => "setting_impossible",
         }
     }
+
+    fn advice(&self) -> Option<String> {
+        let advice = match self {
+            Self::Read { .. } => "check that it is still there and that you may read it",
+            Self::NoRun { .. } => "choose the folder that holds run.toml",
+            Self::NotEmpty { .. } => "choose another name for the run",
+            Self::Settings { .. } => "mend the line, or start the run anew",
+            _ => return None,
+        };
+        Some(advice.into())
+    }
 }

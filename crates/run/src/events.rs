@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// One thing that happened. Losses are mean cross-entropies per trained token, in nats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Event {
     /// Weights are being read, quantised or mapped.
     Loading {

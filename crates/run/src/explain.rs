@@ -5,17 +5,17 @@ pub trait Explain: std::error::Error {
     /// Which error, in a form that does not change with the wording.
     fn code(&self) -> &'static str;
 
-    /// What to do, where the text itself does not end with it.
+    /// What to do, where the text itself does not end with it in words that suit a window.
     fn advice(&self) -> Option<String> {
         None
     }
 
     /// What happened and where, and what to do (which may be empty). Messages are written as
-    /// "what; what to do", and divided there unless the advice is given apart.
+    /// "what; what to do"; advice that is given apart takes the place of theirs.
     fn explanation(&self) -> (String, String) {
         let text = self.to_string();
         match self.advice() {
-            Some(advice) => (text, advice),
+            Some(advice) => (text.split("; ").next().unwrap_or(&text).to_owned(), advice),
             None => match text.rsplit_once("; ") {
                 Some((what, advice)) => (what.to_owned(), advice.to_owned()),
                 None => (text, String::new()),
@@ -35,7 +35,7 @@ mod tests {
         let path = PathBuf::from("runs/a;b");
         let (what, advice) = RunError::NoRun { path }.explanation();
         assert_eq!(what, "runs/a;b is no run folder: it has no run.toml");
-        assert_eq!(advice, "give the folder that was named with `--out`");
+        assert_eq!(advice, "choose the folder that holds run.toml");
         let setting =
             RunError::Setting { name: "batch", value: "0".into(), rule: "it must be 1 or more" };
         assert_eq!(setting.explanation().1, "it must be 1 or more");

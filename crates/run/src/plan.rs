@@ -7,6 +7,7 @@ use crate::Method;
 /// What a region is for. The window's colours follow this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Category {
     /// Base weights.
     Weights,
@@ -25,6 +26,7 @@ pub enum Category {
 /// Where a region lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Residence {
     /// On the device that computes.
     Device,
@@ -36,6 +38,7 @@ pub enum Residence {
 
 /// One stretch of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct PlannedRegion {
     /// What it holds.
     pub name: String,
@@ -49,6 +52,7 @@ pub struct PlannedRegion {
 
 /// The peak divided among the categories; the parts sum to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct CategoryBytes {
     /// Base weights.
     pub weights: u64,
@@ -75,6 +79,7 @@ impl CategoryBytes {
 
 /// A change that makes a plan fit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Suggestion {
     /// What to change.
     pub change: String,
@@ -86,6 +91,7 @@ pub struct Suggestion {
 
 /// Settings that decide memory, for programs that make a suggested change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct SuggestedSettings {
     /// What is trained.
     pub method: Method,
@@ -101,6 +107,7 @@ pub struct SuggestedSettings {
 
 /// The plan of one method.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct MethodPlan {
     /// The method.
     pub method: Method,
@@ -118,6 +125,7 @@ pub struct MethodPlan {
 
 /// What a model is, in numbers people know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct ModelSummary {
     /// Family name, such as `llama`.
     pub family: String,
@@ -135,6 +143,7 @@ pub struct ModelSummary {
 
 /// The plans of several methods side by side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct PlanReport {
     /// The model.
     pub model: ModelSummary,

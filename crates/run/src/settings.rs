@@ -12,6 +12,7 @@ pub const FORMAT: u32 = 1;
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Method {
     /// Every weight.
     Full,
@@ -43,6 +44,7 @@ impl Method {
 /// How the learning rate falls after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Schedule {
     /// Along half a cosine wave.
     #[default]
@@ -56,6 +58,7 @@ pub enum Schedule {
 /// The precision of matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum ComputePrecision {
     /// bf16 where the hardware multiplies it, f32 elsewhere.
     #[default]
@@ -69,6 +72,7 @@ pub enum ComputePrecision {
 /// The precision of weights that are not quantised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum WeightPrecision {
     /// f32 when trained, else as precise as the products.
     #[default]
@@ -82,6 +86,7 @@ pub enum WeightPrecision {
 /// Whether regions may live outside the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Paging {
     /// As little as fits the budget.
     #[default]
@@ -95,6 +100,7 @@ pub enum Paging {
 /// Which tokens the loss counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum TrainOn {
     /// Completions and the assistant's turns; whole texts where there is neither.
     #[default]
@@ -106,6 +112,7 @@ pub enum TrainOn {
 /// Which columns of the dataset hold what, where they are not recognised by themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS), ts(optional_fields = nullable))]
 pub struct Columns {
     /// Column of whole texts.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,6 +131,7 @@ pub struct Columns {
 /// The adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct LoraSettings {
     /// R, rows of A and columns of B.
     pub rank: usize,
@@ -152,6 +160,7 @@ impl Default for LoraSettings {
 /// Samples written while training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct SampleSettings {
     /// What is asked, before the first step, every so often and at the end.
     pub prompts: Vec<String>,
@@ -172,6 +181,7 @@ impl Default for SampleSettings {
 /// Every setting of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS), ts(optional_fields = nullable))]
 pub struct RunSettings {
     /// Format of this file.
     pub format: u32,

@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use nibble_kernels::{Backend, Compute, Cpu, DeviceSlice, Memory};
 use nibble_run::{Method, RunFolder};
 use safetensors::Dtype;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use self::merge::Merger;
@@ -30,7 +30,9 @@ use crate::{
 };
 
 /// What to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum ExportFormat {
     /// A PEFT adapter folder.
     Adapter,
@@ -40,6 +42,7 @@ pub enum ExportFormat {
 
 /// What was written, and how it was checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct ExportReport {
     /// The folder.
     pub path: PathBuf,

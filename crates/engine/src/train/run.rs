@@ -15,6 +15,7 @@ use nibble_data::{
 };
 use nibble_kernels::{Cpu, Memory, attention::Segment};
 use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunLock, RunSettings};
+use serde::Deserialize;
 
 use super::{
     TrainError,
@@ -35,7 +36,9 @@ use crate::{
 };
 
 /// What a running run can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Command {
     /// Hold before the next step.
     Pause,

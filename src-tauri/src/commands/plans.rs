@@ -1,0 +1,27 @@
+//! What a run would cost.
+
+use nibble_engine::preview;
+use nibble_run::{PlanReport, RunSettings};
+use serde::Deserialize;
+use ts_rs::TS;
+
+use super::work;
+use crate::error::CommandError;
+
+/// What to plan.
+#[derive(Clone, Debug, Deserialize, TS)]
+pub struct PlanRequest {
+    /// A model's folder, or an id of the catalog.
+    pub model: String,
+    /// The settings of the run.
+    pub settings: RunSettings,
+    /// Memory to hold the plans against; `None`: what other programs leave.
+    pub budget_bytes: Option<u64>,
+}
+
+/// The plans of every method.
+#[tauri::command]
+pub async fn plan(request: PlanRequest) -> Result<PlanReport, CommandError> {
+    let PlanRequest { model, settings, budget_bytes } = request;
+    work(move || Ok(preview::plan_report(&model, &settings, budget_bytes)?)).await
+}

@@ -1,0 +1,124 @@
+//! The desktop app: a thin shell over the engine. Commands are one call each; what they call is
+//! in the engine, in the run folder's crate, or in [`state`], which knows of no window.
+//!
+//! ```text
+//! page ── commands ── state::Studio ── engine
+//!   └─────── channel ─── watching ──── run folder
+//! ```
+
+pub mod built_in;
+mod closing;
+mod commands;
+pub mod error;
+mod notifications;
+pub mod preferences;
+pub mod state;
+pub mod training;
+mod tray;
+#[cfg(test)]
+mod types;
+pub mod watching;
+
+use std::{path::PathBuf, sync::Arc};
+
+use serde::Serialize;
+use tauri::{
+    App, DragDropEvent, Emitter, Manager, RunEvent, Window, WindowEvent, webview::PageLoadEvent,
+};
+
+use crate::{
+    built_in::BuiltIn,
+    closing::StaysOpen,
+    preferences::{MemoryFile, Preferences, Theme},
+    state::Studio,
+};
+
+/// The event that tells the page what was dropped on it.
+const FILES_DROPPED: &str = "files-dropped";
+
+/// What was dropped on the window.
+#[derive(Clone, Serialize)]
+struct FilesDropped<'a> {
+    paths: &'a [PathBuf],
+}
+
+/// Runs the app until its end.
+pub fn run() {
+    let app = tauri::Builder::default()
+        .plugin(tauri_plugin_dialog::init())
+        .plugin(tauri_plugin_notification::init())
+        .plugin(tauri_plugin_opener::init())
+        .setup(|app| set_up(app).map_err(Into::into))
+        .on_window_event(on_window_event)
+        .on_page_load(|webview, payload| {
+            if matches!(payload.event(), PageLoadEvent::Started) {
+                let studio = webview.state::<Arc<Studio>>();
+                studio.watches.stop_all();
+                studio.stop_answer();
+            }
+        })
+        .invoke_handler(tauri::generate_handler![
+            commands::models::startup,
+            commands::models::save_preferences,
+            commands::models::open_model,
+            commands::plans::plan,
+            commands::datasets::inspect,
+            commands::runs::start_run,
+            commands::runs::resume_run,
+            commands::runs::repeat_settings,
+            commands::runs::control_run,
+            commands::runs::watch_run,
+            commands::runs::unwatch_run,
+            commands::runs::run_details,
+            commands::runs::runs,
+            commands::runs::open_run,
+            commands::runs::delete_run,
+            commands::answers::answer,
+            commands::answers::stop_answer,
+            commands::exports::export_run,
+            commands::windows::choose_folder,
+            commands::windows::choose_file,
+            commands::windows::show_in_folder,
+            commands::windows::pop_out,
+            commands::windows::close_window,
+        ])
+        .build(tauri::generate_context!());
+    match app {
+        Ok(app) => app.run(|app, event| {
+            if let RunEvent::ExitRequested { code: None, api, .. } = event
+                && app.state::<StaysOpen>().get()
+            {
+                api.prevent_exit();
+            }
+        }),
+        Err(error) => {
+            eprintln!("error: Nibble could not open its window: {error}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Finds the built-in files and what the app remembers.
+fn set_up(app: &App) -> tauri::Result<()> {
+    let paths = app.path();
+    let built_in = BuiltIn::find(paths.resource_dir().ok().as_deref());
+    let home = paths.document_dir().or_else(|_| paths.home_dir())?.join("Nibble");
+    let defaults = Preferences {
+        theme: Theme::System,
+        runs_folder: home.join("runs"),
+        models_folder: home.join("models"),
+    };
+    let memory = MemoryFile::open(paths.app_data_dir()?.join("preferences.json"), defaults);
+    app.manage(Arc::new(Studio::new(built_in, memory)));
+    app.manage(StaysOpen::default());
+    // Only now: a page asks for all of this as soon as it is there.
+    closing::open(app.handle())
+}
+
+fn on_window_event(window: &Window, event: &WindowEvent) {
+    if let WindowEvent::DragDrop(DragDropEvent::Drop { paths, .. }) = event {
+        // A page that is loading misses a drop, as it would miss a click.
+        let _ = window.emit(FILES_DROPPED, FilesDropped { paths });
+    }
+    closing::on_window_event(window, event);
+}

@@ -1,0 +1,301 @@
+//! Everything the app holds, and what its commands do. Nothing here knows of windows, so that all
+//! of it is tested without one.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use nibble_engine::{
+    devices,
+    playground::{AnswerPiece, Playground, Question},
+    preview::ModelChoice,
+    train::{self, Command, RunHandle},
+};
+use nibble_run::{PlanReport, RunFolder, RunList, RunSettings, RunState, RunSummary, new_run_path};
+use serde::Serialize;
+use ts_rs::TS;
+
+use crate::{
+    built_in::{BuiltIn, DatasetChoice},
+    error::CommandError,
+    preferences::{MemoryFile, Preferences},
+    training::{Ended, Trainings, lock},
+    watching::Watches,
+};
+
+/// Sizes of graphics cards on the market, in GiB, to see what would fit there.
+const CARD_GIB: [u64; 10] = [8, 10, 11, 12, 16, 20, 24, 32, 48, 80];
+
+/// A size of graphics card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, TS)]
+pub struct Card {
+    /// As people call it.
+    pub name: String,
+    /// Its memory.
+    pub bytes: u64,
+}
+
+/// What the page needs before it can show anything.
+#[derive(Clone, Debug, PartialEq, Serialize, TS)]
+pub struct Startup {
+    /// This app's version.
+    pub version: String,
+    /// What this machine can train on.
+    pub devices: Vec<devices::Device>,
+    /// The built-in model.
+    pub starter: ModelChoice,
+    /// Well-known models.
+    pub catalog: Vec<ModelChoice>,
+    /// The built-in datasets.
+    pub datasets: Vec<DatasetChoice>,
+    /// What the person set.
+    pub preferences: Preferences,
+    /// What a new run begins with.
+    pub defaults: RunSettings,
+    /// Sizes of graphics cards.
+    pub cards: Vec<Card>,
+}
+
+/// A run with all that was decided before it started.
+#[derive(Clone, Debug, PartialEq, Serialize, TS)]
+pub struct RunDetails {
+    /// The run in one line.
+    pub summary: RunSummary,
+    /// Every setting.
+    pub settings: RunSettings,
+    /// The memory plan it runs under.
+    pub plan: PlanReport,
+}
+
+/// Everything the app holds.
+#[derive(Debug)]
+pub struct Studio {
+    built_in: BuiltIn,
+    memory: Mutex<MemoryFile>,
+    /// The runs of this process.
+    pub trainings: Arc<Trainings>,
+    /// The runs that are looked at.
+    pub watches: Watches,
+    list: Mutex<RunList>,
+    playground: Mutex<Playground>,
+    /// Rises when the answer of the moment is to end.
+    answer_number: AtomicU64,
+}
+
+impl Studio {
+    /// The app with its built-in files and what it remembers.
+    pub fn new(built_in: BuiltIn, memory: MemoryFile) -> Self {
+        Self {
+            built_in,
+            memory: Mutex::new(memory),
+            trainings: Arc::default(),
+            watches: Watches::default(),
+            list: Mutex::default(),
+            playground: Mutex::default(),
+            answer_number: AtomicU64::new(0),
+        }
+    }
+
+    /// What the page needs first.
+    ///
+    /// # Errors
+    /// When the installation is damaged.
+    pub fn startup(&self) -> Result<Startup, CommandError> {
+        let card = |gib: u64| Card { name: format!("{gib} GB"), bytes: gib << 30 };
+        Ok(Startup {
+            version: env!("CARGO_PKG_VERSION").into(),
+            devices: devices::devices(),
+            starter: self.built_in.starter()?,
+            catalog: ModelChoice::catalog()?,
+            datasets: self.built_in.datasets()?,
+            preferences: self.preferences(),
+            defaults: self.built_in.defaults()?,
+            cards: CARD_GIB.map(card).into(),
+        })
+    }
+
+    fn preferences(&self) -> Preferences {
+        lock(&self.memory).memory().preferences.clone()
+    }
+
+    /// Remembers what the person set.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save_preferences(&self, preferences: Preferences) -> Result<(), CommandError> {
+        for folder in [&preferences.runs_folder, &preferences.models_folder] {
+            if !folder.is_absolute() {
+                let message = format!("`{}` is no whole path.", folder.display());
+                let hint = "Choose the folder, or write its path from the root of the disk.";
+                return Err(CommandError::new("path_not_absolute", message, hint));
+            }
+        }
+        lock(&self.memory).change(|memory| memory.preferences = preferences)
+    }
+
+    /// Starts a run in a new folder, which is returned.
+    ///
+    /// # Errors
+    /// Whatever is wrong with settings, model, dataset or memory.
+    pub fn start_run(
+        &self,
+        settings: RunSettings,
+        name: Option<&str>,
+        on_end: impl FnOnce(Ended) + Send + 'static,
+    ) -> Result<PathBuf, CommandError> {
+        let folder = self.preferences().runs_folder;
+        let run = new_run_path(&folder, name, &settings, SystemTime::now())?;
+        self.close_playground();
+        self.follow(&run, train::start(settings, &run)?, on_end);
+        Ok(run)
+    }
+
+    /// Goes on with a run.
+    ///
+    /// # Errors
+    /// As [`Studio::start_run`]; or when it is complete or being trained.
+    pub fn resume_run(
+        &self,
+        run: &Path,
+        on_end: impl FnOnce(Ended) + Send + 'static,
+    ) -> Result<(), CommandError> {
+        self.close_playground();
+        self.follow(run, train::resume(run)?, on_end);
+        Ok(())
+    }
+
+    fn follow(&self, run: &Path, handle: RunHandle, on_end: impl FnOnce(Ended) + Send + 'static) {
+        self.trainings.add(run, handle, on_end);
+    }
+
+    /// Tells a run something.
+    ///
+    /// # Errors
+    /// When it does not train in this process.
+    pub fn control_run(&self, run: &Path, command: Command) -> Result<(), CommandError> {
+        self.trainings.control(run, command)
+    }
+
+    /// Every known run, the latest first.
+    ///
+    /// # Errors
+    /// When the runs' folder cannot be listed.
+    pub fn runs(&self) -> Result<Vec<RunSummary>, CommandError> {
+        let memory = lock(&self.memory).memory().clone();
+        let mut runs =
+            lock(&self.list).list(&memory.preferences.runs_folder, &memory.opened_runs)?;
+        runs.iter_mut().for_each(|run| self.correct(run));
+        Ok(runs)
+    }
+
+    /// A run in one line.
+    fn summary(&self, run: &Path) -> Result<RunSummary, CommandError> {
+        let mut summary = lock(&self.list).summary(run)?;
+        self.correct(&mut summary);
+        Ok(summary)
+    }
+
+    /// What this process knows better than the folder.
+    fn correct(&self, run: &mut RunSummary) {
+        if let Some(status) = self.trainings.status(&run.path) {
+            // A run that has ended here may have been resumed elsewhere.
+            if status.state.is_active() || !run.state.is_active() {
+                run.state = status.state;
+            }
+        }
+    }
+
+    /// Adds a run from elsewhere to the list.
+    ///
+    /// # Errors
+    /// When the folder is no run.
+    pub fn open_run(&self, run: &Path) -> Result<RunSummary, CommandError> {
+        let summary = self.summary(run)?;
+        let is_listed = run.parent() == Some(&self.preferences().runs_folder);
+        let mut memory = lock(&self.memory);
+        if !is_listed && !memory.memory().opened_runs.iter().any(|opened| opened == run) {
+            memory.change(|memory| memory.opened_runs.push(run.to_owned()))?;
+        }
+        Ok(summary)
+    }
+
+    /// A run with its settings and plan.
+    ///
+    /// # Errors
+    /// When the folder is no run, or damaged.
+    pub fn run_details(&self, run: &Path) -> Result<RunDetails, CommandError> {
+        let folder = RunFolder::open(run)?;
+        let (settings, plan) = (folder.settings()?, folder.plan()?);
+        Ok(RunDetails { summary: self.summary(run)?, settings, plan })
+    }
+
+    /// The settings of a run, to begin another with.
+    ///
+    /// # Errors
+    /// When the folder is no run.
+    pub fn repeat_settings(&self, run: &Path) -> Result<RunSettings, CommandError> {
+        Ok(RunFolder::open(run)?.settings()?)
+    }
+
+    /// Makes sure that `run` is a run that nobody trains, and lets go of it, so that it can be
+    /// deleted.
+    ///
+    /// # Errors
+    /// When it is none, or is being trained.
+    pub fn release_run(&self, run: &Path) -> Result<(), CommandError> {
+        let state = self.summary(run)?.state;
+        if state.is_active() {
+            let message = format!("{} is being trained.", run.display());
+            return Err(CommandError::new("run_in_use", message, "Stop it first."));
+        }
+        self.watches.stop(run);
+        self.close_playground();
+        self.trainings.forget(run);
+        lock(&self.memory).change(|memory| memory.opened_runs.retain(|opened| opened != run))
+    }
+
+    /// Answers a question, piece by piece, until it is told to stop or asked another.
+    ///
+    /// # Errors
+    /// When there is no such checkpoint, a file is damaged or the memory does not suffice.
+    pub fn answer(
+        &self,
+        question: &Question,
+        send: impl Fn(AnswerPiece) -> bool,
+    ) -> Result<(), CommandError> {
+        let number = self.answer_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let goes_on = || self.answer_number.load(Ordering::Relaxed) == number;
+        // The answer before has noticed, and lets go.
+        let mut playground = lock(&self.playground);
+        if !goes_on() {
+            return Ok(());
+        }
+        Ok(playground.answer(question, |piece| goes_on() && send(piece) && goes_on())?)
+    }
+
+    /// Ends the answer of the moment.
+    pub fn stop_answer(&self) {
+        self.answer_number.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives the playground's memory to the run that is about to need it.
+    fn close_playground(&self) {
+        self.stop_answer();
+        lock(&self.playground).close();
+    }
+}
+
+/// A run's end in the words of a notification: title and text.
+pub fn describe(ended: &Ended) -> (&'static str, String) {
+    let name = ended.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match (ended.state, &ended.error) {
+        (RunState::Finished, _) => ("Training finished", name),
+        (_, Some(error)) => ("Training failed", format!("{name}: {}", error.message)),
+        _ => ("Training stopped and saved", name),
+    }
+}

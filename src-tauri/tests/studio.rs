@@ -1,0 +1,279 @@
+//! The app without its window: what its commands do, on real runs of the starter model.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use nibble_engine::{
+    export::{ExportFormat, export},
+    generate::SamplingSettings,
+    playground::{Question, Side},
+    train::Command,
+};
+use nibble_run::{Event, RunSettings, RunState};
+use nibble_studio::{
+    built_in::BuiltIn,
+    preferences::{MemoryFile, Preferences, Theme},
+    state::{Studio, describe},
+    training::Ended,
+    watching::RunUpdate,
+};
+
+const PATIENCE: Duration = Duration::from_secs(300);
+
+struct Place {
+    folder: tempfile::TempDir,
+    studio: Studio,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let preferences = Preferences {
+            theme: Theme::System,
+            runs_folder: folder.path().join("runs"),
+            models_folder: folder.path().join("models"),
+        };
+        let memory = MemoryFile::open(folder.path().join("preferences.json"), preferences);
+        let studio = Studio::new(BuiltIn::find(None), memory);
+        Self { folder, studio }
+    }
+
+    /// The first run's settings, but shorter.
+    fn settings(&self, steps: u64) -> RunSettings {
+        let defaults = self.studio.startup().unwrap().defaults;
+        let mut settings = RunSettings {
+            steps: Some(steps),
+            sequence: 64,
+            batch: 1,
+            save_every: 2,
+            eval_every: 0,
+            eval_split: 0.0,
+            ..defaults
+        };
+        settings.samples.prompts.clear();
+        settings
+    }
+
+    fn start(&self, settings: RunSettings) -> (PathBuf, mpsc::Receiver<Ended>) {
+        let (sender, ended) = mpsc::channel();
+        let run = self.studio.start_run(settings, None, move |end| drop(sender.send(end))).unwrap();
+        (run, ended)
+    }
+
+    fn watch(&self, run: &Path) -> mpsc::Receiver<RunUpdate> {
+        let (sender, updates) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let send = move |update| sender.lock().unwrap().send(update).is_ok();
+        self.studio.watches.start(run, self.studio.trainings.clone(), send).unwrap();
+        updates
+    }
+}
+
+/// The events up to the first update that `is_last`, and that update.
+fn until(
+    updates: &mpsc::Receiver<RunUpdate>,
+    is_last: impl Fn(&RunUpdate) -> bool,
+) -> (Vec<Event>, RunUpdate) {
+    let mut events = Vec::new();
+    loop {
+        let update = updates.recv_timeout(PATIENCE).unwrap();
+        if update.reset {
+            events.clear();
+        }
+        events.extend(update.events.clone());
+        if is_last(&update) {
+            return (events, update);
+        }
+    }
+}
+
+fn steps(events: &[Event]) -> Vec<u64> {
+    let step = |event: &Event| match event {
+        Event::Step { step, .. } => Some(*step),
+        _ => None,
+    };
+    events.iter().filter_map(step).collect()
+}
+
+#[test]
+fn a_run_is_started_watched_paused_stopped_resumed_and_exported() {
+    let place = Place::new();
+    let studio = &place.studio;
+    let (run, ended) = place.start(place.settings(400));
+    assert!(run.starts_with(place.folder.path().join("runs")));
+    let updates = place.watch(&run);
+    until(&updates, |update| !steps(&update.events).is_empty());
+
+    studio.control_run(&run, Command::Pause).unwrap();
+    until(&updates, |update| update.state == RunState::Paused);
+    assert_eq!(studio.runs().unwrap()[0].state, RunState::Paused);
+    // While it is paused, nobody else may take or delete it.
+    let resumed = studio.resume_run(&run, |_| {}).unwrap_err();
+    assert_eq!(resumed.code, "run_in_use");
+    assert_eq!(studio.release_run(&run).unwrap_err().code, "run_in_use");
+    studio.control_run(&run, Command::Resume).unwrap();
+    until(&updates, |update| update.state == RunState::Training);
+
+    studio.control_run(&run, Command::Stop).unwrap();
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().state, RunState::Stopped);
+    until(&updates, |update| update.state == RunState::Stopped);
+    assert_eq!(studio.control_run(&run, Command::Pause).unwrap_err().code, "run_not_active");
+
+    // A page that is loaded again sees everything once more.
+    let again = place.watch(&run);
+    let (events, last) = until(&again, |update| update.state == RunState::Stopped);
+    assert!(last.error.is_none());
+    let seen = steps(&events);
+    assert!(!seen.is_empty() && seen.iter().copied().eq(1..=seen.len() as u64), "{seen:?}");
+
+    let details = studio.run_details(&run).unwrap();
+    assert_eq!(details.settings.steps, Some(400));
+    assert_eq!(details.summary.steps, seen.len() as u64);
+    assert_eq!(details.plan.methods.len(), 1);
+
+    let (sender, ended) = mpsc::channel();
+    studio.resume_run(&run, move |end| drop(sender.send(end))).unwrap();
+    until(&again, |update| update.state == RunState::Training);
+    studio.trainings.stop_all();
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().state, RunState::Stopped);
+    assert!(!studio.trainings.any_active());
+
+    let to = place.folder.path().join("adapter");
+    let report = export(&run, None, &to, ExportFormat::Adapter).unwrap();
+    assert!(report.verified && to.join("adapter_model.safetensors").is_file());
+
+    // The result answers beside the model that it began with.
+    let question = Question {
+        run: Some(run.clone()),
+        model: None,
+        step: None,
+        prompt: "What color is the sky?".into(),
+        sampling: SamplingSettings {
+            temperature: 0.0,
+            max_tokens: 8,
+            ..SamplingSettings::default()
+        },
+    };
+    let pieces = Mutex::new(Vec::new());
+    studio
+        .answer(&question, |piece| {
+            pieces.lock().unwrap().push(piece);
+            true
+        })
+        .unwrap();
+    let done: Vec<_> =
+        pieces.lock().unwrap().iter().filter(|piece| piece.done).map(|piece| piece.side).collect();
+    assert_eq!(done, [Side::Base, Side::Tuned]);
+
+    studio.release_run(&run).unwrap();
+    assert!(run.is_dir());
+}
+
+#[test]
+fn a_run_that_fails_says_why_and_the_app_goes_on() {
+    let place = Place::new();
+    let settings = RunSettings { learning_rate: Some(1e30), clip_norm: 0.0, ..place.settings(50) };
+    let (run, ended) = place.start(settings);
+    let updates = place.watch(&run);
+    let end = ended.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(end.state, RunState::Failed);
+    assert_eq!(describe(&end).0, "Training failed");
+    let (_, last) = until(&updates, |update| update.state == RunState::Failed);
+    let error = last.error.unwrap();
+    assert_eq!(error.code, "diverged");
+    assert!(error.hint.contains("learning rate"), "{}", error.hint);
+    // Another app, or this one after a new start, reads it in the folder.
+    place.studio.trainings.forget(&run);
+    let (_, last) = until(&place.watch(&run), |update| update.state == RunState::Failed);
+    assert_eq!(last.error.unwrap().code, "diverged");
+
+    // One that fails before its first step leaves no folder, but is told as well.
+    let data = place.folder.path().join("empty.jsonl");
+    fs::write(&data, "").unwrap();
+    let (run, ended) = place.start(RunSettings { data, ..place.settings(5) });
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().error.unwrap().code, "data_empty");
+    let (_, last) = until(&place.watch(&run), |update| update.state == RunState::Failed);
+    assert_eq!(last.error.unwrap().code, "data_empty");
+    assert!(!run.exists());
+
+    let (_, ended) = place.start(place.settings(2));
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap().state, RunState::Finished);
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_made() {
+    let place = Place::new();
+    let good = place.settings(2);
+    for (settings, code) in [
+        (RunSettings { model: "llama-2-7b".into(), ..good.clone() }, "not_downloaded"),
+        (RunSettings { model: "/nowhere".into(), ..good.clone() }, "model_unreadable"),
+        (RunSettings { data: "/nowhere.jsonl".into(), ..good.clone() }, "data_unreadable"),
+        (RunSettings { sequence: 1 << 20, ..good.clone() }, "sequence_too_long"),
+        (RunSettings { batch: 0, ..good.clone() }, "setting_impossible"),
+        (RunSettings { budget_bytes: Some(1 << 20), ..good.clone() }, "does_not_fit"),
+    ] {
+        let error = place.studio.start_run(settings, None, |_| {}).unwrap_err();
+        assert_eq!(error.code, code, "{error}");
+        assert!(!error.hint.is_empty() && !error.hint.contains("--"), "{}", error.hint);
+    }
+    let error = place.studio.start_run(good, Some("../up"), |_| {}).unwrap_err();
+    assert_eq!(error.code, "setting_impossible");
+    assert!(!place.folder.path().join("runs").exists());
+    assert_eq!(place.studio.runs().unwrap(), []);
+}
+
+#[test]
+fn runs_from_elsewhere_are_remembered() {
+    let place = Place::new();
+    let elsewhere = Place::new();
+    let (run, ended) = elsewhere.start(elsewhere.settings(2));
+    ended.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(place.studio.open_run(place.folder.path()).unwrap_err().code, "no_run");
+    let summary = place.studio.open_run(&run).unwrap();
+    assert_eq!((summary.state, summary.steps), (RunState::Finished, 2));
+    assert_eq!(place.studio.runs().unwrap(), [summary]);
+    assert_eq!(place.studio.repeat_settings(&run).unwrap().steps, Some(2));
+    // Deleting lets go of it first.
+    place.studio.release_run(&run).unwrap();
+    assert_eq!(place.studio.runs().unwrap(), []);
+}
+
+#[test]
+fn preferences_are_whole_paths() {
+    let place = Place::new();
+    let mut preferences = place.studio.startup().unwrap().preferences;
+    preferences.theme = Theme::Dark;
+    place.studio.save_preferences(preferences.clone()).unwrap();
+    assert_eq!(place.studio.startup().unwrap().preferences, preferences);
+    preferences.runs_folder = "runs".into();
+    let error = place.studio.save_preferences(preferences).unwrap_err();
+    assert_eq!(error.code, "path_not_absolute");
+}
+
+#[test]
+fn a_second_question_ends_the_first_answer() {
+    let place = Place::new();
+    let studio = Arc::new(place.studio);
+    let question = |max_tokens| Question {
+        run: None,
+        model: Some(BuiltIn::find(None).starter().unwrap().path.unwrap()),
+        step: None,
+        prompt: "Tell me about cats.".into(),
+        sampling: SamplingSettings { max_tokens, ..SamplingSettings::default() },
+    };
+    let (sender, pieces) = mpsc::channel();
+    let (first, long) = (studio.clone(), question(100_000));
+    let sender = Mutex::new(sender);
+    let answering = std::thread::spawn(move || {
+        first.answer(&long, |piece| sender.lock().unwrap().send(piece).is_ok())
+    });
+    pieces.recv_timeout(PATIENCE).unwrap();
+    studio.answer(&question(2), |_| true).unwrap();
+    answering.join().unwrap().unwrap();
+}

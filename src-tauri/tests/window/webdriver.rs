@@ -1,0 +1,259 @@
+//! The real app in a real window without a screen: Xvfb, WebKit's own WebDriver, and as much of the
+//! WebDriver protocol as the test speaks (<https://www.w3.org/TR/webdriver2/>).
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// How long anything may take: the machine that tests may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The key under which the protocol hands out elements.
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// A program that ends with the test.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A screen that nobody sees, and a driver on it.
+pub struct Screen {
+    port: u16,
+    _driver: Program,
+    _display: Program,
+}
+
+impl Screen {
+    /// Starts both; the app will have `home` for its files.
+    pub fn new(home: &Path) -> Self {
+        let mut display = Command::new("Xvfb")
+            .args(["-displayfd", "1", "-screen", "0", "1400x900x24", "-nolisten", "tcp"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Xvfb starts; it is in Debian's package xvfb");
+        let mut number = String::new();
+        BufReader::new(display.stdout.take().unwrap()).read_line(&mut number).unwrap();
+        let display = Program(display);
+
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut driver = Command::new("WebKitWebDriver");
+        driver
+            .args(["--host=127.0.0.1", &format!("--port={port}")])
+            .env("DISPLAY", format!(":{}", number.trim()))
+            .env("HOME", home)
+            .env("GDK_BACKEND", "x11")
+            // Software rendering is several times faster without.
+            .env("WEBKIT_DISABLE_DMABUF_RENDERER", "1")
+            // The app lets itself be driven when it is told so.
+            .env("TAURI_AUTOMATION", "true")
+            .env("TAURI_WEBVIEW_AUTOMATION", "true");
+        for folder in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DOCUMENTS_DIR"] {
+            driver.env(folder, home.join(folder.to_lowercase()));
+        }
+        let driver = driver.spawn().expect("the driver starts; it is in webkit2gtk-driver");
+        let screen = Self { port, _driver: Program(driver), _display: display };
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(start.elapsed() < PATIENCE, "the driver listens");
+            thread::sleep(Duration::from_millis(50));
+        }
+        screen
+    }
+
+    /// Opens the app.
+    pub fn open(&self, program: &Path) -> Window<'_> {
+        let options = json!({ "binary": program, "args": [] });
+        let body = json!({ "capabilities": { "alwaysMatch": {
+            "webkitgtk:browserOptions": options,
+            "timeouts": { "script": PATIENCE.as_millis() as u64 },
+        } } });
+        let session = self.call("POST", "/session", &body);
+        let id = session["sessionId"].as_str().expect("a session").to_owned();
+        Window { screen: self, id }
+    }
+
+    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        self.try_call(method, path, body)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error:#}"))
+    }
+
+    /// One request; the error is what the driver says.
+    fn try_call(&self, method: &str, path: &str, body: &Value) -> Result<Value, Value> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let body = if method == "POST" { body.to_string() } else { String::new() };
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut status = String::new();
+        reader.read_line(&mut status).unwrap();
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            let line = line.trim().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut answer = vec![0; length];
+        reader.read_exact(&mut answer).unwrap();
+        let mut answer: Value = serde_json::from_slice(&answer).unwrap();
+        let value = answer["value"].take();
+        if status.contains(" 200 ") { Ok(value) } else { Err(value) }
+    }
+}
+
+/// The app's window.
+pub struct Window<'a> {
+    screen: &'a Screen,
+    id: String,
+}
+
+impl Window<'_> {
+    fn path(&self, rest: &str) -> String {
+        format!("/session/{}/{rest}", self.id)
+    }
+
+    /// What `script` returns.
+    pub fn run(&self, script: &str, arguments: &[Value]) -> Value {
+        let body = json!({ "script": script, "args": arguments });
+        self.screen.call("POST", &self.path("execute/sync"), &body)
+    }
+
+    /// What a command of the app answers, or its error.
+    pub fn invoke(&self, command: &str, arguments: Value) -> Result<Value, Value> {
+        let script = "const [command, values, done] = arguments;
+            window.__TAURI_INTERNALS__.invoke(command, values)
+                .then((value) => done([value ?? null, null]), (error) => done([null, error]));";
+        let body = json!({ "script": script, "args": [command, arguments] });
+        let mut answer = self.screen.call("POST", &self.path("execute/async"), &body);
+        let error = answer[1].take();
+        if error.is_null() { Ok(answer[0].take()) } else { Err(error) }
+    }
+
+    /// The first element that fits, as soon as there is one.
+    fn element(&self, selector: &str) -> String {
+        let body = json!({ "using": "css selector", "value": selector });
+        let mut last = Value::Null;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            match self.screen.try_call("POST", &self.path("element"), &body) {
+                Ok(found) => return found[ELEMENT].as_str().unwrap().to_owned(),
+                Err(error) => last = error,
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        panic!("no {selector}: {last}");
+    }
+
+    /// Clicks what fits, as soon as it is there and can be clicked.
+    pub fn click(&self, selector: &str) {
+        let mut last = Value::Null;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            let path = self.path(&format!("element/{}/click", self.element(selector)));
+            match self.screen.try_call("POST", &path, &json!({})) {
+                Ok(_) => return,
+                Err(error) => last = error,
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{selector} cannot be clicked: {last}");
+    }
+
+    /// Replaces the text of an input, as a person does.
+    pub fn write(&self, selector: &str, text: &str) {
+        let element = self.element(selector);
+        let select = "arguments[0].focus(); arguments[0].select();";
+        self.run(select, &[json!({ ELEMENT: element })]);
+        let path = self.path(&format!("element/{element}/value"));
+        self.screen.call("POST", &path, &json!({ "text": text }));
+        // Inputs that take effect when they are left.
+        self.run("arguments[0].blur();", &[json!({ ELEMENT: element })]);
+    }
+
+    /// The text of what fits, once it holds `is_right`.
+    pub fn text(&self, selector: &str, is_right: impl Fn(&str) -> bool) -> String {
+        let script = "return document.querySelector(arguments[0])?.textContent ?? null;";
+        self.wait(&format!("the text of {selector}"), || {
+            let text = self.run(script, &[json!(selector)]);
+            text.as_str().filter(|text| is_right(text)).map(str::to_owned)
+        })
+    }
+
+    /// What `look` finds, as soon as it finds something.
+    pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            if start.elapsed() > PATIENCE {
+                let text = self.run("return document.body.innerText;", &[]);
+                panic!("{what} did not come; the page says: {text}");
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Writes a picture of the page, when the environment names a folder for pictures.
+    pub fn picture(&self, name: &str) {
+        let Some(folder) = std::env::var_os("NIBBLE_PICTURES") else { return };
+        fs::create_dir_all(&folder).unwrap();
+        let picture = self.screen.call("GET", &self.path("screenshot"), &Value::Null);
+        let bytes = base64(picture.as_str().unwrap());
+        fs::write(Path::new(&folder).join(format!("{name}.png")), bytes).unwrap();
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        // Ends the app.
+        let path = format!("/session/{}", self.id);
+        let _ = self.screen.try_call("DELETE", &path, &Value::Null);
+    }
+}
+
+/// The bytes that base64 stands for.
+fn base64(text: &str) -> Vec<u8> {
+    let value = |letter: u8| match letter {
+        b'A'..=b'Z' => Some(letter - b'A'),
+        b'a'..=b'z' => Some(letter - b'a' + 26),
+        b'0'..=b'9' => Some(letter - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let values: Vec<u8> = text.bytes().filter_map(value).collect();
+    values
+        .chunks(4)
+        .flat_map(|four| {
+            let bits =
+                (0..4).fold(0_u32, |bits, i| bits << 6 | four.get(i).copied().map_or(0, u32::from));
+            let n_bytes = four.len() * 6 / 8;
+            bits.to_be_bytes()[1..=n_bytes].to_vec()
+        })
+        .collect()
+}
