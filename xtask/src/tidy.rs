@@ -52,6 +52,9 @@ fn faults_in(path: &str, text: &str) -> Vec<String> {
         if code.contains(concat!("unsafe", " {")) && !path.starts_with("kernels") && !is_test {
             faults.push(format!("{path}:{}: unsafe outside the kernels", i + 1));
         }
+        if code.contains("Color32::") && path.starts_with("ui/") && !path.ends_with("theme.rs") {
+            faults.push(format!("{path}:{}: a colour that is no design token", i + 1));
+        }
     }
     if path.ends_with("lib.rs") && !text.starts_with("//!") {
         faults.push(format!("{path}: a crate begins with what it is for"));
@@ -90,6 +93,8 @@ mod tests {
             ("crates/x/src/a.rs", unfinished, 1),
             ("crates/x/src/a.rs", unsound, 1),
             ("kernels/src/a.rs", unsound, 0),
+            ("ui/x/src/a.rs", "let red = Color32::RED;", 1),
+            ("ui/x/src/theme.rs", "let red = Color32::RED;", 0),
             ("crates/x/src/lib.rs", "fn a() {}", 1),
             ("crates/x/src/lib.rs", "//! A.", 0),
         ] {
