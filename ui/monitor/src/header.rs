@@ -161,7 +161,14 @@ fn figure(ui: &mut Ui, name: &str, value: &str, width: f32) {
     response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{name}: {value}")));
     let painter = ui.painter().with_clip_rect(rect.intersect(ui.clip_rect()));
     painter.text(rect.left_top(), Align2::LEFT_TOP, name, small, Ink::Muted.of(ui));
-    painter.text(rect.left_bottom(), Align2::LEFT_BOTTOM, value, large, Ink::Text.of(ui));
+    let lay = |font| painter.layout_no_wrap(value.into(), font, Ink::Text.of(ui));
+    let mut galley = lay(large);
+    if galley.size().x > width {
+        // What is too long for its place is written smaller.
+        galley = lay(TextStyle::Body.resolve(ui.style()));
+    }
+    let place = Align2::LEFT_BOTTOM.anchor_size(rect.left_bottom(), galley.size());
+    painter.galley(place.left_top(), galley, Ink::Text.of(ui));
 }
 
 /// What the person should know about how the run stands.

@@ -51,6 +51,8 @@ pub struct History {
     pub learning_rate: Vec<f64>,
     /// Gradient norm before clipping.
     pub gradient_norm: Vec<f64>,
+    /// The same, averaged.
+    pub smooth_gradient_norm: Vec<f64>,
     /// Tokens a second.
     pub throughput: Vec<f64>,
     /// Tokens a second, averaged.
@@ -86,6 +88,7 @@ impl History {
         self.version += 1;
         events.iter().for_each(|event| self.add_event(event));
         smooth(&self.loss, &mut self.smooth_loss);
+        smooth(&self.gradient_norm, &mut self.smooth_gradient_norm);
         smooth(&self.throughput, &mut self.smooth_throughput);
     }
 

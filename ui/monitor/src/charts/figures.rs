@@ -96,7 +96,7 @@ fn figure_cell(
     painter.galley(value_at, value, text);
 }
 
-/// The cursor's step, over the marks of the axis and within `cell`.
+/// The cursor's step, between the marks of the axis and within `cell`.
 pub fn tag(ui: &Ui, top: Pos2, text: &str, cell: Rect) {
     let [xs, ..] = tokens().spacing;
     let font = TextStyle::Small.resolve(ui.style());
@@ -106,8 +106,5 @@ pub fn tag(ui: &Ui, top: Pos2, text: &str, cell: Rect) {
     let place = Align2::CENTER_TOP.anchor_size(top, size);
     let over = (place.right() - cell.right() + 1.0).max(0.0);
     let place = place.translate(Vec2::new(-over, 0.0));
-    // Marks that would be cut in half are covered whole.
-    let covered = place.expand2(Vec2::new(4.0 * xs, 0.0)).intersect(cell.shrink(1.0));
-    ui.painter().rect_filled(covered, 0.0, Ink::Surface.of(ui));
     ui.painter().galley(place.left_top() + Vec2::new(2.0 * xs, 0.0), galley, color);
 }

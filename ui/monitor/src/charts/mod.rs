@@ -12,11 +12,14 @@ use eframe::egui::{
     Align, Align2, Color32, CornerRadius, EventFilter, Key, Layout, Response, Role, Sense, Stroke,
     StrokeKind, TextStyle, Ui, UiBuilder, Vec2, WidgetInfo, pos2,
 };
-use egui_plot::{AxisHints, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, Points, VLine};
+use egui_plot::{
+    AxisHints, FilledArea, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, PlotUi, Points,
+    VLine,
+};
 use nibble_run::Residence;
 
 use crate::{
-    decimate::decimate,
+    decimate::Thinned,
     history::{Facts, History},
     plan_bar::plan_of,
     theme::{Ink, tokens},
@@ -37,6 +40,9 @@ const LEAST_HEIGHT: f32 = 132.0;
 const LEAST_NARROW_HEIGHT: f32 = 160.0;
 /// Width of the labels beside the vertical axis; fixed, so that charts are aligned and stay put.
 const AXIS_WIDTH: f32 = 56.0;
+
+/// Width of the longest step below a chart, with some air.
+const TAG_WIDTH: f32 = 60.0;
 
 /// A level that was planned.
 #[derive(Debug)]
@@ -62,22 +68,45 @@ fn planned_levels(facts: &Facts) -> Vec<Level> {
 #[derive(Debug, Default)]
 struct Trace {
     key: Option<(u64, [u64; 2], usize)>,
-    points: Vec<PlotPoint>,
+    thinned: Thinned,
 }
 
 impl Trace {
     fn update(&mut self, line: &LineSpec, history: &History, range: (f64, f64), n_columns: usize) {
         let key = (history.version, [range.0.to_bits(), range.1.to_bits()], n_columns);
         if self.key != Some(key) {
-            decimate((line.values)(history), range, n_columns, &mut self.points);
+            self.thinned.update((line.values)(history), range, n_columns);
             self.key = Some(key);
         }
     }
 
+    fn points(&self) -> &[PlotPoint] {
+        &self.thinned.points
+    }
+
     /// The drawn point at `step`, if there is one.
     fn at(&self, step: f64) -> Option<PlotPoint> {
-        let i = self.points.partition_point(|point| point.x < step);
-        self.points.get(i).filter(|point| point.x == step).copied()
+        let i = self.points().partition_point(|point| point.x < step);
+        self.points().get(i).filter(|point| point.x == step).copied()
+    }
+
+    /// Draws a line of `spec` in `color`.
+    fn draw<'a>(&'a self, plot: &mut PlotUi<'a>, spec: &LineSpec, color: Color32) {
+        let points = || PlotPoints::Borrowed(self.points());
+        let band = &self.thinned.band;
+        if spec.pen == Pen::Faint && !band.steps.is_empty() {
+            // So many lines side by side are a plane, and one colour shows it best.
+            let area = FilledArea::new(spec.name, &band.steps, &band.lows, &band.highs);
+            let edge = Stroke::new(spec.pen.width(), color.gamma_multiply(0.3));
+            return plot.add(area.fill_color(color.gamma_multiply(0.2)).stroke(edge));
+        }
+        let color = if spec.pen == Pen::Faint { color.gamma_multiply(0.4) } else { color };
+        if spec.pen == Pen::Marked || self.points().len() == 1 {
+            plot.points(Points::new("", points()).color(color).radius(3.0));
+        }
+        // The points are few already.
+        let line = Line::new(spec.name, points()).allow_band(false);
+        plot.line(line.color(color).width(spec.pen.width()));
     }
 }
 
@@ -97,7 +126,7 @@ pub struct Charts {
 impl Charts {
     /// Points that are drawn now, in all charts.
     pub fn n_points(&self) -> usize {
-        self.traces.iter().flatten().map(|trace| trace.points.len()).sum()
+        self.traces.iter().flatten().map(|trace| trace.points().len()).sum()
     }
 
     /// Shows all charts in the room that `ui` has, or lower ones that can be scrolled.
@@ -152,13 +181,14 @@ impl Charts {
         levels: &[Level],
     ) -> Option<f64> {
         let spec = &CHARTS[index];
-        let [_, s, m, ..] = tokens().spacing;
+        let [_, s, m, _, xl, _] = tokens().spacing;
         let (cell, _) = ui.allocate_exact_size(size, Sense::hover());
         let radius = CornerRadius::same(s as u8);
         let border = Stroke::new(1.0, Ink::Line.of(ui));
         ui.painter().rect(cell, radius, Ink::Surface.of(ui), border, StrokeKind::Inside);
         let layout = Layout::top_down(Align::Min);
-        let inside = cell.shrink2(Vec2::new(m, s));
+        // To the right there is room for half of the last mark's label.
+        let inside = cell.shrink2(Vec2::new(m, s)).with_max_x(cell.right() - xl);
         let builder = UiBuilder::new().id_salt(spec.title).max_rect(inside).layout(layout);
         let ui = &mut ui.new_child(builder);
         ui.set_clip_rect(cell.intersect(ui.clip_rect()));
@@ -173,7 +203,7 @@ impl Charts {
         for (trace, line) in traces.iter_mut().zip(spec.lines) {
             trace.update(line, history, range, n_columns as usize);
         }
-        let values = traces.iter().flat_map(|trace| &trace.points).map(|point| point.y);
+        let values = traces.iter().flat_map(Trace::points).map(|point| point.y);
         let heights =
             height_range(values.chain(levels.iter().map(|level| level.bytes)), spec.from_zero);
         let response = self.plot(ui, (index, history), (range, heights), levels);
@@ -235,6 +265,7 @@ impl Charts {
         let spec = &CHARTS[index];
         let size = ui.available_size();
         let n_marks = (f64::from(size.x / 88.0), f64::from(size.y / 32.0).max(2.5));
+        let near = (range.1 - range.0) * f64::from(TAG_WIDTH / size.x.max(1.0));
         let largest = heights.1.abs().max(heights.0.abs());
         let unit = spec.unit;
         let colors = (Ink::Line.of(ui), Ink::Muted.of(ui));
@@ -270,9 +301,11 @@ impl Charts {
             .label_formatter(|_| None)
             .x_grid_spacer(move |input| ticks::whole_marks(input.bounds, n_marks.0))
             .y_grid_spacer(move |input| ticks::marks(input.bounds, unit.size(largest), n_marks.1))
-            .custom_x_axes(vec![
-                axis(AxisHints::new_x()).formatter(|mark, _| words::count(mark.value)),
-            ])
+            .custom_x_axes(vec![axis(AxisHints::new_x()).formatter(move |mark, _| {
+                // The cursor's own step stands there.
+                let is_near = cursor.is_some_and(|step| (mark.value - step).abs() < near);
+                if is_near { String::new() } else { words::count(mark.value) }
+            })])
             .custom_y_axes(vec![
                 axis(AxisHints::new_y())
                     .min_thickness(AXIS_WIDTH)
@@ -285,14 +318,7 @@ impl Charts {
                     plot.vline(VLine::new("cursor", step).color(colors.1).width(1.0));
                 }
                 for (line, trace, color) in lines {
-                    let points = || PlotPoints::Borrowed(&trace.points);
-                    let color =
-                        if line.pen == Pen::Faint { color.gamma_multiply(0.4) } else { color };
-                    let width = line.pen.width();
-                    if line.pen == Pen::Marked || trace.points.len() == 1 {
-                        plot.points(Points::new("", points()).color(color).radius(3.0));
-                    }
-                    plot.line(Line::new(line.name, points()).color(color).width(width));
+                    trace.draw(plot, line, color);
                     if let Some(point) = cursor.and_then(|step| trace.at(step)) {
                         let dot = PlotPoints::Owned(vec![point]);
                         plot.points(Points::new("", dot).color(color).radius(3.0));

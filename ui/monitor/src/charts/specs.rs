@@ -65,8 +65,6 @@ pub enum Pen {
     Faint,
     /// What is looked at.
     Plain,
-    /// What is looked at, and jumps.
-    Thin,
     /// With a mark at every value.
     Marked,
 }
@@ -75,7 +73,6 @@ impl Pen {
     pub const fn width(self) -> f32 {
         match self {
             Self::Faint => 1.0,
-            Self::Thin => 1.25,
             Self::Plain | Self::Marked => 2.0,
         }
     }
@@ -184,12 +181,20 @@ pub const CHARTS: [ChartSpec; 5] = [
         unit: Unit::Decimal,
         from_zero: true,
         planned: false,
-        lines: &[LineSpec {
-            name: "before clipping",
-            ink: Ink::Gradients,
-            pen: Pen::Thin,
-            values: |history| (&history.steps, &history.gradient_norm),
-        }],
+        lines: &[
+            LineSpec {
+                name: "each step",
+                ink: Ink::Gradients,
+                pen: Pen::Faint,
+                values: |history| (&history.steps, &history.gradient_norm),
+            },
+            LineSpec {
+                name: "smoothed",
+                ink: Ink::Gradients,
+                pen: Pen::Plain,
+                values: |history| (&history.steps, &history.smooth_gradient_norm),
+            },
+        ],
     },
 ];
 
