@@ -13,6 +13,9 @@ use nibble_monitor::{
 };
 use nibble_run::{RunError, RunFolder};
 
+/// The window's picture in the list of windows.
+const ICON: &[u8] = include_bytes!("../../../assets/icons/128x128.png");
+
 /// Charts a run while it trains, or after: loss, memory, speed.
 #[derive(Debug, Parser)]
 #[command(name = "nibble-monitor", version)]
@@ -53,7 +56,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let level = if arguments.on_top { WindowLevel::AlwaysOnTop } else { WindowLevel::Normal };
+    // A window without a picture is no worse a window.
+    let icon = eframe::icon_data::from_png_bytes(ICON).unwrap_or_default();
     let viewport = ViewportBuilder::default()
+        .with_icon(icon)
         .with_title("Nibble")
         .with_app_id("nibble-monitor")
         .with_inner_size([960.0, 760.0])
