@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{Error, nibble, root, run as run_program, window};
+use crate::{Error, nibble, root, run as run_program, system, window};
 
 /// Prompts within the small world of the starter model.
 const PROMPTS: [&str; 3] =
@@ -14,13 +14,12 @@ const PROMPTS: [&str; 3] =
 
 /// Builds Nibble and opens its window; `headless`, fine-tunes the starter model in the terminal.
 pub fn run(headless: bool) -> Result<(), Error> {
+    if !headless && system::has_display() {
+        window::prepare(false)?;
+        return window::open();
+    }
     if !headless {
-        match window::obstacle() {
-            None => return window::open(),
-            Some(obstacle) => println!(
-                "The window cannot be built here: {obstacle}.\nThe same job in the terminal:\n"
-            ),
-        }
+        println!("There is no display to open a window on: the same job in the terminal.\n");
     }
     let nibble = nibble()?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());

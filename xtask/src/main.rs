@@ -4,6 +4,7 @@ mod bench;
 mod first_run;
 mod reference;
 mod starter;
+mod system;
 mod tidy;
 mod window;
 
@@ -15,8 +16,10 @@ use std::{
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  run [--headless]   build Nibble and fine-tune the built-in model on a built-in dataset
-  test               check formatting, lints, every test and the house's rules
+  run [--headless]   build Nibble and open it; headless, or without a display, fine-tune the
+                     built-in model on a built-in dataset in the terminal
+  test [--without-window]
+                     check formatting, lints, every test and the house's rules
   bench [SHAPE ...]  measure speed and memory, beside PEFT + bitsandbytes where Python is there
   tidy               check the house's rules alone
   starter            train the starter model again, from nothing
@@ -49,6 +52,16 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Something that this project does not bring, and could not install.
+    #[error(
+        "missing: {}; install it and run this again, or go without the window: \
+         `cargo xtask run --headless`, `cargo xtask test --without-window`",
+        packages.join(", ")
+    )]
+    Missing {
+        /// The Debian packages, or what to get elsewhere.
+        packages: Vec<&'static str>,
+    },
     /// The reference environment.
     #[error(transparent)]
     Reference(#[from] reference::ReferenceError),
@@ -59,7 +72,7 @@ fn main() -> ExitCode {
     let mut words = arguments.iter().map(String::as_str);
     let result = match words.next() {
         Some("run") => first_run::run(words.any(|word| word == "--headless")),
-        Some("test") => test(),
+        Some("test") => test(words.any(|word| word == "--without-window")),
         Some("bench") => bench::bench(&words.collect::<Vec<_>>()),
         Some("starter") => starter::starter(),
         Some("datasets") => starter::write_datasets(),
@@ -84,20 +97,21 @@ fn main() -> ExitCode {
 }
 
 /// Everything that must hold.
-fn test() -> Result<(), Error> {
+fn test(without_window: bool) -> Result<(), Error> {
     cargo("formatting", &["fmt", "--all", "--check"])?;
     tidy::tidy()?;
     let mut packages = vec!["--workspace"];
-    if let Some(obstacle) = window::obstacle() {
-        println!("The window is left out: {obstacle}.");
+    if without_window {
         packages.extend(["--exclude", window::CRATE]);
     } else {
+        window::prepare(true)?;
         window::build_page()?;
         window::test_page()?;
     }
     let lints = ["--all-targets", "--", "--deny", "warnings"];
     cargo("the lints", &[&["clippy"], &packages[..], &lints].concat())?;
-    cargo("a test", &[&["test"], &packages[..]].concat())
+    cargo("a test", &[&["test"], &packages[..]].concat())?;
+    if without_window { Ok(()) } else { window::test_window() }
 }
 
 /// The project's root.

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::{Error, cargo, root, run};
+use crate::{
+    Error, cargo, root, run,
+    system::{self, succeeds},
+};
 
 /// The app's crate, which needs a built page and, on Linux, WebKit.
 pub const CRATE: &str = "nibble-studio";
@@ -14,23 +17,22 @@ fn page() -> PathBuf {
 /// What npm is called.
 const NPM: &str = if cfg!(windows) { "npm.cmd" } else { "npm" };
 
-fn succeeds(program: &str, arguments: &[&str]) -> bool {
-    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
-}
-
-/// Why the window cannot be built here, if it cannot.
-pub fn obstacle() -> Option<&'static str> {
-    if !page().join("package.json").is_file() {
-        return Some("ui/studio is not in this checkout");
-    }
+/// Brings Node's libraries and what the system must have.
+///
+/// # Errors
+/// When something is missing that cannot be installed from here.
+pub fn prepare(with_tests: bool) -> Result<(), Error> {
     if !succeeds(NPM, &["--version"]) {
-        return Some("npm is not installed; get Node.js from https://nodejs.org");
+        return Err(Error::Missing { packages: vec!["Node.js (https://nodejs.org)"] });
     }
-    let webkit = ["--exists", "webkit2gtk-4.1"];
-    if cfg!(target_os = "linux") && !succeeds("pkg-config", &webkit) {
-        return Some("WebKit is not installed; on Debian: apt install libwebkit2gtk-4.1-dev");
+    system::prepare(with_tests)?;
+    // npm notes what it has installed; a lock file that is newer asks for something else.
+    let modified = |path: PathBuf| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    let installed = modified(page().join("node_modules").join(".package-lock.json"));
+    if installed.is_none() || installed < modified(page().join("package-lock.json")) {
+        npm("fetching the page's libraries", &["ci", "--no-audit", "--no-fund"])?;
     }
-    None
+    Ok(())
 }
 
 fn npm(what: &str, arguments: &[&str]) -> Result<(), Error> {
@@ -38,20 +40,42 @@ fn npm(what: &str, arguments: &[&str]) -> Result<(), Error> {
 }
 
 /// Builds the page that the app embeds.
+///
+/// # Errors
+/// When it does not build.
 pub fn build_page() -> Result<(), Error> {
-    if !page().join("node_modules").is_dir() {
-        npm("fetching the page's libraries", &["ci"])?;
-    }
     npm("building the page", &["run", "build"])
 }
 
-/// Holds the page against its own tests.
+/// Holds the page against its own tests, by itself and in a browser.
+///
+/// # Errors
+/// When one fails.
 pub fn test_page() -> Result<(), Error> {
     npm("checking the page", &["run", "check"])?;
-    npm("a test of the page", &["test"])
+    npm("a test of the page", &["test"])?;
+    npm("a test of the page in a browser", &["run", "browser"])
+}
+
+/// Drives the real app in a real window, on a screen that nobody sees.
+///
+/// # Errors
+/// When a test fails.
+pub fn test_window() -> Result<(), Error> {
+    if !cfg!(target_os = "linux") {
+        return Ok(());
+    }
+    // The window is held against the command line.
+    cargo("building the command line", &["build", "--package", "nibble-cli"])?;
+    let test = ["test", "--package", CRATE, "--test", "window"];
+    let alone = ["--", "--ignored", "--test-threads=1"];
+    cargo("a test of the window", &[&test[..], &alone].concat())
 }
 
 /// Builds everything and opens the window.
+///
+/// # Errors
+/// When it does not build.
 pub fn open() -> Result<(), Error> {
     build_page()?;
     let monitor = ["build", "--release", "--package", "nibble-monitor"];
