@@ -44,11 +44,8 @@ pub struct Trouble {
 impl From<RunError> for Trouble {
     fn from(error: RunError) -> Self {
         let (message, hint) = error.explanation();
-        let hint = match error {
-            _ if !hint.is_empty() => hint,
-            RunError::Settings { .. } => "mend run.toml, or choose another run".into(),
-            _ => "check that the folder is still there and may be read".into(),
-        };
+        // Excerpts of files bring blanks and line breaks that a sentence has no room for.
+        let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
         Self { message, hint }
     }
 }

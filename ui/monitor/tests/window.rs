@@ -353,5 +353,5 @@ fn a_folder_of_a_newer_nibble_is_named_as_such() {
     wait_for(&mut harness, "Update Nibble to open it.");
     fs::write(place.path().join("run.toml"), "format = 1\nbatch = \"many\"").unwrap();
     wait_for(&mut harness, "cannot be read as settings");
-    wait_for(&mut harness, "Mend run.toml, or choose another run.");
+    wait_for(&mut harness, "Mend the line, or start the run anew.");
 }
