@@ -2,6 +2,7 @@
 // checked and a picture taken.
 //
 //   npm run browser [-- FOLDER_FOR_PICTURES]
+//   npm run measure
 //
 // NIBBLE_CHROMIUM names the browser; else `chromium` is taken from the PATH.
 
@@ -12,7 +13,9 @@ import { delimiter, join, resolve } from "node:path";
 import { AxeBuilder } from "@axe-core/playwright";
 import { chromium } from "playwright-core";
 
-const pictures = resolve(process.argv[2] ?? "screenshots-out");
+const pictures = resolve(
+  process.argv.slice(2).find((word) => !word.startsWith("--")) ?? "screenshots-out",
+);
 mkdirSync(pictures, { recursive: true });
 const executablePath =
   process.env["NIBBLE_CHROMIUM"] ??
@@ -48,7 +51,7 @@ async function open(theme, query = "") {
     if (message.type() === "error") faults.push(message.text());
   });
   await page.goto(`http://localhost:${PORT}/${query}`);
-  await page.getByTestId("page-new").waitFor();
+  await page.locator("main").waitFor();
   return { page, faults, close: () => context.close() };
 }
 
@@ -167,13 +170,69 @@ async function reload() {
   await close();
 }
 
+/** How long a frame of a live run of 100,000 steps takes, and the panel after a key. */
+async function measure() {
+  const { page, close } = await open("light", "?endless");
+  await page.getByTestId("nav-new").click();
+  await page.getByTestId("memory-qlora").waitFor();
+  await page.evaluate(() => {
+    window.changes = [];
+    const row = () => document.querySelector("[data-testid=memory-qlora]").dataset["bytes"];
+    let [asked, before] = [0, row()];
+    addEventListener("keydown", () => ([asked, before] = [performance.now(), row()]), true);
+    new MutationObserver(() => {
+      if (asked && row() !== before) {
+        window.changes.push(performance.now() - asked);
+        asked = 0;
+      }
+    }).observe(document.body, { subtree: true, attributes: true });
+  });
+  await page.getByTestId("rank-thumb").focus();
+  for (let i = 0; i < 40; i++) {
+    await page.keyboard.press(i % 2 ? "ArrowLeft" : "ArrowRight");
+    await page.waitForTimeout(50);
+  }
+  const changes = (await page.evaluate(() => window.changes)).sort((a, b) => a - b);
+  const middle = changes[Math.floor(changes.length / 2)];
+  console.log(`a key to the memory panel: ${middle.toFixed(1)} ms (median of ${changes.length})`);
+
+  await page.getByTestId("nav-run").click();
+  await page.getByTestId("chart-loss").locator("canvas").waitFor();
+  await page.waitForTimeout(1500);
+  const devtools = await page.context().newCDPSession(page);
+  await devtools.send("Performance.enable");
+  const reading = async () => {
+    const { metrics } = await devtools.send("Performance.getMetrics");
+    const of = (name) => metrics.find((metric) => metric.name === name).value;
+    return {
+      script: of("ScriptDuration"),
+      busy: of("TaskDuration"),
+      step: await page.getByTestId("step").textContent(),
+    };
+  };
+  const [from, start] = [await reading(), Date.now()];
+  await page.waitForTimeout(5000);
+  const [to, end] = [await reading(), Date.now()];
+  const steps = Number(to.step.replaceAll(",", "")) - Number(from.step.replaceAll(",", ""));
+  const busy = (to.busy - from.busy) * 1000;
+  const script = (to.script - from.script) * 1000;
+  console.log(
+    `five charts of 100,000 live points: ${(busy / steps).toFixed(1)} ms a frame with new points, ` +
+      `${(script / steps).toFixed(1)} of them script; ${(busy / (end - start)).toFixed(2)} of a core at ${((steps / (end - start)) * 1000).toFixed(0)} a second`,
+  );
+  await close();
+}
+
+const TESTS = process.argv.includes("--measure")
+  ? { measured: measure }
+  : {
+      "every page in light": () => walk("light"),
+      "every page in dark": () => walk("dark"),
+      "empty pages": emptyPages,
+      "a reload keeps the draft": reload,
+    };
 let failed = false;
-for (const [name, test] of Object.entries({
-  "every page in light": () => walk("light"),
-  "every page in dark": () => walk("dark"),
-  "empty pages": emptyPages,
-  "a reload keeps the draft": reload,
-})) {
+for (const [name, test] of Object.entries(TESTS)) {
   try {
     await test();
     console.log(`ok      ${name}`);

@@ -7,7 +7,7 @@ class Observer {
   unobserve(): void {}
   disconnect(): void {}
 }
-Object.assign(globalThis, { ResizeObserver: Observer });
+Object.assign(globalThis, { ResizeObserver: Observer, IntersectionObserver: Observer });
 window.matchMedia = (query) =>
   ({
     matches: false,

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { Series, align, decimate, smooth } from "./series";
+import { Series, Smooth, align, decimate } from "./series";
 
 const series = (values: number[]) =>
   Series.from(
@@ -24,9 +24,19 @@ describe("decimating", () => {
     const long = new Series();
     for (let i = 0; i < 100_000; i++) long.push(i, i === 54_321 ? 99 : Math.sin(i / 500));
     const thin = decimate(long, 800);
-    expect(thin.length).toBeLessThanOrEqual(1600);
+    expect(thin.length).toBeLessThanOrEqual(1602);
+    expect(thin.length).toBeGreaterThan(800);
     expect(Math.max(...thin.y)).toBe(99);
     expect([...thin.x]).toEqual([...thin.x].sort((a, b) => a - b));
+    expect(Math.min(...thin.y)).toBe(Math.min(...long.y));
+  });
+
+  it.each([1700, 5000, 20_000, 60_000, 70_000])("keeps the extremes of %d points", (n) => {
+    const long = new Series();
+    for (let i = 0; i < n; i++) long.push(i, Math.sin(i * i));
+    const thin = decimate(long, 800);
+    expect(thin.length).toBeLessThanOrEqual(1602);
+    expect(Math.max(...thin.y)).toBe(Math.max(...long.y));
     expect(Math.min(...thin.y)).toBe(Math.min(...long.y));
   });
 
@@ -47,15 +57,32 @@ describe("decimating", () => {
 
 describe("smoothing", () => {
   it("keeps a constant and begins with the first value", () => {
-    expect([...smooth(series(new Array(50).fill(2))).y].every((y) => Math.abs(y - 2) < 1e-12)).toBe(
-      true,
-    );
-    expect(smooth(series([5, ...new Array(99).fill(1)])).y[0]).toBe(5);
+    const constant = new Smooth().of(series(new Array(50).fill(2)));
+    expect([...constant.y].every((y) => Math.abs(y - 2) < 1e-12)).toBe(true);
+    expect(new Smooth().of(series([5, ...new Array(99).fill(1)])).y[0]).toBe(5);
   });
 
   it("steps over what is no number", () => {
-    const smoothed = smooth(series([1, NaN, 1]));
-    expect(smoothed.y[2]).toBe(1);
+    expect(new Smooth().of(series([1, NaN, 1])).y[2]).toBe(1);
+  });
+
+  it("is nearly the same whether a series comes at once or point by point", () => {
+    const values = Array.from({ length: 3000 }, (_, i) => 5 / (i + 1) + Math.sin(i));
+    const whole = new Smooth().of(series(values)).last!;
+    const [raw, growing] = [new Series(), new Smooth()];
+    values.forEach((value, i) => {
+      raw.push(i + 1, value);
+      growing.of(raw);
+    });
+    expect(growing.series.length).toBe(3000);
+    // Its span is at most a tenth behind.
+    expect(Math.abs(growing.series.last! - whole)).toBeLessThan(0.1);
+  });
+
+  it("begins anew when the series does", () => {
+    const smooth = new Smooth();
+    smooth.of(series([9, 9, 9]));
+    expect([...smooth.of(series([1])).y]).toEqual([1]);
   });
 });
 

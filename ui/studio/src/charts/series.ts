@@ -1,20 +1,36 @@
-// Long series: growing without copying, smoothing, and as few points as a chart has columns.
+// Long series: growing without copying, smoothing, and as few points as a chart has columns. A run
+// of 100,000 steps gets a new point several times a second, so nothing here looks at all of them
+// again for one more.
 
-/** Points whose x rises, in memory that grows by doubling. */
+/** Points of a block whose lowest and highest are remembered. */
+const BLOCK = 16;
+
+/** Points in the order of their x, in memory that grows by doubling. */
 export class Series {
   #x = new Float64Array(256);
   #y = new Float64Array(256);
+  /** Index of the lowest and of the highest point of each block. */
+  #low = new Uint32Array(256 / BLOCK);
+  #high = new Uint32Array(256 / BLOCK);
   length = 0;
 
   push(x: number, y: number): void {
-    if (this.length === this.#x.length) {
-      const [x, y] = [new Float64Array(2 * this.length), new Float64Array(2 * this.length)];
-      x.set(this.#x);
-      y.set(this.#y);
-      [this.#x, this.#y] = [x, y];
+    const at = this.length;
+    if (at === this.#x.length) {
+      this.#x = grown(this.#x, new Float64Array(2 * at));
+      this.#y = grown(this.#y, new Float64Array(2 * at));
+      this.#low = grown(this.#low, new Uint32Array((2 * at) / BLOCK));
+      this.#high = grown(this.#high, new Uint32Array((2 * at) / BLOCK));
     }
-    this.#x[this.length] = x;
-    this.#y[this.length] = y;
+    this.#x[at] = x;
+    this.#y[at] = y;
+    const block = Math.floor(at / BLOCK);
+    if (at % BLOCK === 0) {
+      this.#low[block] = this.#high[block] = at;
+    } else {
+      if (!(y >= this.#y[this.#low[block]!]!)) this.#low[block] = at;
+      if (!(y <= this.#y[this.#high[block]!]!)) this.#high[block] = at;
+    }
     this.length += 1;
   }
 
@@ -34,6 +50,17 @@ export class Series {
     return this.length > 0 ? (this.#y[this.length - 1] ?? null) : null;
   }
 
+  /** The lowest and the highest point of blocks `from` to `to`, in their order. */
+  extremes(from: number, to: number): [number, number] {
+    let [low, high] = [this.#low[from]!, this.#high[from]!];
+    for (let block = from + 1; block < to; block++) {
+      const [lower, higher] = [this.#low[block]!, this.#high[block]!];
+      if (this.#y[lower]! < this.#y[low]!) low = lower;
+      if (this.#y[higher]! > this.#y[high]!) high = higher;
+    }
+    return low < high ? [low, high] : [high, low];
+  }
+
   static from(x: Iterable<number>, y: Iterable<number>): Series {
     const series = new Series();
     const values = y[Symbol.iterator]();
@@ -42,63 +69,96 @@ export class Series {
   }
 }
 
-/** An exponential average over a twentieth of the series, without the pull of its first value. */
-export function smooth(series: Series): Series {
-  const keep = 1 - 1 / Math.max(series.length / 20, 1);
-  const { x, y } = series;
-  const smoothed = new Series();
-  let [sum, weight] = [0, 0];
-  for (let i = 0; i < series.length; i++) {
-    const value = y[i]!;
-    if (Number.isFinite(value)) {
-      sum = keep * sum + (1 - keep) * value;
-      weight = keep * weight + (1 - keep);
+function grown<T extends Float64Array | Uint32Array>(from: T, to: T): T {
+  to.set(from);
+  return to;
+}
+
+/** An exponential average over a twentieth of a series, without the pull of its first value. */
+export class Smooth {
+  readonly series = new Series();
+  #raw: Series | null = null;
+  #span = 0;
+  #sum = 0;
+  #weight = 0;
+
+  /** The average of `raw`, which has only grown since the last call. */
+  of(raw: Series): Series {
+    // What a twentieth is changes slowly: all is averaged anew only when it has grown by a tenth.
+    const span = Math.max(raw.length / 20, 1);
+    const other = raw !== this.#raw || raw.length < this.series.length;
+    if (other || span > 1.1 * this.#span) {
+      this.#raw = raw;
+      this.series.clear();
+      this.#span = span;
+      this.#sum = this.#weight = 0;
     }
-    smoothed.push(x[i]!, weight > 0 ? sum / weight : NaN);
+    const keep = 1 - 1 / this.#span;
+    const { x, y } = raw;
+    for (let i = this.series.length; i < raw.length; i++) {
+      const value = y[i]!;
+      if (Number.isFinite(value)) {
+        this.#sum = keep * this.#sum + (1 - keep) * value;
+        this.#weight = keep * this.#weight + (1 - keep);
+      }
+      this.series.push(x[i]!, this.#weight > 0 ? this.#sum / this.#weight : NaN);
+    }
+    return this.series;
   }
-  return smoothed;
 }
 
 /**
- * At most two points a column: the lowest and the highest of the points that fall on it, so that
- * no spike is lost. Series with fewer points than that are left as they are.
+ * About two points a column: the lowest and the highest of those that fall on it, so that no spike
+ * is lost. Series with fewer points than that are left as they are.
  */
 export function decimate(series: Series, nColumns: number): Series {
-  if (series.length <= 2 * nColumns) return series;
+  if (series.length <= Math.max(2 * nColumns, 2 * BLOCK)) return series;
   const { x, y } = series;
-  const [first, last] = [x[0]!, x[series.length - 1]!];
-  const width = (last - first) / nColumns || 1;
   const thin = new Series();
-  let start = 0;
-  for (let column = 0; column < nColumns && start < series.length; column++) {
-    const end = column === nColumns - 1 ? Infinity : first + (column + 1) * width;
+  const keep = ([first, second]: [number, number]) => {
+    thin.push(x[first]!, y[first]!);
+    if (second !== first) thin.push(x[second]!, y[second]!);
+  };
+  const nBlocks = Math.ceil(series.length / BLOCK);
+  if (nBlocks >= 4 * nColumns) {
+    const step = Math.ceil(nBlocks / nColumns);
+    for (let block = 0; block < nBlocks; block += step) {
+      keep(series.extremes(block, Math.min(block + step, nBlocks)));
+    }
+    return thin;
+  }
+  const step = Math.ceil(series.length / nColumns);
+  for (let start = 0; start < series.length; start += step) {
     let [low, high] = [start, start];
-    let i = start;
-    for (; i < series.length && x[i]! < end; i++) {
+    for (let i = start + 1; i < Math.min(start + step, series.length); i++) {
       if (y[i]! < y[low]!) low = i;
       if (y[i]! > y[high]!) high = i;
     }
-    if (i === start) continue;
-    for (const at of low === high ? [low] : [Math.min(low, high), Math.max(low, high)]) {
-      thin.push(x[at]!, y[at]!);
-    }
-    start = i;
+    keep(low < high ? [low, high] : [high, low]);
   }
   return thin;
 }
 
 /** Several series over the union of their x, as uPlot wants them. */
 export function align(all: Series[]): [number[], ...(number | null)[][]] {
-  const xs = [...new Set(all.flatMap((series) => [...series.x]))].sort((a, b) => a - b);
-  const columns = all.map((series) => {
-    const values: (number | null)[] = [];
-    let i = 0;
-    for (const x of xs) {
-      while (i < series.length && series.x[i]! < x) i++;
-      const y = i < series.length && series.x[i] === x ? series.y[i]! : NaN;
-      values.push(Number.isFinite(y) ? y : null);
-    }
-    return values;
-  });
-  return [xs, ...columns];
+  const xs: number[] = [];
+  const columns: (number | null)[][] = all.map(() => []);
+  const next = all.map(() => 0);
+  for (;;) {
+    let x = Infinity;
+    all.forEach((series, k) => {
+      if (next[k]! < series.length) x = Math.min(x, series.x[next[k]!]!);
+    });
+    if (x === Infinity) return [xs, ...columns];
+    xs.push(x);
+    all.forEach((series, k) => {
+      let value: number | null = null;
+      while (next[k]! < series.length && series.x[next[k]!] === x) {
+        const y = series.y[next[k]!]!;
+        value = Number.isFinite(y) ? y : null;
+        next[k]! += 1;
+      }
+      columns[k]!.push(value);
+    });
+  }
 }

@@ -55,16 +55,17 @@ class Playback {
 
   async #play(): Promise<void> {
     for (const event of events) {
-      if (this.#stopped) return this.#tell([], "stopped");
+      if (this.#stopped) return this.tell([], "stopped");
       if (event.event === "step" || event.event === "loading") await pause(25);
       while (this.#paused && !this.#stopped) await pause(30);
-      this.#tell([event], event.event === "loading" ? "loading" : "training");
+      this.sent.push(event);
+      this.tell([event], event.event === "loading" ? "loading" : "training");
     }
-    this.#tell([], "finished");
+    this.tell([], "finished");
   }
 
-  #tell(events: Event[], state: RunState): void {
-    this.sent.push(...events);
+  /** Sends what is new to everyone who watches. */
+  protected tell(events: Event[], state: RunState): void {
     this.state = state;
     const update = { reset: false, events, state, error: null };
     for (const watcher of this.#watchers) watcher(update);
@@ -73,8 +74,10 @@ class Playback {
   control(command: Command): void {
     if (command === "stop") this.#stopped = true;
     else this.#paused = command === "pause";
-    if (command === "pause") this.#tell([{ event: "paused" }], "paused");
-    if (command === "resume") this.#tell([{ event: "resumed" }], "training");
+    if (command === "stop") return;
+    const event: Event = { event: command === "pause" ? "paused" : "resumed" };
+    this.sent.push(event);
+    this.tell([event], command === "pause" ? "paused" : "training");
   }
 
   watch(watcher: (update: RunUpdate) => void): () => void {
@@ -99,15 +102,36 @@ class Playback {
       final_loss: losses.at(-1) ?? null,
       peak_bytes: steps.at(-1)?.host_bytes ?? null,
       planned_bytes: recordedRun.plan.methods[2]?.peak_bytes ?? null,
-      sparkline: losses,
+      sparkline: losses.slice(-60),
       checkpoints: this.sent.flatMap((event) => (event.event === "checkpoint" ? [event.step] : [])),
     };
   }
 }
 
+/** A run of a hundred thousand steps that goes on and on: the recorded one, over and over. */
+class Endless extends Playback {
+  constructor(path: string, settings: RunSettings) {
+    super(path, settings, Date.UTC(2026, 10, 20), true);
+    this.sent = [...events];
+    while (this.sent.length < 100_000) this.#again();
+    this.state = "training";
+    setInterval(() => this.tell([this.#again()], "training"), 50);
+  }
+
+  #again(): Event {
+    const steps = events.filter((event) => event.event === "step");
+    const step = this.sent.length;
+    const event = { ...steps[step % steps.length]!, step };
+    this.sent.push(event);
+    return event;
+  }
+}
+
 const settings = recordedRun.settings as RunSettings;
 const known: Playback[] = [];
-if (!location.search.includes("empty")) {
+if (location.search.includes("endless")) {
+  known.push(new Endless("/home/you/runs/endless", settings));
+} else if (!location.search.includes("empty")) {
   known.push(new Playback(recordedRun.path, settings, Date.UTC(2026, 10, 22, 18, 4), true));
 }
 

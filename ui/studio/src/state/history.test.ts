@@ -42,9 +42,11 @@ describe("the history of a run", () => {
     const steps = events.filter(({ event }) => event === "step");
     history.add(update([...ready, ...steps.slice(0, 2)]));
     expect(history.secondsLeft).toBeNull();
+    expect(history.secondsPerEpoch).toBeNull();
     history.add(update(steps.slice(2, 40)));
     const { tokens, tokens_per_s } = history.latest!;
     expect(history.secondsLeft).toBeGreaterThan((20 * tokens) / tokens_per_s);
     expect(history.secondsLeft).toBeLessThan((80 * tokens) / tokens_per_s);
+    expect(history.secondsPerEpoch).toBeGreaterThan(0);
   });
 });

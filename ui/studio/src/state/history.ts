@@ -96,13 +96,25 @@ export class History {
     return this.ready?.n_steps ?? null;
   }
 
-  /** Seconds that the steps left will take at the pace of the last hundred. */
+  /** Seconds that a token takes, at the pace of the last hundred steps; after a short warm-up. */
+  get #secondsPerToken(): number | null {
+    if (this.throughput.length < 3) return null;
+    const paces = this.throughput.y.subarray(-100);
+    return paces.reduce((sum, pace) => sum + 1 / pace, 0) / paces.length;
+  }
+
+  /** Seconds that the steps left will take. */
   get secondsLeft(): number | null {
     const { nSteps, latest } = this;
-    if (nSteps === null || latest === null || this.throughput.length < 3) return null;
-    const paces = this.throughput.y.subarray(-100);
-    const secondsPerToken = paces.reduce((sum, pace) => sum + 1 / pace, 0) / paces.length;
-    return (nSteps - latest.step) * latest.tokens * secondsPerToken;
+    const pace = this.#secondsPerToken;
+    if (nSteps === null || latest === null || pace === null) return null;
+    return (nSteps - latest.step) * latest.tokens * pace;
+  }
+
+  /** Seconds that every example once will take. */
+  get secondsPerEpoch(): number | null {
+    const pace = this.#secondsPerToken;
+    return pace === null || this.ready === null ? null : this.ready.n_tokens * pace;
   }
 }
 
