@@ -28,6 +28,7 @@
 pub mod cpu;
 pub mod device;
 pub mod memory;
+pub mod random;
 
 pub use cpu::Cpu;
 pub use device::{Compute, DeviceKind, DeviceProfile, Isa};

@@ -1,6 +1,9 @@
 //! What the operations' tests share: every device, seeded inputs, error measures.
 
-use crate::{Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, nf4};
+use crate::{
+    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, nf4,
+    random::{Sequence, uniform},
+};
 
 /// Every path of this machine's processor, in both precisions, on one thread and on three (a count
 /// that divides no shape evenly).
@@ -54,25 +57,21 @@ pub(crate) fn fetch<T: Element>(device: &impl Memory, slice: DeviceSlice<T>) -> 
     values
 }
 
-/// A stream of random numbers (SplitMix64).
-pub(crate) struct Random(u64);
+/// A stream of random numbers.
+pub(crate) struct Random(Sequence);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(Sequence::new(seed))
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next()
     }
 
     /// Uniform in `[0, 1)`.
     pub(crate) fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+        uniform(self.next())
     }
 
     /// Uniform in `0..n`.

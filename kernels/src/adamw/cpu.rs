@@ -8,6 +8,7 @@ use crate::{
     Cpu,
     cpu::{math::for_each_isa, parallel::CHUNK},
     memory::DeviceSlice,
+    random::hash,
 };
 
 /// The numbers of a step, rounded once.
@@ -108,15 +109,6 @@ fn round_stochastically(value: f32, draw: u16) -> bf16 {
 #[inline(always)]
 fn widen(value: bf16) -> f32 {
     f32::from_bits(u32::from(value.to_bits()) << 16)
-}
-
-/// SplitMix64's finaliser over seed and index.
-#[inline(always)]
-fn hash(seed: u64, index: u64) -> u64 {
-    let mut z = seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 impl AdamW for Cpu {

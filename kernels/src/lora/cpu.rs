@@ -9,6 +9,7 @@ use crate::{
         parallel::for_each_part,
     },
     memory::{DeviceSlice, Store},
+    random::hash,
 };
 
 impl Dropout {
@@ -29,13 +30,10 @@ for_each_isa! {
     }
 }
 
-/// A uniform 32-bit number for every seed and index (SplitMix64's finaliser).
+/// A uniform 32-bit number for every seed and index.
 #[inline(always)]
 fn draw(seed: u64, index: u64) -> u32 {
-    let mut z = seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 32) as u32
+    (hash(seed, index) >> 32) as u32
 }
 
 /// `x` as it enters the pair.

@@ -13,14 +13,14 @@ use std::{
 use nibble_data::{
     BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
 };
-use nibble_kernels::{Cpu, Memory, attention::Segment};
+use nibble_kernels::{Cpu, Memory, attention::Segment, random::hash};
 use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunLock, RunSettings};
 use serde::Deserialize;
 
 use super::{
     TrainError,
     checkpoint::{self, RunState},
-    initialise::{hash, initial_adapter},
+    initialise::initial_adapter,
     prepare::{self, Prepared, column_mapping, tokenize_options},
     schedule::LearningRate,
     trainer::{MicroBatch, OptimizerConfig, Trainer},

@@ -10,6 +10,7 @@ use std::{
 };
 
 use half::{bf16, f16};
+use nibble_kernels::random::{Sequence, hash, uniform};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
@@ -165,7 +166,7 @@ fn write_shard(
 /// The initial numbers of a tensor, one after another.
 enum Numbers {
     Constant(f32),
-    Normal { generator: SplitMix, deviation: f64, spare: Option<f64> },
+    Normal { generator: Normals, deviation: f64, spare: Option<f64> },
 }
 
 impl Numbers {
@@ -176,10 +177,8 @@ impl Numbers {
             _ if !role.is_matrix() => Self::Constant(1.0),
             _ => {
                 let name = role.name();
-                let state = name.bytes().fold(SplitMix(seed).next(), |state, byte| {
-                    SplitMix(state ^ u64::from(byte)).next()
-                });
-                Self::Normal { generator: SplitMix(state), deviation, spare: None }
+                let seed = name.bytes().fold(seed, |seed, byte| hash(seed, u64::from(byte)));
+                Self::Normal { generator: Normals(Sequence::new(seed)), deviation, spare: None }
             }
         }
     }
@@ -189,7 +188,7 @@ impl Numbers {
             Self::Constant(value) => *value,
             Self::Normal { generator, deviation, spare } => {
                 let normal = spare.take().unwrap_or_else(|| {
-                    let (first, second) = generator.normals();
+                    let (first, second) = generator.pair();
                     *spare = Some(second);
                     first
                 });
@@ -199,25 +198,17 @@ impl Numbers {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): a counter, scrambled.
-struct SplitMix(u64);
+/// Normal numbers, one pair after another.
+struct Normals(Sequence);
 
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-
+impl Normals {
     /// A number from −1 to 1.
     fn symmetric(&mut self) -> f64 {
-        (self.next() >> 11) as f64 * (2.0 / (1_u64 << 53) as f64) - 1.0
+        2.0 * uniform(self.0.next()) - 1.0
     }
 
     /// Two independent standard normal numbers, by Marsaglia's polar method.
-    fn normals(&mut self) -> (f64, f64) {
+    fn pair(&mut self) -> (f64, f64) {
         loop {
             let (x, y) = (self.symmetric(), self.symmetric());
             let square = x * x + y * y;
