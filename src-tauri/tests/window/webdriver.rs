@@ -14,7 +14,12 @@ use std::{
 use serde_json::{Value, json};
 
 /// How long anything may take: the machine that tests may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The arrow keys, as the protocol writes them.
+pub const KEY_LEFT: &str = "\u{E012}";
+/// The arrow to the right.
+pub const KEY_RIGHT: &str = "\u{E014}";
 
 /// The key under which the protocol hands out elements.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -83,7 +88,13 @@ impl Screen {
         } } });
         let session = self.call("POST", "/session", &body);
         let id = session["sessionId"].as_str().expect("a session").to_owned();
-        Window { screen: self, id }
+        let window = Window { screen: self, id };
+        // A script that runs while the first page gives way to the app's is never answered.
+        wait("the app's page", || {
+            let address = self.call("GET", &window.path("url"), &Value::Null);
+            address.as_str()?.starts_with("tauri:").then_some(())
+        });
+        window
     }
 
     fn call(&self, method: &str, path: &str, body: &Value) -> Value {
@@ -94,6 +105,7 @@ impl Screen {
     /// One request; the error is what the driver says.
     fn try_call(&self, method: &str, path: &str, body: &Value) -> Result<Value, Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let body = if method == "POST" { body.to_string() } else { String::new() };
         let length = body.len();
         write!(
@@ -104,7 +116,9 @@ impl Screen {
         .unwrap();
         let mut reader = BufReader::new(stream);
         let mut status = String::new();
-        reader.read_line(&mut status).unwrap();
+        reader
+            .read_line(&mut status)
+            .unwrap_or_else(|error| panic!("{method} {path} {body} is not answered: {error}"));
         let mut length = 0;
         loop {
             let mut line = String::new();
@@ -134,6 +148,11 @@ pub struct Window<'a> {
 impl Window<'_> {
     fn path(&self, rest: &str) -> String {
         format!("/session/{}/{rest}", self.id)
+    }
+
+    /// Loads the page again.
+    pub fn reload(&self) {
+        self.screen.call("POST", &self.path("refresh"), &json!({}));
     }
 
     /// What `script` returns.
@@ -183,13 +202,21 @@ impl Window<'_> {
         panic!("{selector} cannot be clicked: {last}");
     }
 
+    /// Presses a key on what fits.
+    pub fn press(&self, selector: &str, key: &str) {
+        let element = self.element(selector);
+        let path = self.path(&format!("element/{element}/value"));
+        self.screen.call("POST", &path, &json!({ "text": key }));
+    }
+
     /// Replaces the text of an input, as a person does.
     pub fn write(&self, selector: &str, text: &str) {
         let element = self.element(selector);
         let select = "arguments[0].focus(); arguments[0].select();";
         self.run(select, &[json!({ ELEMENT: element })]);
         let path = self.path(&format!("element/{element}/value"));
-        self.screen.call("POST", &path, &json!({ "text": text }));
+        // The delete key first: an empty text is no key at all.
+        self.screen.call("POST", &path, &json!({ "text": format!("\u{E017}{text}") }));
         // Inputs that take effect when they are left.
         self.run("arguments[0].blur();", &[json!({ ELEMENT: element })]);
     }
@@ -204,25 +231,23 @@ impl Window<'_> {
     }
 
     /// What `look` finds, as soon as it finds something.
-    pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let start = Instant::now();
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            if start.elapsed() > PATIENCE {
-                let text = self.run("return document.body.innerText;", &[]);
-                panic!("{what} did not come; the page says: {text}");
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
+    pub fn wait<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        poll(look).unwrap_or_else(|| {
+            let text = self.run("return document.body.innerText;", &[]);
+            panic!("{what} did not come; the page says: {text}")
+        })
     }
 
     /// Writes a picture of the page, when the environment names a folder for pictures.
     pub fn picture(&self, name: &str) {
         let Some(folder) = std::env::var_os("NIBBLE_PICTURES") else { return };
         fs::create_dir_all(&folder).unwrap();
+        // WebKit takes its picture with the next frame, and a page at rest has none.
+        let move_on = "let n = 0; window.moving = setInterval(
+            () => { document.body.style.opacity = n++ % 2 ? 1 : 0.999; }, 50);";
+        self.run(move_on, &[]);
         let picture = self.screen.call("GET", &self.path("screenshot"), &Value::Null);
+        self.run("clearInterval(window.moving); document.body.style.opacity = '';", &[]);
         let bytes = base64(picture.as_str().unwrap());
         fs::write(Path::new(&folder).join(format!("{name}.png")), bytes).unwrap();
     }
@@ -234,6 +259,22 @@ impl Drop for Window<'_> {
         let path = format!("/session/{}", self.id);
         let _ = self.screen.try_call("DELETE", &path, &Value::Null);
     }
+}
+
+fn poll<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    None
+}
+
+/// What `look` finds, as soon as it finds something.
+pub fn wait<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    poll(look).unwrap_or_else(|| panic!("{what} did not come"))
 }
 
 /// The bytes that base64 stands for.
