@@ -111,9 +111,9 @@ pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> 
         return print_json(&inspection);
     }
     println!(
-        "{} examples ({:?}), {} tokens, {} of them trained on; {} cut at {} tokens, {} left out",
+        "{} examples ({}), {} tokens, {} of them trained on; {} cut at {} tokens, {} left out",
         show::count(inspection.examples as u64),
-        inspection.format,
+        inspection.format.name(),
         show::count(inspection.tokens as u64),
         show::count(inspection.trained_tokens as u64),
         inspection.cut,
@@ -159,11 +159,12 @@ pub fn export(arguments: &ExportArguments, json: bool) -> Result<(), Failure> {
     }
     println!("Exported to {}", report.path.display());
     println!(
-        "Verified: read back, its logits differ from the run's by at most {:e}",
-        report.max_abs_logit_diff
+        "Verified: read back, its logits differ from the run's by at most {}",
+        show::difference(report.max_abs_logit_diff)
     );
     if let Some(second) = report.second_max_abs_logit_diff {
-        println!("An independent implementation (candle) agrees within {second:e}");
+        let second = show::difference(second);
+        println!("An independent implementation (candle) agrees within {second}");
     }
     Ok(())
 }

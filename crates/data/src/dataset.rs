@@ -66,6 +66,19 @@ pub enum Format {
     ShareGpt,
 }
 
+impl Format {
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "plain texts",
+            Self::PromptCompletion => "prompts with completions",
+            Self::Alpaca => "instructions (Alpaca)",
+            Self::Messages => "conversations",
+            Self::ShareGpt => "conversations (ShareGPT)",
+        }
+    }
+}
+
 /// Columns named by hand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnMapping {
