@@ -63,6 +63,7 @@ class App {
   async refreshRuns(): Promise<void> {
     try {
       this.runs = await platform.runs();
+      this.failure = null;
     } catch (thrown) {
       this.failure = commandError(thrown);
     }
