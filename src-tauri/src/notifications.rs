@@ -1,9 +1,15 @@
 //! Tells the end of a run to a person who does not look at the window.
 
+use std::sync::Arc;
+
 use tauri::{AppHandle, Manager};
 use tauri_plugin_notification::NotificationExt;
 
-use crate::{closing::MAIN, state::describe, training::Ended};
+use crate::{
+    closing::{MAIN, StaysOpen},
+    state::{Studio, describe},
+    training::Ended,
+};
 
 /// What is done when a run ends.
 pub fn on_end(app: AppHandle) -> impl FnOnce(Ended) + Send + 'static {
@@ -15,5 +21,9 @@ pub fn on_end(app: AppHandle) -> impl FnOnce(Ended) + Send + 'static {
         let (title, text) = describe(&ended);
         // A system without notifications has none to miss.
         let _ = app.notification().builder().title(title).body(text).show();
+        // Without a window, the runs alone kept the app.
+        if app.state::<StaysOpen>().get() && !app.state::<Arc<Studio>>().trainings.any_active() {
+            app.exit(0);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{Arc, mpsc},
 };
 
@@ -20,6 +21,9 @@ const QUIT: &str = "quit";
 /// Shows the icon; false where the system has no place for one. Not to be called on the window's
 /// own thread, which makes the icon.
 pub fn show(app: &AppHandle) -> bool {
+    if !has_place() {
+        return false;
+    }
     let (sender, receiver) = mpsc::channel();
     let handle = app.clone();
     let asked = app.run_on_main_thread(move || {
@@ -28,6 +32,17 @@ pub fn show(app: &AppHandle) -> bool {
         let _ = sender.send(matches!(built, Ok(Ok(()))));
     });
     asked.is_ok() && receiver.recv().unwrap_or(false)
+}
+
+/// Whether there can be a place for icons: on Linux they are shown over the session's bus.
+fn has_place() -> bool {
+    let in_runtime_folder = || {
+        let folder = std::env::var_os("XDG_RUNTIME_DIR")?;
+        Path::new(&folder).join("bus").exists().then_some(())
+    };
+    !cfg!(target_os = "linux")
+        || std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some()
+        || in_runtime_folder().is_some()
 }
 
 fn build(app: &AppHandle) -> tauri::Result<()> {

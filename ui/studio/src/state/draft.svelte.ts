@@ -48,8 +48,10 @@ export class Draft {
   starting = $state(false);
   readonly #plans = new Latest();
   readonly #inspections = new Latest();
+  readonly #starter: { id: string; rate: number | null };
 
   constructor(startup: Startup) {
+    this.#starter = { id: startup.starter.id, rate: startup.defaults.learning_rate ?? null };
     const remembered = sessionStorage.getItem(REMEMBERED);
     const former = remembered ? (JSON.parse(remembered) as Remembered) : null;
     this.settings = former?.settings ?? startup.defaults;
@@ -104,6 +106,11 @@ export class Draft {
     this.model = model;
     this.settings.model = model.path ?? model.id;
     this.settings.sequence = Math.min(this.settings.sequence, model.summary.context);
+    // What suits the small starter would ruin a model of the usual size.
+    const { id, rate } = this.#starter;
+    const isSet = (this.settings.learning_rate ?? null) === rate;
+    if (model.id !== id && isSet) this.settings.learning_rate = null;
+    if (model.id === id && this.settings.learning_rate == null) this.settings.learning_rate = rate;
   }
 
   async openModel(path: string): Promise<void> {
