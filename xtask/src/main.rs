@@ -21,6 +21,7 @@ cargo xtask COMMAND
   test [--without-window]
                      check formatting, lints, every test and the house's rules
   bench [SHAPE ...]  measure speed and memory, beside PEFT + bitsandbytes where Python is there
+  bench window       measure the windows: start, memory, size, frames
   tidy               check the house's rules alone
   starter            train the starter model again, from nothing
   datasets           write the example datasets again
@@ -73,7 +74,10 @@ fn main() -> ExitCode {
     let result = match words.next() {
         Some("run") => first_run::run(words.any(|word| word == "--headless")),
         Some("test") => test(words.any(|word| word == "--without-window")),
-        Some("bench") => bench::bench(&words.collect::<Vec<_>>()),
+        Some("bench") => match &words.collect::<Vec<_>>()[..] {
+            ["window"] => window::bench(),
+            shapes => bench::bench(shapes),
+        },
         Some("starter") => starter::starter(),
         Some("datasets") => starter::write_datasets(),
         Some("tidy") => tidy::tidy(),
@@ -140,7 +144,12 @@ pub fn run(what: &str, command: &mut Command) -> Result<(), Error> {
 /// The built `nibble`, made now if it is not up to date.
 pub fn nibble() -> Result<PathBuf, Error> {
     cargo("the build", &["build", "--release", "--package", "nibble-cli"])?;
+    Ok(release_folder().join(format!("nibble{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// Where cargo puts programs that are built to be used.
+pub fn release_folder() -> PathBuf {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join("release").join(format!("nibble{}", std::env::consts::EXE_SUFFIX)))
+    target.join("release")
 }

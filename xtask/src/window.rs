@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::Command};
 
 use crate::{
-    Error, cargo, root, run,
+    Error, cargo, release_folder, root, run,
     system::{self, succeeds},
 };
 
@@ -68,8 +68,33 @@ pub fn test_window() -> Result<(), Error> {
     // The window is held against the command line.
     cargo("building the command line", &["build", "--package", "nibble-cli"])?;
     let test = ["test", "--package", CRATE, "--test", "window"];
-    let alone = ["--", "--ignored", "--test-threads=1"];
+    let alone = ["--", "--ignored", "--test-threads=1", "--skip", "figures"];
     cargo("a test of the window", &[&test[..], &alone].concat())
+}
+
+/// What the windows cost: starting, memory, size, frames.
+///
+/// # Errors
+/// When something does not build.
+pub fn bench() -> Result<(), Error> {
+    prepare(true)?;
+    build_page()?;
+    let programs = ["nibble", "nibble-studio", "nibble-monitor"];
+    let build = ["build", "--release"];
+    let packages = ["--package", "nibble-cli", "--package", CRATE, "--package", "nibble-monitor"];
+    cargo("building the programs", &[&build[..], &packages].concat())?;
+    for program in programs {
+        let path = release_folder().join(format!("{program}{}", std::env::consts::EXE_SUFFIX));
+        let metadata =
+            path.metadata().map_err(|source| Error::File { path: path.clone(), source })?;
+        println!("{program}: {:.1} MB", metadata.len() as f64 / 1e6);
+    }
+    npm("measuring the page", &["run", "measure"])?;
+    let figures = ["test", "--release", "--package", CRATE, "--test", "window", "--"];
+    let alone = ["--ignored", "--nocapture", "figures"];
+    cargo("measuring the window", &[&figures[..], &alone].concat())?;
+    let frames = ["run", "--release", "--package", "nibble-monitor", "--example", "frame_time"];
+    cargo("measuring the monitor", &frames)
 }
 
 /// Builds everything and opens the window.
