@@ -68,6 +68,11 @@ pub async fn pop_out(run: PathBuf) -> Result<(), CommandError> {
         let program = std::env::current_exe().map_err(CommandError::defect)?.with_file_name(name);
         let mut command = Command::new(&program);
         command.arg(&run).stdin(Stdio::null()).stdout(Stdio::null());
+        #[cfg(windows)]
+        {
+            // CREATE_NO_WINDOW: a program without a terminal should not open one.
+            std::os::windows::process::CommandExt::creation_flags(&mut command, 0x0800_0000);
+        }
         command.spawn().map(drop).map_err(|error| {
             let message = format!("{} could not be started: {error}.", program.display());
             CommandError::new("no_monitor", message, "Install Nibble again, with its monitor.")
