@@ -9,6 +9,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync } from "node:fs";
+import { createServer } from "node:net";
 import { delimiter, join, resolve } from "node:path";
 import { AxeBuilder } from "@axe-core/playwright";
 import { chromium } from "playwright-core";
@@ -28,10 +29,16 @@ if (!executablePath) {
   process.exit(1);
 }
 
-const PORT = 5199;
+// One that nobody uses, so that two checkouts can be tested at once.
+const port = await new Promise((found) => {
+  const probe = createServer().listen(0, () => {
+    const { port } = probe.address();
+    probe.close(() => found(port));
+  });
+});
 const server = spawn(
   process.execPath,
-  ["node_modules/vite/bin/vite.js", "preview", "--port", String(PORT), "--strictPort"],
+  ["node_modules/vite/bin/vite.js", "preview", "--port", String(port), "--strictPort"],
   { stdio: ["ignore", "pipe", "inherit"] },
 );
 await new Promise((ready) => server.stdout.once("data", ready));
@@ -50,7 +57,7 @@ async function open(theme, query = "") {
   page.on("console", (message) => {
     if (message.type() === "error") faults.push(message.text());
   });
-  await page.goto(`http://localhost:${PORT}/${query}`);
+  await page.goto(`http://localhost:${port}/${query}`);
   await page.locator("main").waitFor();
   return { page, faults, close: () => context.close() };
 }
