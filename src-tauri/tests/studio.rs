@@ -13,11 +13,13 @@ use nibble_engine::{
     export::{ExportFormat, export},
     generate::SamplingSettings,
     playground::{Question, Side},
+    preview,
     train::Command,
 };
 use nibble_run::{Event, RunSettings, RunState};
 use nibble_studio::{
     built_in::BuiltIn,
+    error::CommandError,
     preferences::{MemoryFile, Preferences, Theme},
     state::{Studio, describe},
     training::Ended,
@@ -242,6 +244,38 @@ fn runs_from_elsewhere_are_remembered() {
     // Deleting lets go of it first.
     place.studio.release_run(&run).unwrap();
     assert_eq!(place.studio.runs().unwrap(), []);
+}
+
+#[test]
+fn what_people_bring_is_refused_with_advice() {
+    let place = Place::new();
+    let file = |name: &str, text: &str| {
+        let path = place.folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    };
+    // A dataset whose columns nobody knows.
+    let data = file("data.jsonl", "{\"foo\": 1}\n{\"foo\": 2}\n");
+    let settings = RunSettings { data, ..place.settings(2) };
+    let error = CommandError::from(preview::inspect(&settings.model, &settings, 1).unwrap_err());
+    assert_eq!(error.code, "columns_unknown");
+    assert!(error.hint.contains("columns"), "{}", error.hint);
+
+    // A run of a newer Nibble, which stays as it is.
+    let newer = file("newer/run.toml", "format = 99\nof_the_future = true\n");
+    let error = place.studio.open_run(newer.parent().unwrap()).unwrap_err();
+    assert_eq!(error.code, "run_newer");
+    assert!(error.hint.to_lowercase().contains("update nibble"), "{}", error.hint);
+    assert!(fs::read_to_string(newer).unwrap().contains("of_the_future"));
+
+    // A folder that cannot be written: below a file, which every system refuses to every user.
+    let mut preferences = place.studio.startup().unwrap().preferences;
+    preferences.runs_folder = file("occupied", "").join("runs");
+    place.studio.save_preferences(preferences).unwrap();
+    let error = place.studio.start_run(place.settings(2), None, |_| {}).unwrap_err();
+    assert_eq!(error.code, "run_unwritable");
+    assert!(error.hint.contains("permissions"), "{}", error.hint);
 }
 
 #[test]
