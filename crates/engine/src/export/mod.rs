@@ -248,18 +248,25 @@ fn export_merged(mut source: Source, folder: &Path) -> Result<ExportReport, Expo
     verify(folder, &source.logits, &reloaded, rounding_limit(&spec, dtype, &source.logits), second)
 }
 
-/// The most that rounding every matrix to `dtype` explains. Rounding changes each product by a
-/// random share of about half a unit in the last place, and the shares of the 7 products of every
-/// layer add up in quadrature; twice that is allowed.
+/// The most that rounding explains, of every matrix to `dtype` and of the sums of its products.
+///
+/// A product of K terms errs, relative to its size, by about half a unit of `dtype` for the matrix
+/// and by √K halves of a unit of f32 for a sum in another order (with the adapter added in, the
+/// merged model sums differently from the run). The errors of the 7 products of every layer and of
+/// the output add up in quadrature; and the largest of M normally distributed errors is about
+/// √(2 ln M) of their deviation.
 fn rounding_limit(spec: &ModelSpec, dtype: Dtype, logits: &[f32]) -> f64 {
     let unit = match dtype {
         Dtype::BF16 => 2.0_f64.powi(-8),
         Dtype::F16 => 2.0_f64.powi(-11),
-        _ => 2.0_f64.powi(-23),
+        _ => f64::from(f32::EPSILON),
     };
-    let scale = logits.iter().fold(0.0_f64, |most, &logit| most.max(f64::from(logit.abs())));
+    let n_terms = spec.hidden_width.max(spec.ffn_width) as f64;
+    let of_one_product = 0.5 * (unit + n_terms.sqrt() * f64::from(f32::EPSILON));
     let n_products = (7 * spec.n_layers + 1) as f64;
-    unit * n_products.sqrt() * scale
+    let scale = logits.iter().fold(0.0_f64, |most, &logit| most.max(f64::from(logit.abs())));
+    let largest = (2.0 * (logits.len().max(2) as f64).ln()).sqrt();
+    largest * of_one_product * n_products.sqrt() * scale
 }
 
 fn verify(
