@@ -109,26 +109,32 @@ pub(crate) fn dot_of_three(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
 }
 
 /// Defines `fn name(isa, args)` that runs `body` compiled for each instruction set: plain loops,
-/// vectorised by the compiler with the registers that the processor really has.
+/// vectorised by the compiler with the registers that the processor really has. `name` may have one
+/// parameter, `<T: Bound>`.
 macro_rules! for_each_isa {
-    ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+    (
+        $(#[$doc:meta])*
+        $visibility:vis fn $name:ident $(<$generic:ident: $bound:path>)?(
+            $($argument:ident: $type:ty),* $(,)?
+        ) $body:block
+    ) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $visibility fn $name(isa: $crate::Isa, $($argument: $type),*) {
+        $visibility fn $name$(<$generic: $bound>)?(isa: $crate::Isa, $($argument: $type),*) {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body($($argument: $type),*) $body
+            fn body$(<$generic: $bound>)?($($argument: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx2($($argument: $type),*) {
+                fn avx2$(<$generic: $bound>)?($($argument: $type),*) {
                     body($($argument),*);
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512($($argument: $type),*) {
+                fn avx512$(<$generic: $bound>)?($($argument: $type),*) {
                     body($($argument),*);
                 }
                 match isa {
