@@ -25,6 +25,7 @@
 //! An operation's result depends on its inputs and on [`Compute`] alone: work is cut by shape,
 //! never by the number of threads, and sums are taken in a fixed order.
 
+pub mod blockwise;
 pub mod cpu;
 pub mod device;
 pub mod memory;

@@ -1,51 +1,18 @@
 //! Quantisation of host slices: what the loader streams a model through, and the definition that
 //! the device operations follow bit for bit.
 
-use std::sync::OnceLock;
-
 use rayon::prelude::*;
 
 use super::{ABSMAX_GROUP, BLOCK, LEVELS};
-use crate::{Isa, cpu::math::for_each_isa};
+use crate::{
+    Isa,
+    blockwise::{DynamicCode, LEAST_ABSMAX, largest_magnitude, quantize_block},
+    cpu::math::for_each_isa,
+};
 
-/// An absmax below this counts as this in divisions, so that a block of zeros has no NaN.
-const LEAST_ABSMAX: f32 = 1e-38;
-
-/// The 256 values of the signed dynamic code, rising.
-///
-/// For each exponent `e` from −6 to 0 there are `2^(e+6)` values of either sign: the middles of as
-/// many equal parts of `[0.1, 1]`, times `10^e`; and 0 and 1. Every operation is in f32, in the
-/// order that reproduces the published table's bits.
+/// The 256 values of the code for the absmax values, rising.
 pub fn dynamic_code() -> &'static [f32; 256] {
-    static CODE: OnceLock<[f32; 256]> = OnceLock::new();
-    CODE.get_or_init(|| {
-        let mut code = [0.0_f32; 256];
-        let mut n = 0;
-        for exponent in -6..=0 {
-            let n_parts = 1_usize << (exponent + 6);
-            let power = 10.0_f64.powi(exponent) as f32;
-            let step = (1.0_f32 - 0.1) / n_parts as f32;
-            // From the nearer end and with one rounding, as evenly spaced numbers are made there on
-            // every processor that can multiply and add at once.
-            let edge = |i: usize| {
-                if i < n_parts.div_ceil(2) {
-                    step.mul_add(i as f32, 0.1)
-                } else {
-                    (-step).mul_add((n_parts - i) as f32, 1.0)
-                }
-            };
-            for part in 0..n_parts {
-                let middle = (edge(part) + edge(part + 1)) / 2.0;
-                code[n] = power * middle;
-                code[n + 1] = -power * middle;
-                n += 2;
-            }
-        }
-        code[n] = 0.0;
-        code[n + 1] = 1.0;
-        code.sort_by(f32::total_cmp);
-        code
-    })
+    DynamicCode::signed().values()
 }
 
 /// The middles between neighbours of a rising table; a value on a middle belongs to the lower.
@@ -102,13 +69,6 @@ for_each_isa! {
     }
 }
 
-/// Compared as whole numbers, which order magnitudes alike, and a NaN above all.
-#[inline(always)]
-fn largest_magnitude(block: &[f32; BLOCK]) -> f32 {
-    let magnitude = |value: f32| (value.to_bits() & !(1 << 31)) as i32;
-    f32::from_bits(block.iter().fold(0, |most, &value| most.max(magnitude(value))) as u32)
-}
-
 /// The codes of numbers in [−1, 1] (or a rounding beyond, which changes no comparison).
 #[inline(always)]
 fn pack(scaled: &[f32; BLOCK]) -> [u8; BLOCK / 2] {
@@ -138,23 +98,19 @@ pub fn absmax_offset(absmax: &[f32]) -> f32 {
 /// # Panics
 /// When an output is too short.
 pub fn quantize_absmax(absmax: &[f32], offset: f32, codes: &mut [u8], scales: &mut [f32]) {
-    let bounds: [f32; 255] = middles(dynamic_code());
     let codes = &mut codes[..absmax.len()];
     let scales = &mut scales[..absmax.len().div_ceil(ABSMAX_GROUP)];
     let groups = absmax.chunks(ABSMAX_GROUP).zip(codes.chunks_mut(ABSMAX_GROUP));
     for ((absmax, codes), scale) in groups.zip(scales) {
-        *scale = absmax.iter().fold(0.0_f32, |most, value| most.max((value - offset).abs()));
-        let whole = absmax.len() == ABSMAX_GROUP;
-        if !whole {
-            *scale = scale.max(LEAST_ABSMAX);
+        let (mut centred, mut coded) = ([0.0; ABSMAX_GROUP], [0; ABSMAX_GROUP]);
+        for (centred, value) in centred.iter_mut().zip(absmax) {
+            *centred = value - offset;
         }
-        let inverse = 1.0 / scale.max(LEAST_ABSMAX);
-        for (code, value) in codes.iter_mut().zip(absmax) {
-            let centred = value - offset;
-            let scaled = if whole { centred * inverse } else { centred / *scale };
-            let scaled = scaled.clamp(-1.0, 1.0);
-            *code = bounds.partition_point(|&bound| bound < scaled) as u8;
-        }
+        let is_short = absmax.len() < ABSMAX_GROUP;
+        let largest = largest_magnitude(&centred);
+        let code = DynamicCode::signed();
+        *scale = quantize_block(code, &centred, largest, is_short, &mut coded);
+        codes.copy_from_slice(&coded[..codes.len()]);
     }
 }
 

@@ -4,7 +4,7 @@
 //! and, for each number, the index of the nearest of 16 fixed levels of `x / absmax` (Dettmers et
 //! al., "QLoRA", 2023, appendix E). The absmax values are themselves quantised: less their mean
 //! (the offset), in groups of 256 that each keep an f32 scale, as the nearest of the 256 values of
-//! the signed dynamic 8-bit code (Dettmers, "8-bit approximations for parallelism", 2015).
+//! the signed dynamic 8-bit code ([`blockwise`]).
 //!
 //! ```text
 //! absmax[b] = dynamic_code[absmax_codes[b]] · absmax_scales[b / 256] + absmax_offset
@@ -20,7 +20,10 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::memory::{DeviceSlice, Memory};
+use crate::{
+    blockwise,
+    memory::{DeviceSlice, Memory},
+};
 
 pub(crate) use host::restore_absmax;
 pub use host::{absmax_offset, dequantize, dynamic_code, quantize, quantize_absmax};
@@ -49,7 +52,7 @@ pub const LEVELS: [f32; 16] = [
 /// Numbers that share one absmax.
 pub const BLOCK: usize = 64;
 /// Absmax values that share one scale.
-pub const ABSMAX_GROUP: usize = 256;
+pub const ABSMAX_GROUP: usize = blockwise::BLOCK;
 
 /// How many elements each part of a quantised tensor of `n_elements` has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
