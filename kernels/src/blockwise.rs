@@ -169,6 +169,19 @@ pub(crate) fn quantize_block(
     absmax
 }
 
+/// The numbers that `codes` stand for.
+#[inline(always)]
+pub(crate) fn dequantize_block(
+    code: &DynamicCode,
+    codes: &[u8; BLOCK],
+    absmax: f32,
+    values: &mut [f32; BLOCK],
+) {
+    for (value, &coded) in values.iter_mut().zip(codes) {
+        *value = code.values[usize::from(coded)] * absmax;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,6 +235,23 @@ mod tests {
             let places = borders(&code.values[usize::from(code.zero())..])
                 .map(|border| border.to_bits() >> PLACE_SHIFT);
             assert!(places.is_sorted_by(|a, b| a < b));
+        }
+    }
+
+    #[test]
+    fn every_code_comes_back() {
+        for code in codes() {
+            let codes: [u8; BLOCK] = std::array::from_fn(|i| i as u8);
+            for absmax in [1.0, 3e-38, 1e-20, 0.3, 7e30] {
+                let mut values = [0.0; BLOCK];
+                dequantize_block(code, &codes, absmax, &mut values);
+                assert_eq!(largest_magnitude(&values), absmax);
+                for is_short in [false, true] {
+                    let mut again = [0; BLOCK];
+                    assert_eq!(quantize_block(code, &values, absmax, is_short, &mut again), absmax);
+                    assert_eq!(again, codes);
+                }
+            }
         }
     }
 }

@@ -3,15 +3,22 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{AdamW, AdamWStep, Parameters};
+use super::{
+    AdamW, AdamWStep, MOMENT_BLOCK, Moments, Parameters, QuantizedMoment, first_moment_code,
+    n_moment_blocks, second_moment_code,
+};
 use crate::{
-    Cpu,
-    cpu::{math::for_each_isa, parallel::CHUNK},
+    Cpu, Element,
+    blockwise::{DynamicCode, dequantize_block, largest_magnitude, quantize_block},
+    cpu::{Access, math::for_each_isa, parallel::CHUNK},
     memory::DeviceSlice,
     random::hash,
 };
 
-/// The numbers of a step, rounded once.
+// A task begins at a block's start.
+const _: () = assert!(CHUNK.is_multiple_of(MOMENT_BLOCK));
+
+/// The numbers of a step, each rounded once, and the seed of its draws.
 #[derive(Clone, Copy)]
 struct Factors {
     gradient_scale: f32,
@@ -22,6 +29,7 @@ struct Factors {
     step_size: f32,
     correction2_root: f32,
     epsilon: f32,
+    rounding_seed: u64,
 }
 
 impl Factors {
@@ -38,6 +46,7 @@ impl Factors {
             step_size: (step.learning_rate / correction1) as f32,
             correction2_root: correction2.sqrt() as f32,
             epsilon: step.epsilon as f32,
+            rounding_seed: step.rounding_seed,
         }
     }
 
@@ -61,34 +70,41 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     (f64::from(a) * f64::from(b) + f64::from(c)) as f32
 }
 
-for_each_isa! {
-    fn update_f32(factors: Factors, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-        let n = w.len();
-        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
-        for i in 0..n {
-            (w[i], m[i], v[i]) = factors.update(w[i], g[i], m[i], v[i]);
-        }
+/// How parameters are stored.
+trait Stored: Element {
+    /// The number in f32.
+    fn widen(self) -> f32;
+    /// The stored form of an updated number; `draw` is 16 uniform bits.
+    fn store(updated: f32, draw: u16) -> Self;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn store(updated: f32, _draw: u16) -> Self {
+        updated
     }
 }
 
-for_each_isa! {
-    fn update_bf16(
-        factors: Factors,
-        draw: (u64, usize),
-        w: &mut [bf16],
-        g: &[f32],
-        m: &mut [f32],
-        v: &mut [f32],
-    ) {
-        let (seed, start) = draw;
-        let n = w.len();
-        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
-        for i in 0..n {
-            let updated;
-            (updated, m[i], v[i]) = factors.update(widen(w[i]), g[i], m[i], v[i]);
-            w[i] = round_stochastically(updated, hash(seed, (start + i) as u64) as u16);
-        }
+impl Stored for bf16 {
+    /// Without a branch for NaN.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
+    #[inline(always)]
+    fn store(updated: f32, draw: u16) -> Self {
+        round_stochastically(updated, draw)
+    }
+}
+
+/// The 16 bits for an element of a region.
+#[inline(always)]
+fn draw(seed: u64, element: usize) -> u16 {
+    hash(seed, element as u64) as u16
 }
 
 /// Up with the probability of the remainder: `draw` is uniform over the discarded 16 bits.
@@ -105,10 +121,114 @@ fn round_stochastically(value: f32, draw: u16) -> bf16 {
     bf16::from_bits(if leaves { bits >> 16 } else { raised } as u16)
 }
 
-/// The same number, without a branch for NaN.
+for_each_isa! {
+    /// `first`: where in its region the first element stands.
+    fn update_f32<W: Stored>(
+        factors: Factors,
+        first: usize,
+        w: &mut [W],
+        g: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+    ) {
+        let n = w.len();
+        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            let updated;
+            (updated, m[i], v[i]) = factors.update(w[i].widen(), g[i], m[i], v[i]);
+            w[i] = W::store(updated, draw(factors.rounding_seed, first + i));
+        }
+    }
+}
+
+/// A part of a moment in eight bits, which begins at a block's start.
+struct MomentPart<'a> {
+    code: &'static DynamicCode,
+    codes: &'a mut [u8],
+    absmax: &'a mut [f32],
+}
+
+for_each_isa! {
+    /// `first`: where in its region the first element stands.
+    fn update_blockwise<W: Stored>(
+        factors: Factors,
+        first: usize,
+        w: &mut [W],
+        g: &[f32],
+        m: MomentPart<'_>,
+        v: MomentPart<'_>,
+    ) {
+        let (w, w_rest) = w.as_chunks_mut::<MOMENT_BLOCK>();
+        let (g, g_rest) = g.as_chunks::<MOMENT_BLOCK>();
+        let (m_codes, m_rest) = m.codes.as_chunks_mut::<MOMENT_BLOCK>();
+        let (v_codes, v_rest) = v.codes.as_chunks_mut::<MOMENT_BLOCK>();
+        let n_whole = w.len();
+        for block in 0..n_whole {
+            update_block(
+                &factors,
+                first + block * MOMENT_BLOCK,
+                &mut w[block],
+                &g[block],
+                (m.code, &mut m_codes[block], &mut m.absmax[block]),
+                (v.code, &mut v_codes[block], &mut v.absmax[block]),
+                false,
+            );
+        }
+        if !w_rest.is_empty() {
+            // Filled up with elements that are and stay zero.
+            let n = w_rest.len();
+            let (mut w, mut g) = ([W::zeroed(); MOMENT_BLOCK], [0.0; MOMENT_BLOCK]);
+            let mut m_codes = [m.code.zero(); MOMENT_BLOCK];
+            let mut v_codes = [v.code.zero(); MOMENT_BLOCK];
+            w[..n].copy_from_slice(w_rest);
+            g[..n].copy_from_slice(g_rest);
+            m_codes[..n].copy_from_slice(m_rest);
+            v_codes[..n].copy_from_slice(v_rest);
+            update_block(
+                &factors,
+                first + n_whole * MOMENT_BLOCK,
+                &mut w,
+                &g,
+                (m.code, &mut m_codes, &mut m.absmax[n_whole]),
+                (v.code, &mut v_codes, &mut v.absmax[n_whole]),
+                true,
+            );
+            w_rest.copy_from_slice(&w[..n]);
+            m_rest.copy_from_slice(&m_codes[..n]);
+            v_rest.copy_from_slice(&v_codes[..n]);
+        }
+    }
+}
+
+/// A block of a moment: its code, the codes, the absmax.
+type MomentBlock<'a> = (&'static DynamicCode, &'a mut [u8; MOMENT_BLOCK], &'a mut f32);
+
+/// Updates one block; nothing is written before it is known that all can be.
 #[inline(always)]
-fn widen(value: bf16) -> f32 {
-    f32::from_bits(u32::from(value.to_bits()) << 16)
+fn update_block<W: Stored>(
+    factors: &Factors,
+    first: usize,
+    w: &mut [W; MOMENT_BLOCK],
+    g: &[f32; MOMENT_BLOCK],
+    (m_code, m_codes, m_absmax): MomentBlock<'_>,
+    (v_code, v_codes, v_absmax): MomentBlock<'_>,
+    is_short: bool,
+) {
+    let [mut updated, mut m, mut v] = [[0.0; MOMENT_BLOCK]; 3];
+    dequantize_block(m_code, m_codes, *m_absmax, &mut m);
+    dequantize_block(v_code, v_codes, *v_absmax, &mut v);
+    for i in 0..MOMENT_BLOCK {
+        (updated[i], m[i], v[i]) = factors.update(w[i].widen(), g[i], m[i], v[i]);
+    }
+    let (m_largest, v_largest) = (largest_magnitude(&m), largest_magnitude(&v));
+    if !(m_largest.is_finite() && v_largest.is_finite()) {
+        return;
+    }
+    *m_absmax = quantize_block(m_code, &m, m_largest, is_short, m_codes);
+    *v_absmax = quantize_block(v_code, &v, v_largest, is_short, v_codes);
+    for i in 0..MOMENT_BLOCK {
+        w[i] = W::store(updated[i], draw(factors.rounding_seed, first + i));
+    }
 }
 
 impl AdamW for Cpu {
@@ -117,36 +237,75 @@ impl AdamW for Cpu {
         step: AdamWStep,
         parameters: Parameters,
         gradient: DeviceSlice<f32>,
-        first_moment: DeviceSlice<f32>,
-        second_moment: DeviceSlice<f32>,
+        moments: Moments,
+    ) {
+        match parameters {
+            Parameters::F32(w) => self.update_stored(step, w, gradient, moments),
+            Parameters::Bf16(w) => self.update_stored(step, w, gradient, moments),
+        }
+    }
+}
+
+impl Cpu {
+    /// The update of parameters of either form.
+    fn update_stored<W: Stored>(
+        &mut self,
+        step: AdamWStep,
+        w: DeviceSlice<W>,
+        g: DeviceSlice<f32>,
+        moments: Moments,
     ) {
         let isa = self.isa();
         let factors = Factors::new(&step);
+        let n = g.len();
         let mut access = self.access();
-        let g = access.read(gradient);
-        let (m, v) = (access.write(first_moment), access.write(second_moment));
-        let rest = (g.par_chunks(CHUNK), m.par_chunks_mut(CHUNK), v.par_chunks_mut(CHUNK));
-        match parameters {
-            Parameters::F32(w) => {
-                let w = access.write(w);
+        let (w, g) = (access.write(w), access.read(g));
+        assert_eq!(w.len(), n, "parameters for {n} gradients");
+        let w_and_g = (w.par_chunks_mut(CHUNK), g.par_chunks(CHUNK));
+        let first_of = |task: usize| step.first_element + task * CHUNK;
+        match moments {
+            Moments::F32 { first, second } => {
+                let (m, v) = (access.write(first), access.write(second));
+                assert_eq!((m.len(), v.len()), (n, n), "moments for {n} gradients");
+                let tasks = (w_and_g.0, w_and_g.1, m.par_chunks_mut(CHUNK), v.par_chunks_mut(CHUNK));
                 access.pool().install(|| {
-                    (w.par_chunks_mut(CHUNK), rest.0, rest.1, rest.2)
-                        .into_par_iter()
-                        .for_each(|(w, g, m, v)| update_f32(isa, factors, w, g, m, v));
+                    tasks.into_par_iter().enumerate().for_each(|(task, (w, g, m, v))| {
+                        update_f32(isa, factors, first_of(task), w, g, m, v);
+                    });
                 });
             }
-            Parameters::Bf16(w) => {
-                let w = access.write(w);
+            Moments::Blockwise8 { first, second } => {
+                assert!(
+                    step.first_element.is_multiple_of(MOMENT_BLOCK),
+                    "{} is not the first element of a block",
+                    step.first_element
+                );
+                let m = parts(&mut access, n, first, first_moment_code());
+                let v = parts(&mut access, n, second, second_moment_code());
                 access.pool().install(|| {
-                    (w.par_chunks_mut(CHUNK), rest.0, rest.1, rest.2)
-                        .into_par_iter()
-                        .enumerate()
-                        .for_each(|(task, (w, g, m, v))| {
-                            let draw = (step.rounding_seed, task * CHUNK);
-                            update_bf16(isa, factors, draw, w, g, m, v);
-                        });
+                    (w_and_g.0, w_and_g.1, m, v).into_par_iter().enumerate().for_each(
+                        |(task, (w, g, m, v))| {
+                            update_blockwise(isa, factors, first_of(task), w, g, m, v);
+                        },
+                    );
                 });
             }
         }
     }
+}
+
+/// A moment of `n` elements, a part for each task.
+fn parts<'a>(
+    access: &mut Access<'a>,
+    n: usize,
+    moment: QuantizedMoment,
+    code: &'static DynamicCode,
+) -> impl IndexedParallelIterator<Item = MomentPart<'a>> + use<'a> {
+    let (codes, absmax) = (access.write(moment.codes), access.write(moment.absmax));
+    let n_blocks = n_moment_blocks(n);
+    assert_eq!((codes.len(), absmax.len()), (n, n_blocks), "a moment for {n} gradients");
+    codes
+        .par_chunks_mut(CHUNK)
+        .zip(absmax.par_chunks_mut(CHUNK / MOMENT_BLOCK))
+        .map(move |(codes, absmax)| MomentPart { code, codes, absmax })
 }

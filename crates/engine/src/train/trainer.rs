@@ -5,7 +5,7 @@
 
 use nibble_kernels::{
     Backend, DeviceSlice, MemoryError,
-    adamw::{AdamWStep, Parameters},
+    adamw::{AdamWStep, Moments, Parameters},
     attention::Segment,
     embedding::EmbeddingTable,
     linear::Weight,
@@ -276,14 +276,14 @@ impl<B: Backend> Trainer<B> {
             step,
             gradient_scale,
             rounding_seed: seed,
+            first_element: 0,
         };
         match (&self.gradients, trainable.parameters) {
             (Gradients::Adapter(_), Some(parameters)) => self.device.adamw(
                 update,
                 Parameters::F32(parameters),
                 trainable.gradients,
-                trainable.first_moments,
-                trainable.second_moments,
+                Moments::F32 { first: trainable.first_moments, second: trainable.second_moments },
             ),
             _ => self.update_weights(update),
         }
@@ -297,7 +297,7 @@ impl<B: Backend> Trainer<B> {
         let weights = self.decoder.weights.tensors();
         // Both layouts list the same tensors in the same order; only their formats differ.
         for (index, ((_, weight), place)) in weights.zip(layout.tensors()).enumerate() {
-            let [gradient, first_moment, second_moment] =
+            let [gradient, first, second] =
                 [trainable.gradients, trainable.first_moments, trainable.second_moments].map(
                     |flat| match place.weight(flat.memory(), flat.offset()) {
                         Weight::F32(slice) => slice,
@@ -313,7 +313,7 @@ impl<B: Backend> Trainer<B> {
             // Another draw of the rounding for every tensor.
             let rounding_seed = update.rounding_seed.wrapping_add((index as u64) << 32);
             let update = AdamWStep { weight_decay, rounding_seed, ..update };
-            self.device.adamw(update, parameters, gradient, first_moment, second_moment);
+            self.device.adamw(update, parameters, gradient, Moments::F32 { first, second });
         }
     }
 
