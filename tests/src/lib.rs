@@ -37,6 +37,7 @@ pub fn golden_tensors(path: &Path) -> BTreeMap<String, Vec<f64>> {
                 Dtype::F64 => numbers(data, f64::from_le_bytes),
                 Dtype::F32 => numbers(data, |bytes| f64::from(f32::from_le_bytes(bytes))),
                 Dtype::I64 => numbers(data, |bytes| i64::from_le_bytes(bytes) as f64),
+                Dtype::U8 => numbers(data, |[byte]| f64::from(byte)),
                 other => panic!("{name} is {other}"),
             };
             (name, values)

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// The scripts that write golden files, in the order in which they need each other's.
-const SCRIPTS: [&str; 4] = ["nf4.py", "rope.py", "families.py", "trajectories.py"];
+const SCRIPTS: [&str; 5] = ["nf4.py", "adamw_8bit.py", "rope.py", "families.py", "trajectories.py"];
 
 /// The oldest Python that the pinned packages support.
 const OLDEST_PYTHON: (u32, u32) = (3, 11);
