@@ -29,19 +29,21 @@ pub mod blockwise;
 pub mod cpu;
 pub mod device;
 pub mod memory;
+pub mod paging;
 pub mod random;
 
 pub use cpu::Cpu;
 pub use device::{Compute, DeviceKind, DeviceProfile, Isa};
 pub use memory::{DeviceSlice, Element, Memory, MemoryError, MemoryId, Store};
+pub use paging::Paging;
 
 macro_rules! operations {
     ($($(#[$doc:meta])* $module:ident :: $operation:ident),* $(,)?) => {
         $($(#[$doc])* pub mod $module;)*
 
-        /// Everything a device must be able to do: own memory and run every operation.
-        pub trait Backend: Memory $(+ $module::$operation)* {}
-        impl<T: Memory $(+ $module::$operation)*> Backend for T {}
+        /// Everything a device must be able to do: own memory, move pages, and run every operation.
+        pub trait Backend: Memory + Paging $(+ $module::$operation)* {}
+        impl<T: Memory + Paging $(+ $module::$operation)*> Backend for T {}
     };
 }
 

@@ -5,16 +5,19 @@
 
 pub(crate) mod gemm;
 pub(crate) mod math;
+mod mover;
 pub(crate) mod parallel;
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use memmap2::{MmapMut, MmapRaw};
 
 use crate::{
     device::{Compute, DeviceKind, DeviceProfile, Isa},
     memory::{DeviceSlice, Element, MappedFile, Memory, MemoryError, MemoryId},
+    paging::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer},
 };
+use mover::{Direction, Mover, Store};
 
 /// One block of memory.
 #[derive(Debug)]
@@ -42,9 +45,36 @@ impl Block {
     }
 }
 
+/// A transfer between a store and a block that was begun and not yet waited for.
+#[derive(Debug)]
+struct InFlight {
+    number: u64,
+    memory: MemoryId,
+    bytes: Range<usize>,
+    direction: Direction,
+}
+
+impl InFlight {
+    /// Panics when `bytes` of `memory`, about to be read or written, are under way.
+    fn check(&self, memory: MemoryId, bytes: &Range<usize>, writable: bool) {
+        let overlap =
+            self.memory == memory && self.bytes.start < bytes.end && bytes.start < self.bytes.end;
+        assert!(
+            !(overlap && (writable || self.direction == Direction::Load)),
+            "bytes {bytes:?} are used while a transfer of {:?} is under way",
+            self.bytes
+        );
+    }
+}
+
 /// The processor: memory, threads, and the vector instructions to use.
 #[derive(Debug)]
 pub struct Cpu {
+    /// Before the blocks, since it must end before they do.
+    mover: Option<Mover>,
+    in_flight: Vec<InFlight>,
+    stores: Vec<Arc<Store>>,
+    transferred_bytes: u64,
     blocks: Vec<Block>,
     pool: rayon::ThreadPool,
     isa: Isa,
@@ -65,7 +95,17 @@ impl Cpu {
             .num_threads(n_threads)
             .thread_name(|index| format!("nibble-{index}"))
             .build()?;
-        Ok(Self { blocks: Vec::new(), pool, isa, compute: profile.compute, n_threads })
+        Ok(Self {
+            mover: None,
+            in_flight: Vec::with_capacity(16),
+            stores: Vec::new(),
+            transferred_bytes: 0,
+            blocks: Vec::new(),
+            pool,
+            isa,
+            compute: profile.compute,
+            n_threads,
+        })
     }
 
     /// The vector instructions in use.
@@ -89,6 +129,7 @@ impl Cpu {
             isa: self.isa,
             compute: self.compute,
             blocks: &self.blocks,
+            in_flight: &self.in_flight,
             pool: &self.pool,
             taken: [(); MAX_ARGUMENTS].map(|()| None),
             n_taken: 0,
@@ -108,6 +149,7 @@ pub(crate) struct Access<'a> {
     isa: Isa,
     compute: Compute,
     blocks: &'a [Block],
+    in_flight: &'a [InFlight],
     pool: &'a rayon::ThreadPool,
     taken: [Option<Taken>; MAX_ARGUMENTS],
     n_taken: usize,
@@ -135,7 +177,7 @@ impl<'a> Access<'a> {
         self.take(slice, false);
         let bytes = self.blocks[slice.memory().0 as usize].as_ptr();
         // SAFETY: `take` checked that the range lies inside the block and overlaps no output handed
-        // out in this operation. The block outlives 'a, cannot be freed or handed out again while
+        // out in this operation, nor what a transfer writes meanwhile. The block outlives 'a, cannot be freed or handed out again while
         // this value's borrow of the device lives, and is aligned to a page, so that the slice's
         // checked offset is aligned for T. T is plain old data.
         unsafe { std::slice::from_raw_parts(bytes.add(slice.offset()).cast(), slice.len()) }
@@ -147,8 +189,8 @@ impl<'a> Access<'a> {
         let Block::Owned(map) = &self.blocks[slice.memory().0 as usize] else {
             panic!("{slice:?} is in a read-only block");
         };
-        // SAFETY: as in `read`; and `take` checked that it overlaps nothing else handed out, so the
-        // reference is unique. The device is mutably borrowed for 'a, so that nobody else can reach
+        // SAFETY: as in `read`; and `take` checked that it overlaps nothing else handed out, nor what a
+        // transfer reads or writes meanwhile, so the reference is unique. The device is mutably borrowed for 'a, so that nobody else can reach
         // the block; its pages are private, writable memory, which nothing else in Rust refers to.
         unsafe {
             std::slice::from_raw_parts_mut(map.as_mut_ptr().add(slice.offset()).cast(), slice.len())
@@ -169,6 +211,7 @@ impl<'a> Access<'a> {
                 other.bytes
             );
         }
+        self.in_flight.iter().for_each(|transfer| transfer.check(memory, &bytes, writable));
         self.taken[self.n_taken] = Some(Taken { memory, bytes, writable });
         self.n_taken += 1;
     }
@@ -200,8 +243,12 @@ impl Memory for Cpu {
     fn download<T: Element>(&self, source: DeviceSlice<T>, destination: &mut [T]) {
         let block = &self.blocks[source.memory().0 as usize];
         assert!(source.byte_range().end <= block.len(), "{source:?} leaves its block");
-        // SAFETY: the range lies inside the block; nothing writes to it while `self` is borrowed,
-        // because every writer borrows the device mutably; `new` checked the alignment.
+        for transfer in &self.in_flight {
+            transfer.check(source.memory(), &source.byte_range(), false);
+        }
+        // SAFETY: the range lies inside the block; nothing writes to it while `self` is borrowed:
+        // operations borrow the device mutably, and no transfer is under way there. `new` checked the
+        // alignment.
         let elements = unsafe {
             std::slice::from_raw_parts(block.as_ptr().add(source.offset()).cast(), source.len())
         };
@@ -223,5 +270,121 @@ impl Cpu {
     fn push(&mut self, block: Block) -> MemoryId {
         self.blocks.push(block);
         MemoryId(self.blocks.len() as u32 - 1)
+    }
+
+    fn push_store(&mut self, store: Store) -> StoreId {
+        self.stores.push(Arc::new(store));
+        StoreId(self.stores.len() as u32 - 1)
+    }
+
+    /// The store, once `n_bytes` from `place` on are known to lie inside it.
+    fn store(&self, place: StorePlace, n_bytes: usize) -> &Arc<Store> {
+        let store = &self.stores[place.store.0 as usize];
+        let end = place.offset.checked_add(n_bytes as u64);
+        assert!(
+            end.is_some_and(|end| end <= store.n_bytes()),
+            "{n_bytes} bytes at {place:?} leave their store of {} bytes",
+            store.n_bytes()
+        );
+        store
+    }
+
+    fn transfer(
+        &mut self,
+        direction: Direction,
+        place: StorePlace,
+        slice: DeviceSlice<u8>,
+    ) -> Result<Transfer, PageError> {
+        let (memory, bytes) = (slice.memory(), slice.byte_range());
+        let block = &self.blocks[memory.0 as usize];
+        assert!(bytes.end <= block.len(), "{slice:?} leaves its block of {} bytes", block.len());
+        let Block::Owned(map) = block else { panic!("{slice:?} is in a read-only block") };
+        // SAFETY: inside the block, as just checked.
+        let start = unsafe { map.as_mut_ptr().add(slice.offset()) };
+        let store = Arc::clone(self.store(place, slice.len()));
+        let mover = match &mut self.mover {
+            Some(mover) => mover,
+            none => none.insert(Mover::start()?),
+        };
+        // SAFETY: the block lives until after the mover has ended. `in_flight` keeps operations and
+        // downloads away from the bytes until the transfer was waited for, and other transfers come
+        // one after the other. The store's bytes are inside it; `read_store` and `write_store`, the
+        // only others that reach them, wait for every transfer first.
+        let number = unsafe { mover.add(direction, &store, place.offset, start, slice.len()) };
+        self.in_flight.push(InFlight { number, memory, bytes, direction });
+        self.transferred_bytes += slice.len() as u64;
+        Ok(Transfer(number))
+    }
+
+    fn wait_for_all(&mut self) -> Result<(), PageError> {
+        let ended = self.mover.as_ref().map_or(Ok(()), Mover::wait_for_all);
+        self.in_flight.clear();
+        ended
+    }
+}
+
+impl Paging for Cpu {
+    fn host_store(&mut self, n_bytes: usize) -> Result<StoreId, MemoryError> {
+        let map = MmapMut::map_anon(n_bytes.max(1))
+            .map_err(|source| MemoryError::Allocate { bytes: n_bytes, source })?;
+        Ok(self.push_store(Store::Host(map.into())))
+    }
+
+    fn file_store(&mut self, file: PageFile) -> StoreId {
+        self.push_store(Store::File(file))
+    }
+
+    fn load(
+        &mut self,
+        source: StorePlace,
+        destination: DeviceSlice<u8>,
+    ) -> Result<Transfer, PageError> {
+        self.transfer(Direction::Load, source, destination)
+    }
+
+    fn save(
+        &mut self,
+        source: DeviceSlice<u8>,
+        destination: StorePlace,
+    ) -> Result<Transfer, PageError> {
+        self.transfer(Direction::Save, destination, source)
+    }
+
+    fn wait(&mut self, transfer: Transfer) -> Result<(), PageError> {
+        let ended = self.mover.as_ref().map_or(Ok(()), |mover| mover.wait(transfer.0));
+        self.in_flight.retain(|other| other.number > transfer.0);
+        ended
+    }
+
+    fn read_store(&mut self, source: StorePlace, bytes: &mut [u8]) -> Result<(), PageError> {
+        self.wait_for_all()?;
+        // SAFETY: inside the store, as `store` checks; no transfer is under way, and none begins
+        // while the device is borrowed.
+        unsafe { self.store(source, bytes.len()).read(source.offset, bytes) }
+    }
+
+    fn write_store(&mut self, destination: StorePlace, bytes: &[u8]) -> Result<(), PageError> {
+        self.wait_for_all()?;
+        // SAFETY: as in `read_store`.
+        unsafe { self.store(destination, bytes.len()).write(destination.offset, bytes) }
+    }
+
+    fn check_stores(&self) -> Result<(), PageError> {
+        self.stores.iter().try_for_each(|store| match &**store {
+            Store::File(file) => file.check(),
+            Store::Host(_) => Ok(()),
+        })
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        let own = |store: &&Arc<Store>| match &***store {
+            Store::Host(_) => true,
+            Store::File(file) => file.is_temporary(),
+        };
+        self.stores.iter().filter(own).map(|store| store.n_bytes()).sum()
+    }
+
+    fn transferred_bytes(&self) -> u64 {
+        self.transferred_bytes
     }
 }

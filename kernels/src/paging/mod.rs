@@ -1,0 +1,161 @@
+//! Storage outside the device, and pages that visit it.
+//!
+//! A region that does not stay on the device lies in a *store*: memory of the host, or a file. Its
+//! pages are loaded into a window on the device, used, and saved again where they changed. Transfers
+//! run beside the device's work, one after the other in the order in which they were asked for, so
+//! that a page that is saved and then replaced needs no waiting in between.
+//!
+//! Files are read and written at positions rather than mapped: a mapping answers a disk that is full
+//! or a file that was cut short with a signal that ends the process, a read or write with an error.
+
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+pub use file::PageFile;
+
+use crate::memory::{DeviceSlice, Memory, MemoryError};
+
+/// One store; numbered from 0 in the order of creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StoreId(pub u32);
+
+/// A place in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StorePlace {
+    /// The store.
+    pub store: StoreId,
+    /// Bytes from its start.
+    pub offset: u64,
+}
+
+/// A transfer between a store and the device. Later ones are larger and end later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Transfer(pub(crate) u64);
+
+/// Why a page did not come or go.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PageError {
+    /// There is no room for the file.
+    #[error(
+        "the page file {path} needs {needed_bytes} bytes and {available_bytes} are free on its disk; free some space, choose another folder, or page less (a larger budget, a smaller model)"
+    )]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// Bytes it needs.
+        needed_bytes: u64,
+        /// Bytes that are free.
+        available_bytes: u64,
+    },
+    /// The file could not be made.
+    #[error("could not make the page file {path}: {source}; check the folder's permissions")]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: Arc<io::Error>,
+    },
+    /// A page could not be read.
+    #[error(
+        "could not read from the page file {path}: {source}; the last checkpoint is whole: resume the run from it"
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: Arc<io::Error>,
+    },
+    /// A page could not be written.
+    #[error(
+        "could not write to the page file {path}: {source}; the last checkpoint is whole: free some space, then resume the run from it"
+    )]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: Arc<io::Error>,
+    },
+    /// Another program took the file away.
+    #[error(
+        "the page file {path} was {change} by another program while it was in use; the last checkpoint is whole: resume the run from it"
+    )]
+    Lost {
+        /// The file.
+        path: PathBuf,
+        /// What happened to it.
+        change: &'static str,
+    },
+    /// The thread that moves pages could not be started.
+    #[error("the thread that moves pages could not be started: {source}; close other programs")]
+    Thread {
+        /// The system's reason.
+        source: Arc<io::Error>,
+    },
+}
+
+/// Moving pages between stores and the device.
+pub trait Paging: Memory {
+    /// A store of `n_bytes` zeros in the host's memory (pinned, where the device copies from it).
+    ///
+    /// # Errors
+    /// When the system refuses the memory.
+    fn host_store(&mut self, n_bytes: usize) -> Result<StoreId, MemoryError>;
+
+    /// A store in a file.
+    fn file_store(&mut self, file: PageFile) -> StoreId;
+
+    /// Begins to bring what lies at `source` to `destination`, which no operation may touch until
+    /// the transfer was waited for. Operations that were asked for before may still use it.
+    ///
+    /// # Errors
+    /// When transfers cannot be made at all; what a transfer meets on its way, [`Paging::wait`] says.
+    fn load(
+        &mut self,
+        source: StorePlace,
+        destination: DeviceSlice<u8>,
+    ) -> Result<Transfer, PageError>;
+
+    /// Begins to bring `source` to `destination`. Operations may read `source` meanwhile, but not
+    /// change it before the transfer was waited for; a later [`Paging::load`] may replace it.
+    ///
+    /// # Errors
+    /// As [`Paging::load`].
+    fn save(
+        &mut self,
+        source: DeviceSlice<u8>,
+        destination: StorePlace,
+    ) -> Result<Transfer, PageError>;
+
+    /// Waits for `transfer` and all before it.
+    ///
+    /// # Errors
+    /// What the first of them met that failed. After a failure nothing is moved any more.
+    fn wait(&mut self, transfer: Transfer) -> Result<(), PageError>;
+
+    /// Copies from a store to the host, behind every transfer that was begun.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a transfer failed.
+    fn read_store(&mut self, source: StorePlace, bytes: &mut [u8]) -> Result<(), PageError>;
+
+    /// Copies from the host to a store, behind every transfer that was begun.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or a transfer failed.
+    fn write_store(&mut self, destination: StorePlace, bytes: &[u8]) -> Result<(), PageError>;
+
+    /// Looks whether the files of the stores are still there and whole.
+    ///
+    /// # Errors
+    /// [`PageError::Lost`] when one is not.
+    fn check_stores(&self) -> Result<(), PageError>;
+
+    /// Bytes of the stores that were made, without files that were there before.
+    fn stored_bytes(&self) -> u64;
+
+    /// Bytes of all transfers that were begun, in both directions.
+    fn transferred_bytes(&self) -> u64;
+}
