@@ -82,9 +82,10 @@ mod tests {
         assert_eq!(error.code, "no_run");
         assert_eq!(error.message, "/tmp/x is no run folder: it has no run.toml.");
         assert_eq!(error.hint, "Choose the folder that holds run.toml.");
-        let error = CommandError::from(TrainError::PagingUnavailable);
-        assert_eq!(error.code, "paging_unavailable");
-        assert!(error.hint.starts_with("Leave paging"), "{}", error.hint);
+        let (id, repository) = ("llama-2-7b".into(), "meta-llama/Llama-2-7b-hf".into());
+        let error = CommandError::from(TrainError::NotDownloaded { id, repository });
+        assert_eq!(error.code, "not_downloaded");
+        assert!(error.hint.starts_with("Download meta-llama"), "{}", error.hint);
         assert!(!error.hint.contains("--"), "{}", error.hint);
     }
 }

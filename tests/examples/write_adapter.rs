@@ -9,7 +9,6 @@ use std::{fs, path::PathBuf};
 
 use nibble_engine::{
     adapter::peft, files::SafetensorsWriter, files::TensorEntry, generate, train::OptimizerConfig,
-    weights::WeightFormat,
 };
 use nibble_tests::{Sequences, Setup, golden_tensors, open_trainer};
 use safetensors::Dtype;
@@ -31,13 +30,8 @@ fn main() {
         segments.push(ids);
         start = range.end;
     }
-    let setup = Setup {
-        weight_format: WeightFormat::F32,
-        with_adapter: true,
-        recompute: true,
-        n_threads: 1,
-        n_rows: sequences.ids.len(),
-    };
+    let setup =
+        Setup { with_adapter: true, n_threads: 1, n_rows: sequences.ids.len(), ..Setup::default() };
     let (mut trainer, adapter) = open_trainer(&model, setup);
     let optimizer = OptimizerConfig {
         beta1: 0.9,
@@ -48,8 +42,8 @@ fn main() {
     };
     for step in 1..=5 {
         trainer.clear_gradients();
-        trainer.accumulate(&sequences.batch(), 1.0 / sequences.targets.len() as f32, None);
-        trainer.update(&optimizer, 1e-2, step, 0);
+        trainer.accumulate(&sequences.batch(), 1.0 / sequences.targets.len() as f32, None).unwrap();
+        trainer.update(&optimizer, 1e-2, step, 0).unwrap();
     }
     let (config, layout) = adapter.unwrap();
     let slice = trainer.layout().trainable.parameters.unwrap();
@@ -62,8 +56,9 @@ fn main() {
     let mut logits: Vec<f32> = Vec::new();
     for ids in &segments {
         let (device, decoder, layout) = trainer.parts();
-        logits
-            .extend(generate::logits((device, decoder, layout.generation.as_ref().unwrap()), ids));
+        logits.extend(
+            generate::logits((device, decoder, layout.generation.as_ref().unwrap()), ids).unwrap(),
+        );
     }
     let vocabulary = trainer.shape().spec.vocabulary;
     let entry =

@@ -11,7 +11,9 @@ use std::{
 
 use nibble_engine::{
     adapter::{AdapterConfig, AdapterLayout, peft},
-    plan::{MemoryPlan, Trainable, TrainingShape},
+    optimizer::StateFormat,
+    plan::{MemoryPlan, Residency, Trainable, TrainingShape},
+    residency::open_store,
     train::{MicroBatch, Trainer},
     weights::{EmbeddingFormat, ModelFolder, WeightFormat, load::unwatched, place_weights},
 };
@@ -120,6 +122,24 @@ pub struct Setup {
     pub n_threads: usize,
     /// The most tokens of a micro-batch.
     pub n_rows: usize,
+    /// How the optimizer's states are stored.
+    pub states: StateFormat,
+    /// What lies outside the device.
+    pub residency: Residency,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            weight_format: WeightFormat::F32,
+            with_adapter: false,
+            recompute: true,
+            n_threads: 2,
+            n_rows: 64,
+            states: StateFormat::F32,
+            residency: Residency::default(),
+        }
+    }
 }
 
 /// A trainer of a golden model, its golden adapter in place if one is wanted.
@@ -144,23 +164,37 @@ pub fn open_trainer(
         batch: 1,
         recompute: setup.recompute,
         sample_tokens: setup.n_rows,
+        states: setup.states,
+        residency: setup.residency,
         profile,
         spec,
     };
-    let mut plan = MemoryPlan::new(shape);
-    let mut device = Cpu::new(profile).unwrap();
-    let layout = plan.shape().weight_layout();
-    let cache = tempfile::tempdir().unwrap();
-    let weights =
-        place_weights(&mut device, &model, layout, Some(cache.path()), &mut unwatched).unwrap();
     let scale = adapter.as_ref().map_or(1.0, |(config, ..)| config.scale());
-    let mut trainer = Trainer::new(device, &mut plan, weights, scale).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let mut trainer = place_trainer(&model, shape, scale, cache.path());
     let adapter = adapter.map(|(config, layout, values)| {
         let parameters = trainer.layout().trainable.parameters.unwrap();
         trainer.device().upload(&values, parameters);
         (config, layout)
     });
     (trainer, adapter)
+}
+
+/// A trainer of `model` as `shape` says, its adapter and moments zero; `folder` is for the quantised
+/// image and the page file.
+pub fn place_trainer(
+    model: &ModelFolder,
+    shape: TrainingShape,
+    scale: f32,
+    folder: &Path,
+) -> Trainer<Cpu> {
+    let mut plan = MemoryPlan::new(shape);
+    let shape = plan.shape();
+    let mut device = Cpu::new(shape.profile).unwrap();
+    let store = open_store(&mut device, &plan, &folder.join("pages.bin")).unwrap();
+    let (layout, paged, cache) = (shape.weight_layout(), shape.paged_layers(store), Some(folder));
+    let weights = place_weights(&mut device, model, layout, &paged, cache, &mut unwatched).unwrap();
+    Trainer::new(device, &mut plan, weights, scale, store).unwrap()
 }
 
 /// The root of the mean squared difference.

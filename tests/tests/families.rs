@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use nibble_engine::{generate, weights::WeightFormat};
+use nibble_engine::generate;
 use nibble_tests::{Sequences, Setup, golden, golden_json, golden_tensors, open_trainer, rms};
 use serde_json::Value;
 
@@ -45,13 +45,7 @@ fn families() -> impl Iterator<Item = Family> {
 
 impl Family {
     fn setup(&self, with_adapter: bool) -> Setup {
-        Setup {
-            weight_format: WeightFormat::F32,
-            with_adapter,
-            recompute: true,
-            n_threads: 2,
-            n_rows: self.sequences.ids.len(),
-        }
+        Setup { with_adapter, n_rows: self.sequences.ids.len(), ..Setup::default() }
     }
 
     fn check(&self, name: &str, actual: &[f32]) {
@@ -74,7 +68,7 @@ fn logits_are_those_of_transformers_and_peft() {
             for ids in &family.ids {
                 let (device, decoder, layout) = trainer.parts();
                 let layout = layout.generation.as_ref().unwrap();
-                logits.extend(generate::logits((device, decoder, layout), ids));
+                logits.extend(generate::logits((device, decoder, layout), ids).unwrap());
             }
             family.check(name, &logits);
         }
@@ -86,7 +80,7 @@ fn losses_of_packed_sequences_are_those_of_separate_ones() {
     for family in families() {
         for (with_adapter, name) in [(false, "loss"), (true, "adapter.loss")] {
             let (mut trainer, _) = open_trainer(&family.folder, family.setup(with_adapter));
-            let total = trainer.evaluate(&family.sequences.batch());
+            let total = trainer.evaluate(&family.sequences.batch()).unwrap();
             let loss = total / family.sequences.targets.len() as f64;
             let expected = family.expected[name][0];
             // A scalar has no spread to measure: each of its terms is f32, correct to a few units.
@@ -107,7 +101,7 @@ fn adapter_gradients_are_those_of_peft() {
             let (_, layout) = adapter.unwrap();
             let weight = 1.0 / family.sequences.targets.len() as f32;
             trainer.clear_gradients();
-            trainer.accumulate(&family.sequences.batch(), weight, None);
+            trainer.accumulate(&family.sequences.batch(), weight, None).unwrap();
             let gradients = trainer.layout().trainable.gradients;
             let mut values = vec![0.0; gradients.len()];
             trainer.download(gradients, &mut values);
@@ -133,7 +127,7 @@ fn weight_gradients_are_those_of_transformers() {
         let (mut trainer, _) = open_trainer(&family.folder, family.setup(false));
         let weight = 1.0 / family.sequences.targets.len() as f32;
         trainer.clear_gradients();
-        trainer.accumulate(&family.sequences.batch(), weight, None);
+        trainer.accumulate(&family.sequences.batch(), weight, None).unwrap();
         let flat = trainer.layout().trainable.gradients;
         let layout = trainer.shape().gradient_layout();
         let mut n_checked = 0;

@@ -6,11 +6,14 @@ use nibble_engine::{
     adapter::Targets,
     catalog,
     model::Projection,
-    plan::{self, MemoryPlan, PlanError, PlanSettings, Trainable, TrainingShape},
+    optimizer::StateFormat,
+    plan::{
+        self, MemoryPlan, PageRates, PlanError, PlanSettings, Residency, Trainable, TrainingShape,
+    },
     weights::{EmbeddingFormat, WeightFormat},
 };
 use nibble_kernels::{DeviceProfile, MemoryId};
-use nibble_run::{LoraSettings, Method, RunSettings};
+use nibble_run::{LoraSettings, Method, Paging, RunSettings};
 use nibble_tests::{Setup, golden, open_trainer};
 
 fn shapes(id: &str) -> Vec<TrainingShape> {
@@ -24,6 +27,8 @@ fn shapes(id: &str) -> Vec<TrainingShape> {
         batch: 3,
         recompute,
         sample_tokens: 100,
+        states: StateFormat::F32,
+        residency: Residency::default(),
         profile: DeviceProfile::native_cpu(),
     };
     let adapter = |targets, dropout| Trainable::Adapter { targets, rank: 16, dropout };
@@ -68,7 +73,7 @@ fn a_layout_resolves_to_the_planned_places() {
         let mut plan = MemoryPlan::new(shape);
         let layout = plan.resolve(MemoryId(1));
         let end = plan.arena_bytes();
-        for slice in &layout.residuals {
+        for slice in layout.inputs.resident.iter().flatten() {
             assert!(slice.byte_range().end <= end);
         }
         assert!(layout.loss.workspace.byte_range().end <= end);
@@ -81,8 +86,7 @@ fn plan_equals_allocation_for_every_method() {
         [(WeightFormat::F32, false), (WeightFormat::Bf16, true), (WeightFormat::Nf4, true)]
     {
         let folder = golden().join("families").join("llama");
-        let setup =
-            Setup { weight_format, with_adapter, recompute: true, n_threads: 2, n_rows: 40 };
+        let setup = Setup { weight_format, with_adapter, n_rows: 40, ..Setup::default() };
         let (trainer, _) = open_trainer(&folder, setup);
         let plan = MemoryPlan::new(trainer.shape().clone());
         assert_eq!(trainer.allocated_bytes(), plan.peak_bytes());
@@ -94,7 +98,8 @@ fn full_fine_tuning_of_13b_is_52_and_52_and_104_gigabytes() {
     let spec = catalog::find("llama-2-13b").unwrap().spec().unwrap();
     let settings = RunSettings::default();
     let profile = DeviceProfile::native_cpu();
-    let plan_settings = PlanSettings { settings: &settings, profile };
+    let plan_settings =
+        PlanSettings { settings: &settings, profile, page_rates: PageRates::default() };
     let full = plan::method_plan(&spec, Method::Full, plan_settings, u64::MAX).unwrap();
     let gigabytes = |bytes: u64| (bytes as f64 / 1e9).round();
     assert_eq!(gigabytes(full.categories.weights), 52.0);
@@ -105,15 +110,17 @@ fn full_fine_tuning_of_13b_is_52_and_52_and_104_gigabytes() {
 #[test]
 fn suggestions_are_true() {
     let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();
-    let settings = RunSettings { sequence: 2048, batch: 8, ..RunSettings::default() };
+    let paged = Paging::Off;
+    let settings = RunSettings { sequence: 2048, batch: 8, paged, ..RunSettings::default() };
     let profile = DeviceProfile::native_cpu();
     for method in [Method::Full, Method::Lora, Method::Qlora] {
-        let plan_settings = PlanSettings { settings: &settings, profile };
+        let plan_settings =
+            PlanSettings { settings: &settings, profile, page_rates: PageRates::default() };
         let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
         let plan = MemoryPlan::new(shape.clone());
         let budget_bytes = plan.peak_bytes() as u64 * 3 / 4;
         let Err(PlanError::DoesNotFit { suggestions, peak_bytes, .. }) =
-            plan::check(&plan, budget_bytes)
+            plan::check(&plan, budget_bytes, plan_settings)
         else {
             panic!("{method:?} is larger than three quarters of itself")
         };
@@ -132,10 +139,12 @@ fn suggestions_are_true() {
                 },
                 ..settings.clone()
             };
-            let plan_settings = PlanSettings { settings: &changed, profile };
+            let plan_settings =
+                PlanSettings { settings: &changed, profile, page_rates: PageRates::default() };
             let method = suggestion.settings.method;
             let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
-            let total = MemoryPlan::new(shape).peak_bytes() as u64;
+            let paged = suggestion.settings.paged;
+            let total = plan::choose(&shape, budget_bytes, paged).peak_bytes() as u64;
             assert_eq!(total, suggestion.peak_bytes, "{method:?} {suggestion:?}");
         }
     }
@@ -146,7 +155,7 @@ fn unknown_targets_and_long_sequences_are_refused() {
     let spec = catalog::find("smollm2-135m").unwrap().spec().unwrap();
     let profile = DeviceProfile::native_cpu();
     let refused = |settings: &RunSettings| {
-        let settings = PlanSettings { settings, profile };
+        let settings = PlanSettings { settings, profile, page_rates: PageRates::default() };
         plan::training_shape(&spec, Method::Lora, settings).unwrap_err().to_string()
     };
     let lora = LoraSettings { targets: vec!["banana".into()], ..LoraSettings::default() };

@@ -103,6 +103,16 @@ pub enum PagedArgument {
     Off,
 }
 
+/// How the optimizer keeps its states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerArgument {
+    /// In f32: eight bytes for each trained number.
+    Adamw,
+    /// In 8 bits, block by block: two bytes for each trained number.
+    #[value(name = "adamw-8bit")]
+    Adamw8bit,
+}
+
 /// Which tokens the loss counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TrainOnArgument {
@@ -142,9 +152,12 @@ pub struct SizeArguments {
     /// Where to compute.
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArgument,
-    /// Whether memory may be paged.
+    /// What may lie outside the device and visit it page by page [default: auto].
     #[arg(long, value_enum)]
     pub paged: Option<PagedArgument>,
+    /// How the optimizer keeps its states [default: adamw].
+    #[arg(long, value_enum)]
+    pub optimizer: Option<OptimizerArgument>,
     /// Precision of matrix products.
     #[arg(long, value_enum)]
     pub compute: Option<ComputeArgument>,

@@ -21,6 +21,15 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// A length of time with two digits or more.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
+        s if s < 10.0 => format!("{s:.1} s"),
+        s => format!("{s:.0} s"),
+    }
+}
+
 /// A small difference, with as many digits as say something.
 pub fn difference(x: f64) -> String {
     if x == 0.0 { "0".into() } else { format!("{x:.1e}") }

@@ -5,15 +5,16 @@ use std::{path::Path, time::Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nibble_engine::train::{self, Command, Outcome, RunHandle, TrainError};
 use nibble_run::{
-    Columns, ComputePrecision, Event, Method, Paging, RunSettings, Schedule, TrainOn,
+    Columns, ComputePrecision, Event, Method, Optimizer, Paging, RunSettings, Schedule, TrainOn,
     WeightPrecision, read_settings,
 };
 
 use crate::{
     Failure,
     arguments::{
-        ComputeArgument, DataArguments, MethodArgument, PagedArgument, ResumeArguments,
-        ScheduleArgument, SizeArguments, TrainArguments, TrainOnArgument, WeightsArgument,
+        ComputeArgument, DataArguments, MethodArgument, OptimizerArgument, PagedArgument,
+        ResumeArguments, ScheduleArgument, SizeArguments, TrainArguments, TrainOnArgument,
+        WeightsArgument,
     },
     show,
 };
@@ -39,7 +40,6 @@ pub fn failure(error: TrainError) -> Failure {
         | TrainError::Data(_)
         | TrainError::Plan(_)
         | TrainError::NotDownloaded { .. }
-        | TrainError::PagingUnavailable
         | TrainError::Complete { .. } => Failure::input(error),
         _ => Failure::running(error),
     }
@@ -64,6 +64,12 @@ pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
             PagedArgument::Auto => Paging::Auto,
             PagedArgument::On => Paging::On,
             PagedArgument::Off => Paging::Off,
+        };
+    }
+    if let Some(optimizer) = sizes.optimizer {
+        settings.optimizer = match optimizer {
+            OptimizerArgument::Adamw => Optimizer::AdamW,
+            OptimizerArgument::Adamw8bit => Optimizer::AdamW8bit,
         };
     }
     if let Some(compute) = sizes.compute {
@@ -278,7 +284,13 @@ impl Screen {
             Event::Failed { .. } => {}
             Event::Paused => self.line("Paused"),
             Event::Resumed => self.line("Going on"),
-            Event::Done { planned_peak_bytes, allocated_peak_bytes, peak_rss_bytes, .. } => {
+            Event::Done {
+                planned_peak_bytes,
+                allocated_peak_bytes,
+                allocated_outside_bytes,
+                peak_rss_bytes,
+                ..
+            } => {
                 self.bar.finish();
                 println!(
                     "Memory: {} planned, {} allocated; {} the most the process held",
@@ -286,6 +298,9 @@ impl Screen {
                     show::bytes(*allocated_peak_bytes),
                     show::bytes(*peak_rss_bytes)
                 );
+                if *allocated_outside_bytes > 0 {
+                    println!("Paged: {} outside", show::bytes(*allocated_outside_bytes));
+                }
             }
         }
     }

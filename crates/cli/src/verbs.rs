@@ -1,6 +1,10 @@
 //! The verbs that answer at once.
 
-use std::{io::Write, path::PathBuf, time::Instant};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use nibble_engine::{
     devices,
@@ -10,7 +14,7 @@ use nibble_engine::{
     preview, train,
     weights::WeightFormat,
 };
-use nibble_run::{PlanReport, RunSettings};
+use nibble_run::{PagingPlan, PlanReport, RunSettings};
 use serde::Serialize;
 
 use crate::{
@@ -54,9 +58,15 @@ pub fn devices(json: bool) -> Result<(), Failure> {
 pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
     let mut settings = RunSettings::default();
     apply_sizes(&mut settings, &arguments.sizes);
+    let plan = || preview::plan_report(&arguments.model, &settings, None).map_err(Failure::input);
     let start = Instant::now();
-    let report = preview::plan_report(&arguments.model, &settings, None).map_err(Failure::input)?;
+    let mut report = plan()?;
     let time = start.elapsed();
+    if report.methods.iter().any(|method| method.paging.is_some()) {
+        // Where a run would keep its page file, as long as none is named.
+        devices::measure_page_rates(Path::new("."));
+        report = plan()?;
+    }
     if json {
         return print_json(&report);
     }
@@ -86,9 +96,27 @@ fn show_plan(model: &str, report: &PlanReport) {
     row("activations", &|m| show::bytes(m.categories.activations));
     row("workspace", &|m| show::bytes(m.categories.workspace));
     row("total", &|m| show::bytes(m.peak_bytes));
+    if report.methods.iter().any(|method| method.paging.is_some()) {
+        let of = |of: fn(&PagingPlan) -> u64| {
+            move |m: &nibble_run::MethodPlan| m.paging.map_or("–".into(), |p| show::bytes(of(&p)))
+        };
+        println!("outside");
+        row("  optimizer", &of(|paging| paging.optimizer_bytes));
+        row("  weights", &of(|paging| paging.weights_bytes));
+        row("  activations", &of(|paging| paging.activations_bytes));
+        row("  each step", &of(|paging| paging.step_bytes));
+        row("  at most", &|m| {
+            let seconds = m.paging.and_then(|paging| paging.step_seconds);
+            seconds.map_or("–".into(), |seconds| format!("+{}", show::seconds(seconds)))
+        });
+    }
     let budget = show::bytes(report.budget_bytes);
     row(&format!("in {budget}"), &|m| if m.fits { "fits" } else { "too large" }.to_owned());
     for method in report.methods.iter().filter(|method| !method.fits) {
+        if method.smallest_bytes < method.peak_bytes {
+            let least = show::bytes(method.smallest_bytes);
+            println!("\n{} fits {least} with all paged that can be.", method.method.name());
+        }
         if method.suggestions.is_empty() {
             println!("\n{} does not fit at any length or batch.", method.method.name());
         } else {

@@ -1,5 +1,13 @@
 //! What this machine can train on, and how much memory it has for it.
 
+use std::{
+    io::{self, Write},
+    path::Path,
+    sync::OnceLock,
+    time::Instant,
+};
+
+use crate::plan::PageRates;
 use nibble_kernels::{Compute, DeviceKind, DeviceProfile, Isa};
 use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
@@ -79,6 +87,43 @@ pub fn cpu_profile(n_threads: Option<usize>, compute: Option<Compute>) -> Device
         kind: DeviceKind::Cpu { isa, n_threads: n_threads.unwrap_or(native_threads).max(1) },
         compute: compute.unwrap_or(native.compute),
     }
+}
+
+/// How fast pages move on this machine, as far as [`measure_page_rates`] has found out.
+pub fn page_rates() -> PageRates {
+    PAGE_RATES.get().copied().unwrap_or_default()
+}
+
+static PAGE_RATES: OnceLock<PageRates> = OnceLock::new();
+
+/// Measures, once in the life of a process, how fast pages move: to and from a new file in `folder`,
+/// flushed to the disk, and within the host's memory. Takes a fraction of a second; a folder that
+/// cannot be written leaves the disk's rate unknown.
+pub fn measure_page_rates(folder: &Path) -> PageRates {
+    *PAGE_RATES.get_or_init(|| PageRates { disk: disk_rate(folder).ok(), host: Some(copy_rate()) })
+}
+
+/// Bytes that are moved to measure a rate: enough to outlast what a disk buffers in itself.
+const MEASURED_BYTES: usize = 64 << 20;
+
+fn disk_rate(folder: &Path) -> io::Result<f64> {
+    let mut file = tempfile::tempfile_in(folder)?;
+    let bytes = vec![0x5a_u8; 1 << 20];
+    let start = Instant::now();
+    for _ in 0..MEASURED_BYTES / bytes.len() {
+        file.write_all(&bytes)?;
+    }
+    file.sync_data()?;
+    Ok(MEASURED_BYTES as f64 / start.elapsed().as_secs_f64())
+}
+
+fn copy_rate() -> f64 {
+    let source = vec![0x5a_u8; MEASURED_BYTES];
+    let mut target = vec![0_u8; MEASURED_BYTES];
+    let start = Instant::now();
+    target.copy_from_slice(&source);
+    std::hint::black_box(&target);
+    MEASURED_BYTES as f64 / start.elapsed().as_secs_f64()
 }
 
 /// The fastest instructions, for reports.

@@ -15,10 +15,12 @@ use crate::{
     devices,
     generate::{GenerateError, SessionSettings},
     model::ModelSpec,
-    plan::{EvaluationLayout, Regions, Trainable, TrainingShape},
+    optimizer::StateFormat,
+    plan::{EvaluationLayout, Regions, Residency, Trainable, TrainingShape},
     train::MicroBatch,
     weights::{
-        EmbeddingFormat, ModelFolder, WeightFormat, WeightLayout, load::unwatched, place_weights,
+        EmbeddingFormat, ModelFolder, PagedLayers, WeightFormat, WeightLayout, load::unwatched,
+        place_weights,
     },
 };
 
@@ -133,6 +135,8 @@ impl Evaluator<Cpu> {
             batch: 1,
             recompute: true,
             sample_tokens: 0,
+            states: StateFormat::F32,
+            residency: Residency::default(),
             profile: settings.profile,
             spec,
         };
@@ -159,8 +163,9 @@ impl Evaluator<Cpu> {
     ) -> Result<Self, GenerateError> {
         use nibble_kernels::Memory;
         let cache = settings.cache.as_deref();
+        let resident = PagedLayers::default();
         let weights: BaseWeights =
-            place_weights(&mut device, folder, layout, cache, &mut unwatched)?;
+            place_weights(&mut device, folder, layout, &resident, cache, &mut unwatched)?;
         let arena = device.allocate(regions.total_bytes())?;
         let layout = regions.resolve(arena, |regions| EvaluationLayout::new(regions, &shape));
         let spec: &ModelSpec = &shape.spec;

@@ -2,12 +2,12 @@
 //! the events of a run.
 
 use nibble_data::DataError;
-use nibble_kernels::MemoryError;
+use nibble_kernels::{MemoryError, paging::PageError};
 use nibble_run::Explain;
 
 use crate::{
     adapter::AdapterError, export::ExportError, generate::GenerateError, model::ModelError,
-    plan::PlanError, playground::PlaygroundError, train::TrainError,
+    plan::PlanError, playground::PlaygroundError, residency::StoreError, train::TrainError,
     train::checkpoint::CheckpointError,
 };
 
@@ -53,6 +53,17 @@ fn memory_code(error: &MemoryError) -> &'static str {
     }
 }
 
+fn page_code(error: &PageError) -> &'static str {
+    match error {
+        PageError::NoSpace { .. } => "no_space",
+        PageError::Create { .. } => "page_file_unwritable",
+        PageError::Read { .. } => "page_unreadable",
+        PageError::Write { .. } => "page_unwritable",
+        PageError::Lost { .. } => "page_file_lost",
+        PageError::Thread { .. } => "threads_refused",
+    }
+}
+
 impl Explain for ModelError {
     fn code(&self) -> &'static str {
         match self {
@@ -75,6 +86,7 @@ impl Explain for ModelError {
             Self::Truncated { .. } => "model_truncated",
             Self::BadHeader { .. } => "model_header",
             Self::Memory(error) => memory_code(error),
+            Self::Page(error) => page_code(error),
             Self::Cancelled => "cancelled",
         }
     }
@@ -119,6 +131,7 @@ impl Explain for CheckpointError {
             Self::Read { .. } => "checkpoint_unreadable",
             Self::Damaged { .. } => "checkpoint_damaged",
             Self::Adapter(error) => error.code(),
+            Self::Page(error) => page_code(error),
         }
     }
 }
@@ -131,6 +144,7 @@ impl Explain for GenerateError {
             Self::Data(error) => data_code(error),
             Self::Memory(error) => memory_code(error),
             Self::Threads(_) => "threads_refused",
+            Self::Page(error) => page_code(error),
             Self::Sample(_) => "no_next_token",
             Self::DoesNotFit { .. } => "session_does_not_fit",
         }
@@ -181,7 +195,8 @@ impl Explain for TrainError {
             Self::Generate(error) => error.code(),
             Self::Export(error) => error.code(),
             Self::NotDownloaded { .. } => "not_downloaded",
-            Self::PagingUnavailable => "paging_unavailable",
+            Self::Page(error) | Self::Store(StoreError::Page(error)) => page_code(error),
+            Self::Store(StoreError::Memory(error)) => memory_code(error),
             Self::Diverged { .. } => "diverged",
             Self::Complete { .. } => "run_complete",
             Self::Threads(_) => "threads_refused",
@@ -198,11 +213,6 @@ impl Explain for TrainError {
                 "download {repository} from the Hugging Face hub into a folder, and choose that \
                  folder"
             )),
-            Self::PagingUnavailable => Some(
-                "leave paging at automatic, and shorten the sequence, lower the batch or choose \
-                 QLoRA until the plan fits"
-                    .into(),
-            ),
             Self::Generate(error) => error.advice(),
             Self::Export(error) => error.advice(),
             Self::Diverged { learning_rate, .. } => Some(format!(

@@ -89,7 +89,8 @@ pub fn plan_report(
     let profile = devices::cpu_profile(settings.threads, train::compute(settings.compute));
     let budget_bytes = budget_bytes.or(settings.budget_bytes);
     let budget_bytes = budget_bytes.unwrap_or_else(devices::available_bytes);
-    Ok(compare_methods(&spec, PlanSettings { settings, profile }, budget_bytes)?)
+    let plan_settings = PlanSettings { settings, profile, page_rates: devices::page_rates() };
+    Ok(compare_methods(&spec, plan_settings, budget_bytes)?)
 }
 
 /// The dataset of `settings` as the model in the folder `model` would be trained on it, with the

@@ -47,6 +47,9 @@ pub enum Event {
         host_bytes: u64,
         /// Memory taken from the device.
         device_bytes: u64,
+        /// Bytes that crossed between the device and what lies outside it, in both directions.
+        #[serde(default)]
+        paged_bytes: u64,
     },
     /// A whole checkpoint is on the disk.
     Checkpoint {
@@ -99,6 +102,15 @@ pub enum Event {
         planned_peak_bytes: u64,
         /// What was taken from the device.
         allocated_peak_bytes: u64,
+        /// What the plan keeps in the host's memory beside the device.
+        #[serde(default)]
+        planned_host_bytes: u64,
+        /// What it keeps in a page file.
+        #[serde(default)]
+        planned_page_file_bytes: u64,
+        /// What was taken outside the device: the host's memory and page file together.
+        #[serde(default)]
+        allocated_outside_bytes: u64,
         /// The most memory the process held.
         peak_rss_bytes: u64,
         /// Steps done.

@@ -15,6 +15,7 @@ const PLAN: &str = "plan.json";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 const REPORT: &str = "report";
+const PAGES: &str = "pages.bin";
 
 /// A folder that holds one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +89,11 @@ impl RunFolder {
     /// Where charts go.
     pub fn report(&self) -> PathBuf {
         self.path.join(REPORT)
+    }
+
+    /// Where a run keeps, while it goes on, what does not stay on the device.
+    pub fn page_file(&self) -> PathBuf {
+        self.path.join(PAGES)
     }
 
     /// Where the events are.

@@ -9,6 +9,7 @@
 //! RUN/metrics.jsonl              one event a line, appended
 //! RUN/checkpoints/step-000100/   see the engine
 //! RUN/report/                    charts
+//! RUN/pages.bin                  while it trains: what does not stay on the device
 //! RUN/run.lock                   locked while a process trains the run
 //! ```
 
@@ -34,12 +35,12 @@ pub use follow::{RunFollower, RunNews};
 pub use lock::RunLock;
 pub use naming::new_run_path;
 pub use plan::{
-    Category, CategoryBytes, MethodPlan, ModelSummary, PlanReport, PlannedRegion, Residence,
-    SuggestedSettings, Suggestion,
+    Category, CategoryBytes, MethodPlan, ModelSummary, PagingPlan, PlanReport, PlannedRegion,
+    Residence, SuggestedSettings, Suggestion,
 };
 pub use settings::{
-    Columns, ComputePrecision, LoraSettings, Method, Paging, RunSettings, SampleSettings, Schedule,
-    TrainOn, WeightPrecision,
+    Columns, ComputePrecision, LoraSettings, Method, Optimizer, Paging, RunSettings,
+    SampleSettings, Schedule, TrainOn, WeightPrecision,
 };
 pub use state::{Progress, RunState};
 pub use summary::{RunList, RunSummary};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Method;
+use crate::{Method, Paging};
 
 /// What a region is for. The window's colours follow this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -103,16 +103,51 @@ pub struct SuggestedSettings {
     pub recompute: bool,
     /// Rank of the adapter; `None`: trained in full.
     pub rank: Option<usize>,
+    /// Whether regions may live outside the device.
+    #[serde(default)]
+    pub paged: Paging,
+}
+
+/// What a plan keeps outside the device, and what it costs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub struct PagingPlan {
+    /// Where it lies.
+    pub resident: Residence,
+    /// States of the optimizer.
+    pub optimizer_bytes: u64,
+    /// Weights.
+    pub weights_bytes: u64,
+    /// Checkpointed inputs of layers.
+    pub activations_bytes: u64,
+    /// Bytes that cross in each step, in both directions.
+    pub step_bytes: u64,
+    /// How long they take, which is what a step grows by where nothing hides it; `None` before the
+    /// rate was measured.
+    #[serde(default)]
+    pub step_seconds: Option<f64>,
 }
 
 /// The plan of one method.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct MethodPlan {
     /// The method.
     pub method: Method,
     /// Every byte that the run will hold on the device.
     pub peak_bytes: u64,
+    /// Every byte that it will hold in the host's memory beside that.
+    #[serde(default)]
+    pub host_bytes: u64,
+    /// The size of its page file.
+    #[serde(default)]
+    pub page_file_bytes: u64,
+    /// What does not stay on the device; `None`: everything does.
+    #[serde(default)]
+    pub paging: Option<PagingPlan>,
+    /// The smallest budget that a run with these settings fits.
+    #[serde(default)]
+    pub smallest_bytes: u64,
     /// The same by category.
     pub categories: CategoryBytes,
     /// Every region.
@@ -142,7 +177,7 @@ pub struct ModelSummary {
 }
 
 /// The plans of several methods side by side.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct PlanReport {
     /// The model.

@@ -97,6 +97,20 @@ pub enum Paging {
     Off,
 }
 
+/// How the optimizer keeps its states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub enum Optimizer {
+    /// AdamW with states in f32: eight bytes for each trained number.
+    #[default]
+    #[serde(rename = "adamw")]
+    AdamW,
+    /// AdamW with states in 8 bits, block by block: two bytes for each trained number.
+    #[serde(rename = "adamw-8bit")]
+    AdamW8bit,
+}
+
 /// Which tokens the loss counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -223,6 +237,8 @@ pub struct RunSettings {
     pub weight_decay: f64,
     /// The largest gradient norm; 0: any.
     pub clip_norm: f64,
+    /// How the optimizer keeps its states.
+    pub optimizer: Optimizer,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -277,6 +293,7 @@ impl Default for RunSettings {
             warmup_steps: 0,
             weight_decay: 0.01,
             clip_norm: 1.0,
+            optimizer: Optimizer::AdamW,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,

@@ -19,6 +19,7 @@ pub fn step(step: u64) -> Event {
         tokens_per_s: 1000.0,
         host_bytes: 1000 + step,
         device_bytes: 500,
+        paged_bytes: 0,
     }
 }
 
@@ -30,6 +31,9 @@ pub fn done(steps: u64) -> Event {
     Event::Done {
         planned_peak_bytes: 1 << 20,
         allocated_peak_bytes: 1 << 20,
+        planned_host_bytes: 0,
+        planned_page_file_bytes: 0,
+        allocated_outside_bytes: 0,
         peak_rss_bytes: 1 << 21,
         steps,
         final_loss: steps as f64 / 10.0,

@@ -25,6 +25,7 @@ fn step(step: u64) -> Event {
         tokens_per_s: 4000.0 + 300.0 * wave,
         host_bytes: (50 << 20) + (step % 97) * 4096,
         device_bytes: 32 << 20,
+        paged_bytes: 0,
     }
 }
 

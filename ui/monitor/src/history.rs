@@ -212,6 +212,7 @@ mod tests {
             tokens_per_s: 1000.0,
             host_bytes: 1,
             device_bytes: 2,
+            paged_bytes: 0,
         }
     }
 

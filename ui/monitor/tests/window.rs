@@ -265,6 +265,7 @@ fn numbers_without_sense_are_survived() {
         tokens_per_s: value,
         host_bytes: bytes,
         device_bytes: 0,
+        paged_bytes: 0,
     };
     window.facts();
     window.news(vec![ready(0), bad(0, 0.0, 0)], RunState::Training);

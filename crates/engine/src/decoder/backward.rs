@@ -20,7 +20,7 @@ pub enum Gradients {
     /// The flat buffer of the adapter.
     Adapter(DeviceSlice<f32>),
     /// Every weight, in the f32 layout.
-    Weights(BaseWeights),
+    Weights(Box<BaseWeights>),
 }
 
 impl Gradients {

@@ -15,7 +15,7 @@ mod weights;
 
 pub use backward::{BackwardSlices, Gradients};
 pub use forward::{LossGradient, PassRows, fill_rope_tables, loss};
-pub use weights::{Adapter, BaseWeights};
+pub use weights::{Adapter, BaseWeights, BlockPlace, LayerPlace, Sweep};
 
 use crate::{
     model::{ModelSpec, Projection},

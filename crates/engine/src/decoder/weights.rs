@@ -1,34 +1,162 @@
-//! Where a model's matrices are: handles, and the products with weight and pair together.
+//! Where a model's matrices are: handles, the visits of paged layers, and the products with weight and
+//! pair together.
 
 use nibble_kernels::{
     Backend, DeviceSlice, MemoryId, Store,
     embedding::EmbeddingTable,
     linear::{LinearShape, Weight},
     lora::{LoraPair, LoraShape},
+    paging::PageError,
 };
 
 use super::{Decoder, DropoutMask};
 use crate::{
     adapter::AdapterLayout,
     model::Projection,
-    weights::{LayerTensor, TensorPlace, WeightLayout},
+    residency::{PageWindow, Stored, StoredPage},
+    weights::{
+        LayerTensor, TensorPlace, TensorRole, WeightLayout,
+        layout::{Block, TensorParts, handle},
+    },
 };
 
-/// The base weights in device memory.
-#[derive(Clone, Debug)]
-pub struct BaseWeights {
-    /// Where each tensor lies.
-    pub layout: WeightLayout,
-    /// The block.
+/// Where a block of weights begins.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockPlace {
+    /// The memory block.
     pub memory: MemoryId,
     /// Bytes from its start.
     pub offset: usize,
 }
 
+/// Where the weights of a layer are.
+#[derive(Clone, Copy, Debug)]
+pub enum LayerPlace {
+    /// On the device.
+    Resident(BlockPlace),
+    /// In a store, whose pages visit the device.
+    Paged(StoredPage),
+}
+
+/// The order in which layers are visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sweep {
+    /// From the first to the last.
+    Up,
+    /// From the last to the first.
+    Down,
+}
+
+/// The base weights: on the device, or visiting it layer by layer.
+#[derive(Clone, Debug)]
+pub struct BaseWeights {
+    /// Where each tensor lies in the whole image.
+    pub layout: WeightLayout,
+    embedding: BlockPlace,
+    layers: Vec<LayerPlace>,
+    final_norm: BlockPlace,
+    output: BlockPlace,
+    window: Option<PageWindow>,
+    /// The paged layer that is on the device now.
+    entered: Option<(usize, BlockPlace)>,
+}
+
 impl BaseWeights {
+    /// The whole image in one piece, which begins `offset` bytes into `memory`.
+    pub fn whole(layout: WeightLayout, memory: MemoryId, offset: usize) -> Self {
+        let at = |block| BlockPlace { memory, offset: offset + layout.block_offset(block) };
+        let layers =
+            (0..layout.n_layers()).map(|layer| LayerPlace::Resident(at(Block::Layer(layer))));
+        Self::at(layers.collect(), at, &layout)
+    }
+
+    /// Layers at `layers`, other blocks where `at` says.
+    pub fn at(
+        layers: Vec<LayerPlace>,
+        at: impl Fn(Block) -> BlockPlace,
+        layout: &WeightLayout,
+    ) -> Self {
+        Self {
+            embedding: at(Block::Embedding),
+            layers,
+            final_norm: at(Block::FinalNorm),
+            output: if layout.is_tied() { at(Block::Embedding) } else { at(Block::Output) },
+            window: None,
+            entered: None,
+            layout: layout.clone(),
+        }
+    }
+
+    /// Lets paged layers pass through `places`.
+    pub fn open_window(&mut self, places: [DeviceSlice<u8>; 2]) {
+        self.window = Some(PageWindow::new(places));
+    }
+
+    /// Makes `layer` ready for use, and begins to bring the one that `sweep` will ask for next. Until
+    /// the next call the layer's handles are valid.
+    ///
+    /// # Errors
+    /// When a page could not be moved.
+    pub fn enter(
+        &mut self,
+        device: &mut impl Backend,
+        layer: usize,
+        sweep: Sweep,
+    ) -> Result<(), PageError> {
+        let Some(window) = &mut self.window else { return Ok(()) };
+        if let LayerPlace::Paged(page) = self.layers[layer] {
+            let slice = window.bring(device, page)?;
+            let place = BlockPlace { memory: slice.memory(), offset: slice.offset() };
+            self.entered = Some((layer, place));
+        }
+        let page_of = |place: &LayerPlace| match place {
+            LayerPlace::Paged(page) => Some(*page),
+            LayerPlace::Resident(_) => None,
+        };
+        let next = match sweep {
+            Sweep::Up => self.layers[layer + 1..].iter().find_map(page_of),
+            Sweep::Down => self.layers[..layer].iter().rev().find_map(page_of),
+        };
+        match next {
+            Some(page) => window.expect(device, page),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to save a layer that was entered and changed, if it does not stay on the device.
+    ///
+    /// # Errors
+    /// When a page could not be moved.
+    pub fn save_layer(&mut self, device: &mut impl Backend, layer: usize) -> Result<(), PageError> {
+        match (self.layers[layer], &mut self.window) {
+            (LayerPlace::Paged(page), Some(window)) => window.save(device, page),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for every transfer.
+    ///
+    /// # Errors
+    /// When one failed.
+    pub fn settle(&mut self, device: &mut impl Backend) -> Result<(), PageError> {
+        self.window.as_mut().map_or(Ok(()), |window| window.settle(device))
+    }
+
+    fn layer_place(&self, layer: usize) -> BlockPlace {
+        match (self.layers[layer], self.entered) {
+            (LayerPlace::Resident(place), _) => place,
+            (LayerPlace::Paged(_), Some((entered, place))) if entered == layer => place,
+            _ => panic!("layer {layer} is used before it was entered"),
+        }
+    }
+
     /// The matrix of a linear layer.
+    ///
+    /// # Panics
+    /// When the layer is paged and was not entered; so do the others below.
     pub fn matrix(&self, layer: usize, projection: Projection) -> Weight {
-        self.layout.matrix(layer, projection, self.memory, self.offset)
+        let BlockPlace { memory, offset } = self.layer_place(layer);
+        self.layout.matrix_at(projection, memory, offset)
     }
 
     /// The bias of a linear layer, if it has one.
@@ -38,27 +166,65 @@ impl BaseWeights {
 
     /// A norm or a bias inside a layer, if the model has it.
     pub fn vector(&self, layer: usize, tensor: LayerTensor) -> Option<DeviceSlice<f32>> {
-        self.layout.vector(layer, tensor, self.memory, self.offset)
+        let BlockPlace { memory, offset } = self.layer_place(layer);
+        self.layout.vector_at(tensor, memory, offset)
     }
 
-    /// Every tensor, in the order they lie, with its place.
+    /// The numbers of one tensor.
+    pub fn weight(&self, tensor: &TensorPlace) -> Weight {
+        let place = match tensor.role {
+            TensorRole::Embedding => self.embedding,
+            TensorRole::Layer(layer, _) => self.layer_place(layer),
+            TensorRole::FinalNorm => self.final_norm,
+            TensorRole::Output => self.output,
+        };
+        let block = self.layout.block_offset(Block::of(tensor.role));
+        handle(tensor.shape, tensor.parts.moved(block, place.offset), place.memory)
+    }
+
+    /// Every tensor, in the order they lie, with its place in the image.
     pub fn tensors(&self) -> impl Iterator<Item = (TensorPlace, Weight)> + '_ {
-        self.layout.tensors().map(|place| (place, place.weight(self.memory, self.offset)))
+        self.layout.tensors().map(|place| (place, self.weight(&place)))
+    }
+
+    /// The bytes of a tensor of one part, wherever its layer is now.
+    pub fn stored(&self, tensor: &TensorPlace) -> Stored {
+        let (offset, element_bytes) = match tensor.parts {
+            TensorParts::F32 { offset } => (offset, size_of::<f32>()),
+            TensorParts::Bf16 { offset } => (offset, size_of::<half::bf16>()),
+            TensorParts::Nf4 { .. } => {
+                unreachable!("quantised weights are not trained, and so never stored")
+            }
+        };
+        let block = Block::of(tensor.role);
+        if let Block::Layer(layer) = block
+            && let LayerPlace::Paged(page) = self.layers[layer]
+        {
+            let start = offset - self.layout.block_offset(block);
+            let n_bytes = tensor.shape.n_elements() * element_bytes;
+            let layer = Stored::Outside { place: page.place, n_bytes: page.n_bytes };
+            return layer.part(start, n_bytes);
+        }
+        Stored::Device(match self.weight(tensor) {
+            Weight::F32(slice) => slice.cast(),
+            Weight::Bf16(slice) => slice.cast(),
+            Weight::Nf4(_) => unreachable!("of one part, as was just seen"),
+        })
     }
 
     /// The weight of the last normalisation.
     pub fn final_norm(&self) -> DeviceSlice<f32> {
-        self.layout.final_norm(self.memory, self.offset)
+        self.layout.final_norm_at(self.final_norm.memory, self.final_norm.offset)
     }
 
     /// The token embedding.
     pub fn embedding(&self) -> EmbeddingTable {
-        self.layout.embedding(self.memory, self.offset)
+        self.layout.embedding_at(self.embedding.memory, self.embedding.offset)
     }
 
     /// The output projection; the embedding itself in tied models.
     pub fn output(&self) -> Weight {
-        self.layout.output(self.memory, self.offset)
+        self.layout.output_at(self.output.memory, self.output.offset)
     }
 }
 

@@ -187,7 +187,7 @@ impl Source {
         };
         let mut session = Session::open(&settings)?;
         let probe = probe(session.spec());
-        let logits = session.logits(&probe);
+        let logits = session.logits(&probe).map_err(GenerateError::from)?;
         Ok(Self { base, settings, session, probe, logits })
     }
 }
@@ -215,7 +215,7 @@ fn export_adapter(
     let settings = SessionSettings { adapter: Some(folder.to_owned()), ..source.settings };
     // One model at a time: the run's own session makes room for the reloaded one.
     drop(source.session);
-    let reloaded = Session::open(&settings)?.logits(&source.probe);
+    let reloaded = Session::open(&settings)?.logits(&source.probe).map_err(GenerateError::from)?;
     // The same numbers through the same products: any difference is a defect.
     verify(folder, &source.logits, &reloaded, 0.0, second)
 }
@@ -244,7 +244,7 @@ fn export_merged(mut source: Source, folder: &Path) -> Result<ExportReport, Expo
         ..source.settings
     };
     drop(source.session);
-    let reloaded = Session::open(&settings)?.logits(&source.probe);
+    let reloaded = Session::open(&settings)?.logits(&source.probe).map_err(GenerateError::from)?;
     verify(folder, &source.logits, &reloaded, rounding_limit(&spec, dtype, &source.logits), second)
 }
 

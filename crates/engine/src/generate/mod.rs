@@ -4,12 +4,12 @@
 mod session;
 
 use candle_transformers::generation::{LogitsProcessor, Sampling};
-use nibble_kernels::{Backend, attention::Segment};
+use nibble_kernels::{Backend, attention::Segment, paging::PageError};
 
 pub use session::{GenerateError, Session, SessionSettings, answer, is_adapter};
 
 use crate::{
-    decoder::{Decoder, PassRows},
+    decoder::{Decoder, PassRows, Sweep},
     plan::{GenerationLayout, LayerSlices},
 };
 
@@ -49,13 +49,16 @@ pub enum Stop {
 /// whether to go on. End-of-text tokens are not handed out.
 ///
 /// A prompt longer than the context keeps its end, which is what the answer continues.
+///
+/// # Errors
+/// When no next token can be chosen, or a page of the weights could not be moved.
 pub fn generate<B: Backend>(
-    (device, decoder, layout): (&mut B, &Decoder, &GenerationLayout),
+    (device, decoder, layout): (&mut B, &mut Decoder, &GenerationLayout),
     prompt: &[u32],
     end_of_text: &[u32],
     settings: &SamplingSettings,
     mut on_token: impl FnMut(u32) -> bool,
-) -> Result<Stop, candle_core::Error> {
+) -> Result<Stop, GenerateError> {
     let sampling = if settings.temperature <= 0.0 {
         Sampling::ArgMax
     } else {
@@ -74,7 +77,7 @@ pub fn generate<B: Backend>(
     for chunk in prompt.chunks(chunk_rows) {
         n_past += n_rows;
         n_rows = chunk.len();
-        pass(device, decoder, layout, chunk, n_past);
+        pass(device, decoder, layout, chunk, n_past)?;
     }
     let mut token = last;
     for n_written in 0.. {
@@ -87,7 +90,7 @@ pub fn generate<B: Backend>(
             if n_past == layout.context {
                 return Ok(Stop::ContextFull);
             }
-            pass(device, decoder, layout, &[token], n_past);
+            pass(device, decoder, layout, &[token], n_past)?;
         }
         let residual = layout.residuals[decoder.spec.n_layers % 2];
         decoder.last_logits(
@@ -115,11 +118,11 @@ pub fn generate<B: Backend>(
 /// `ids` through every layer, behind `n_past` tokens whose keys and values are in the cache.
 fn pass<B: Backend>(
     device: &mut B,
-    decoder: &Decoder,
+    decoder: &mut Decoder,
     layout: &GenerationLayout,
     ids: &[u32],
     n_past: usize,
-) {
+) -> Result<(), PageError> {
     let n_rows = ids.len();
     let positions = layout.positions.first(n_rows);
     for row in 0..n_rows {
@@ -147,24 +150,29 @@ fn pass<B: Backend>(
         let slices = LayerSlices { key, value, ..layout.layer };
         let (input, output) = (layout.residuals[layer % 2], layout.residuals[(layer + 1) % 2]);
         let workspace = layout.workspace;
+        decoder.weights.enter(device, layer, Sweep::Up)?;
         decoder.layer_forward(device, layer, &rows, &slices, input, Some(output), workspace);
     }
+    Ok(())
 }
 
 /// The logits of every token of `ids`, `[n, V]` row by row.
 ///
+/// # Errors
+/// When a page of the weights could not be moved.
+///
 /// # Panics
 /// When `ids` are more than the context.
 pub fn logits<B: Backend>(
-    (device, decoder, layout): (&mut B, &Decoder, &GenerationLayout),
+    (device, decoder, layout): (&mut B, &mut Decoder, &GenerationLayout),
     ids: &[u32],
-) -> Vec<f32> {
+) -> Result<Vec<f32>, PageError> {
     assert!(ids.len() <= layout.context, "{} tokens in {}", ids.len(), layout.context);
     let vocabulary = decoder.spec.vocabulary;
     let mut logits = vec![0.0; ids.len() * vocabulary];
     let mut n_past = 0;
     for chunk in ids.chunks(layout.ids.len().max(1)) {
-        pass(device, decoder, layout, chunk, n_past);
+        pass(device, decoder, layout, chunk, n_past)?;
         let residual = layout.residuals[decoder.spec.n_layers % 2];
         for row in 0..chunk.len() {
             let (normed, workspace) = (layout.normed, layout.workspace);
@@ -174,5 +182,5 @@ pub fn logits<B: Backend>(
         }
         n_past += chunk.len();
     }
-    logits
+    Ok(logits)
 }

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use nibble_data::{ChatTemplate, Message, StreamDecoder, Tokenizer};
-use nibble_kernels::{Backend, Compute, Cpu, DeviceProfile, memory::MemoryError};
+use nibble_kernels::{
+    Backend, Compute, Cpu, DeviceProfile, memory::MemoryError, paging::PageError,
+};
 
 use super::{SamplingSettings, Stop, generate};
 use crate::{
@@ -14,7 +16,8 @@ use crate::{
     model::{ModelError, ModelSpec},
     plan::{GenerationShape, Regions, SessionLayout},
     weights::{
-        EmbeddingFormat, ModelFolder, WeightFormat, WeightLayout, load::unwatched, place_weights,
+        EmbeddingFormat, ModelFolder, PagedLayers, WeightFormat, WeightLayout, load::unwatched,
+        place_weights,
     },
 };
 
@@ -36,6 +39,9 @@ pub enum GenerateError {
     /// The threads could not be started.
     #[error("the worker threads could not be started: {0}")]
     Threads(String),
+    /// A page of the weights could not be moved.
+    #[error(transparent)]
+    Page(#[from] PageError),
     /// The next token could not be chosen.
     #[error(
         "no next token could be chosen ({0}); the model's output is not a number: its weights or the adapter are damaged"
@@ -127,7 +133,9 @@ impl<B: Backend> Session<B> {
             return Err(GenerateError::DoesNotFit { needed_bytes, available_bytes });
         }
         let cache = settings.cache.as_deref();
-        let weights = place_weights(&mut device, &folder, weights, cache, &mut unwatched)?;
+        let resident = PagedLayers::default();
+        let weights =
+            place_weights(&mut device, &folder, weights, &resident, cache, &mut unwatched)?;
         let arena = device.allocate(regions.total_bytes())?;
         let layout = regions.resolve(arena, |regions| SessionLayout::new(regions, &shape));
         fill_rope_tables(&mut device, &spec, layout.rope);
@@ -173,16 +181,19 @@ impl<B: Backend> Session<B> {
         sampling: &SamplingSettings,
         on_text: impl FnMut(&str) -> bool,
     ) -> Result<(usize, Stop), GenerateError> {
-        let parts = (&mut self.device, &self.decoder, &self.layout.generation);
+        let parts = (&mut self.device, &mut self.decoder, &self.layout.generation);
         answer(parts, &self.tokenizer, &self.template, prompt, sampling, on_text)
     }
 
     /// The logits of every token of `ids`, `[n, V]` row by row.
     ///
+    /// # Errors
+    /// When a page of the weights could not be moved.
+    ///
     /// # Panics
     /// When `ids` are more than the context.
-    pub fn logits(&mut self, ids: &[u32]) -> Vec<f32> {
-        super::logits((&mut self.device, &self.decoder, &self.layout.generation), ids)
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, PageError> {
+        super::logits((&mut self.device, &mut self.decoder, &self.layout.generation), ids)
     }
 }
 
@@ -191,7 +202,7 @@ impl<B: Backend> Session<B> {
 /// # Errors
 /// When the template fails or no next token can be chosen.
 pub fn answer<B: Backend>(
-    parts: (&mut B, &Decoder, &crate::plan::GenerationLayout),
+    parts: (&mut B, &mut Decoder, &crate::plan::GenerationLayout),
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     prompt: &str,

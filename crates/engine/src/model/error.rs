@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use nibble_kernels::MemoryError;
+use nibble_kernels::{MemoryError, paging::PageError};
 
 /// Why a model could not be described, opened, loaded or written.
 ///
@@ -194,6 +194,9 @@ pub enum ModelError {
     /// Memory could not be had, or a file not be mapped.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Weights could not be brought to their store.
+    #[error(transparent)]
+    Page(#[from] PageError),
     /// The person asked to stop.
     #[error("loading was cancelled")]
     Cancelled,

@@ -1,12 +1,18 @@
 //! From a person's settings to plans: full, LoRA and QLoRA side by side, and whether they fit.
 
 use nibble_kernels::{Compute, DeviceProfile};
-use nibble_run::{Method, MethodPlan, ModelSummary, PlanReport, RunSettings};
+use nibble_run::{
+    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, PlanReport, RunSettings,
+};
 
-use super::{MemoryPlan, Trainable, TrainingShape, suggestions};
+use super::{
+    MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, residency::smallest,
+    suggestions,
+};
 use crate::{
     adapter::Targets,
     model::{ModelSpec, Projection},
+    optimizer::StateFormat,
     weights::{EmbeddingFormat, WeightFormat},
 };
 
@@ -34,12 +40,15 @@ pub enum PlanError {
     },
     /// The plan is larger than the memory.
     #[error(
-        "the run needs {} and {} is available{}",
-        size(*peak_bytes), size(*budget_bytes), changes(suggestions)
+        "the run needs {} and {} is available{}{}",
+        size(*peak_bytes), size(*budget_bytes), least(*peak_bytes, *smallest_bytes),
+        changes(suggestions)
     )]
     DoesNotFit {
         /// The plan's peak.
         peak_bytes: u64,
+        /// The smallest budget that a run with these settings fits.
+        smallest_bytes: u64,
         /// What there is, or the budget that was set.
         budget_bytes: u64,
         /// Changes that would make it fit.
@@ -56,6 +65,15 @@ fn size(bytes: u64) -> String {
     match bytes as f64 {
         bytes if bytes < 0.1 * GIB => format!("{:.1} MiB", bytes * 1024.0 / GIB),
         bytes => format!("{:.2} GiB", bytes / GIB),
+    }
+}
+
+/// What a budget must be at least, unless it has just been said.
+fn least(peak_bytes: u64, smallest_bytes: u64) -> String {
+    if smallest_bytes == peak_bytes {
+        "; no smaller budget would do".into()
+    } else {
+        format!("; with everything paged that can be, {} would do", size(smallest_bytes))
     }
 }
 
@@ -76,6 +94,18 @@ pub struct PlanSettings<'a> {
     pub settings: &'a RunSettings,
     /// The device, with the precision of its products already chosen.
     pub profile: DeviceProfile,
+    /// How fast pages move, as far as it was measured.
+    pub page_rates: PageRates,
+}
+
+/// How fast pages move between the device and what lies outside, in bytes a second; `None`: not
+/// measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PageRates {
+    /// To and from a file.
+    pub disk: Option<f64>,
+    /// To and from the host's memory.
+    pub host: Option<f64>,
 }
 
 /// What a run of `method` with these settings asks of memory.
@@ -87,7 +117,7 @@ pub fn training_shape(
     method: Method,
     plan: PlanSettings<'_>,
 ) -> Result<TrainingShape, PlanError> {
-    let PlanSettings { settings, profile } = plan;
+    let PlanSettings { settings, profile, .. } = plan;
     let sequence = settings.sequence;
     if sequence > spec.max_context {
         return Err(PlanError::SequenceTooLong { sequence, context: spec.max_context });
@@ -123,6 +153,11 @@ pub fn training_shape(
             // The prompt gets as many tokens again as its answer may have.
             settings.samples.max_tokens.saturating_mul(2).min(spec.max_context)
         },
+        states: match settings.optimizer {
+            Optimizer::AdamW => StateFormat::F32,
+            Optimizer::AdamW8bit => StateFormat::Blockwise8,
+        },
+        residency: Residency::default(),
         profile,
     })
 }
@@ -154,21 +189,53 @@ pub fn method_plan(
     settings: PlanSettings<'_>,
     budget_bytes: u64,
 ) -> Result<MethodPlan, PlanError> {
-    let plan = MemoryPlan::new(training_shape(spec, method, settings)?);
-    Ok(planned_method(method, &plan, budget_bytes))
+    let shape = training_shape(spec, method, settings)?;
+    let plan = choose(&shape, budget_bytes, settings.settings.paged);
+    Ok(planned_method(method, &plan, budget_bytes, settings))
 }
 
 /// A plan as it is shown and stored, held against `budget_bytes`.
-pub fn planned_method(method: Method, plan: &MemoryPlan, budget_bytes: u64) -> MethodPlan {
+pub fn planned_method(
+    method: Method,
+    plan: &MemoryPlan,
+    budget_bytes: u64,
+    plan_settings: PlanSettings<'_>,
+) -> MethodPlan {
+    let PlanSettings { settings, page_rates, .. } = plan_settings;
     let peak_bytes = plan.peak_bytes() as u64;
     let fits = peak_bytes <= budget_bytes;
+    let residency = plan.shape().residency;
+    let paging = (!residency.is_resident()).then(|| {
+        let bytes = plan.paged_bytes();
+        let step_bytes = plan.step_bytes(settings.gradient_accumulation);
+        let rate = match residency.outside {
+            Outside::Disk => page_rates.disk,
+            Outside::Host => page_rates.host,
+        };
+        PagingPlan {
+            resident: residency.outside.residence(),
+            optimizer_bytes: bytes.optimizer,
+            weights_bytes: bytes.weights,
+            activations_bytes: bytes.activations,
+            step_bytes,
+            step_seconds: rate.map(|rate| step_bytes as f64 / rate),
+        }
+    });
     MethodPlan {
         method,
         peak_bytes,
+        host_bytes: plan.host_bytes() as u64,
+        page_file_bytes: plan.page_file_bytes() as u64,
+        paging,
+        smallest_bytes: smallest(plan.shape(), settings.paged).peak_bytes() as u64,
         categories: plan.category_bytes(),
         regions: plan.planned_regions(),
         fits,
-        suggestions: if fits { Vec::new() } else { suggestions(plan.shape(), budget_bytes) },
+        suggestions: if fits {
+            Vec::new()
+        } else {
+            suggestions(plan.shape(), budget_bytes, plan_settings)
+        },
     }
 }
 
@@ -204,11 +271,16 @@ pub fn compare_methods(
 ///
 /// # Errors
 /// [`PlanError::DoesNotFit`], with the changes that would make it fit.
-pub fn check(plan: &MemoryPlan, budget_bytes: u64) -> Result<(), PlanError> {
+pub fn check(
+    plan: &MemoryPlan,
+    budget_bytes: u64,
+    settings: PlanSettings<'_>,
+) -> Result<(), PlanError> {
     let peak_bytes = plan.peak_bytes() as u64;
     if peak_bytes <= budget_bytes {
         return Ok(());
     }
-    let suggestions = suggestions(plan.shape(), budget_bytes);
-    Err(PlanError::DoesNotFit { peak_bytes, budget_bytes, suggestions })
+    let suggestions = suggestions(plan.shape(), budget_bytes, settings);
+    let smallest_bytes = smallest(plan.shape(), Paging::Auto).peak_bytes() as u64;
+    Err(PlanError::DoesNotFit { peak_bytes, smallest_bytes, budget_bytes, suggestions })
 }

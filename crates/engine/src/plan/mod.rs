@@ -10,6 +10,7 @@ mod generation;
 mod methods;
 mod moments;
 mod regions;
+mod residency;
 mod suggestions;
 mod training;
 
@@ -19,18 +20,33 @@ use nibble_run::{Category, CategoryBytes, PlannedRegion, Residence};
 pub use evaluation::EvaluationLayout;
 pub use generation::{GenerationLayout, GenerationShape, SessionLayout};
 pub use methods::{
-    PlanError, PlanSettings, check, compare_methods, method_plan, model_summary, planned_method,
-    targets, training_shape,
+    PageRates, PlanError, PlanSettings, check, compare_methods, method_plan, model_summary,
+    planned_method, targets, training_shape,
 };
 pub use moments::Moments;
-pub use regions::{Region, Regions};
+pub use regions::{OutsideRegion, Region, Regions};
+pub use residency::{Outside, Residency, choose, is_spread, smallest};
 pub use suggestions::suggestions;
 pub use training::{
-    BatchSlices, LayerGradientSlices, LayerSlices, LossSlices, RopeTables, Trainable,
-    TrainableSlices, TrainingLayout, TrainingShape, attention_shape,
+    BatchSlices, InputSlices, LayerGradientSlices, LayerSlices, LossSlices, RopeTables,
+    StateSlices, Trainable, TrainableSlices, TrainingLayout, TrainingShape, attention_shape,
 };
 
-use crate::weights::{WeightLayout, layout::Block};
+use crate::{
+    optimizer::StateLayout,
+    weights::{WeightLayout, layout::Block},
+};
+
+/// Bytes outside the device, by kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagedBytes {
+    /// The optimizer's states.
+    pub optimizer: u64,
+    /// Base weights.
+    pub weights: u64,
+    /// Checkpointed inputs of layers.
+    pub activations: u64,
+}
 
 /// Every region of a training run.
 #[derive(Debug)]
@@ -52,9 +68,20 @@ impl MemoryPlan {
         &self.shape
     }
 
-    /// Bytes of the base weights' block.
+    /// Bytes of the base weights that stay on the device.
     pub fn weights_bytes(&self) -> usize {
-        self.weights.n_bytes()
+        self.weights.n_bytes() - self.paged_weights_bytes()
+    }
+
+    /// Bytes of the base weights that visit it.
+    pub fn paged_weights_bytes(&self) -> usize {
+        let n_paged = self.shape.residency.layers.min(self.shape.spec.n_layers);
+        self.weights.layer_bytes().saturating_mul(n_paged)
+    }
+
+    /// The layout of the optimizer's states.
+    pub fn state_layout(&self) -> StateLayout {
+        self.shape.state_layout()
     }
 
     /// Bytes of the arena.
@@ -65,6 +92,74 @@ impl MemoryPlan {
     /// Every byte that the run will hold on the device.
     pub fn peak_bytes(&self) -> usize {
         self.weights_bytes().saturating_add(self.arena_bytes())
+    }
+
+    /// Bytes of the run's own store outside the device: paged weights, unless they are read from the
+    /// model's image, and behind them the arena's regions outside.
+    pub fn store_bytes(&self) -> usize {
+        self.store_base().saturating_add(self.regions.outside_bytes())
+    }
+
+    /// Where the arena's regions begin in the store.
+    pub fn store_base(&self) -> usize {
+        if self.shape.pages_from_image() { 0 } else { self.paged_weights_bytes() }
+    }
+
+    /// What lies outside the device, by kind.
+    pub fn paged_bytes(&self) -> PagedBytes {
+        let of = |category| {
+            let regions = self.regions.all().iter();
+            let outside = regions.filter(|region| region.residence != Residence::Device);
+            outside
+                .filter(|region| region.category == category)
+                .fold(0_u64, |sum, region| sum.saturating_add(region.n_bytes as u64))
+        };
+        PagedBytes {
+            optimizer: of(Category::Optimizer),
+            weights: self.paged_weights_bytes() as u64,
+            activations: of(Category::Activations),
+        }
+    }
+
+    /// Bytes that cross between device and store in a step of `n_micro_batches`, in both directions,
+    /// once a run is under way.
+    pub fn step_bytes(&self, n_micro_batches: usize) -> u64 {
+        let bytes = self.paged_bytes();
+        let (n_layers, n_inputs) = (self.shape.residency.layers, self.shape.residency.inputs);
+        // Where a sweep turns, the two last pages are still there.
+        let turning = |bytes: u64, n: usize| match n as u64 {
+            0..=2 => 0,
+            n => bytes / n * (n - 2),
+        };
+        let n_micro_batches = n_micro_batches as u64;
+        let sweeps = n_micro_batches.saturating_mul(2);
+        let mut weights = turning(bytes.weights, n_layers).saturating_mul(sweeps);
+        if self.shape.trainable == Trainable::Everything && n_layers > 0 {
+            // The update goes up like the forward pass after it, which therefore finds nothing that
+            // it begins with; and all are saved.
+            let cold = if n_layers > 2 { bytes.weights } else { 0 };
+            weights = weights.saturating_add(cold).saturating_add(bytes.weights);
+        }
+        let inputs = bytes.activations.saturating_add(turning(bytes.activations, n_inputs));
+        weights
+            .saturating_add(inputs.saturating_mul(n_micro_batches))
+            .saturating_add(bytes.optimizer.saturating_mul(2))
+    }
+
+    /// Bytes of the store in the host's memory.
+    pub fn host_bytes(&self) -> usize {
+        match self.shape.residency.outside {
+            Outside::Host => self.store_bytes(),
+            Outside::Disk => 0,
+        }
+    }
+
+    /// Bytes of the store in a file.
+    pub fn page_file_bytes(&self) -> usize {
+        match self.shape.residency.outside {
+            Outside::Host => 0,
+            Outside::Disk => self.store_bytes(),
+        }
     }
 
     /// The handles of every region, with the arena at `arena`.
@@ -89,7 +184,12 @@ impl MemoryPlan {
             },
             category: Category::Weights,
             bytes: bytes.len() as u64,
-            resident: Residence::Device,
+            resident: match block {
+                Block::Layer(layer) if self.shape.is_layer_paged(layer) => {
+                    self.shape.residency.outside.residence()
+                }
+                _ => Residence::Device,
+            },
         });
         let arena = self.regions.all().iter().map(|region| PlannedRegion {
             name: region.name.clone(),
@@ -105,14 +205,19 @@ impl MemoryPlan {
     /// workspace.
     pub fn category_bytes(&self) -> CategoryBytes {
         let of = |category| {
-            let bytes = self.regions.all().iter().filter(|region| region.category == category);
+            let bytes = self.device_regions().filter(|region| region.category == category);
             bytes.fold(0_usize, |sum, region| sum.saturating_add(region.n_bytes)) as u64
         };
         let mut bytes = CategoryBytes {
             weights: (self.weights_bytes() as u64).saturating_add(of(Category::Weights)),
             adapters: of(Category::Adapters),
             gradients: of(Category::Gradients),
-            optimizer: of(Category::Optimizer),
+            // Its window takes turns with the activations, and is no cost of its own.
+            optimizer: self
+                .device_regions()
+                .filter(|region| region.category == Category::Optimizer)
+                .filter(|region| region.moments == Moments::ALWAYS)
+                .fold(0, |sum: u64, region| sum.saturating_add(region.n_bytes as u64)),
             activations: self.covered_bytes(Category::Activations) as u64,
             workspace: 0,
         };
@@ -120,9 +225,13 @@ impl MemoryPlan {
         bytes
     }
 
+    fn device_regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions.all().iter().filter(|region| region.residence == Residence::Device)
+    }
+
     /// Bytes of the arena that are, at some moment, of `category`.
     fn covered_bytes(&self, category: Category) -> usize {
-        let regions = self.regions.all().iter().filter(|region| region.category == category);
+        let regions = self.device_regions().filter(|region| region.category == category);
         let mut spans: Vec<_> = regions
             .map(|region| (region.offset, region.offset.saturating_add(region.n_bytes)))
             .collect();

@@ -4,8 +4,10 @@
 //! first pass records the sizes and lifetimes, [`Regions::place`] assigns the offsets, and the
 //! second pass is given the handles. Planning is the first pass alone, so that what is planned and
 //! what is allocated come from the same lines of code.
+//!
+//! Regions outside the device lie one behind the other in one store.
 
-use nibble_kernels::{DeviceSlice, Element, MemoryId};
+use nibble_kernels::{DeviceSlice, Element, MemoryId, memory::BLOCK_ALIGNMENT};
 use nibble_run::{Category, Residence};
 
 use super::moments::Moments;
@@ -26,8 +28,17 @@ pub struct Region {
     pub n_bytes: usize,
     /// When its content matters.
     pub moments: Moments,
-    /// Bytes from the start of the arena.
+    /// Bytes from the start of the arena, or of the store.
     pub offset: usize,
+}
+
+/// A region outside the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutsideRegion {
+    /// Bytes from the start of the store.
+    pub offset: usize,
+    /// Size in bytes.
+    pub n_bytes: usize,
 }
 
 /// Collects regions, places them, and hands out their handles.
@@ -35,6 +46,7 @@ pub struct Region {
 pub struct Regions {
     regions: Vec<Region>,
     total_bytes: usize,
+    outside_bytes: usize,
     handing_out: Option<HandingOut>,
 }
 
@@ -47,7 +59,8 @@ struct HandingOut {
 impl Regions {
     /// Runs `layout` to learn its regions, and places them.
     pub fn plan<L>(mut layout: impl FnMut(&mut Self) -> L) -> Self {
-        let mut regions = Self { regions: Vec::new(), total_bytes: 0, handing_out: None };
+        let mut regions =
+            Self { regions: Vec::new(), total_bytes: 0, outside_bytes: 0, handing_out: None };
         layout(&mut regions);
         regions.place();
         regions
@@ -89,22 +102,56 @@ impl Regions {
         }
     }
 
+    /// A region of `n_bytes` outside the device, in a file or in the host's memory. Equal calls in
+    /// equal order on both passes.
+    pub fn outside(
+        &mut self,
+        name: impl Into<String>,
+        category: Category,
+        n_bytes: usize,
+        residence: Residence,
+    ) -> OutsideRegion {
+        match &mut self.handing_out {
+            None => {
+                let (name, moments, offset) = (name.into(), Moments::ALWAYS, self.outside_bytes);
+                self.outside_bytes = offset
+                    .saturating_add(n_bytes)
+                    .checked_next_multiple_of(BLOCK_ALIGNMENT)
+                    .unwrap_or(usize::MAX);
+                self.regions.push(Region { name, category, residence, n_bytes, moments, offset });
+                OutsideRegion { offset, n_bytes }
+            }
+            Some(handing_out) => {
+                let region = &self.regions[handing_out.next];
+                assert_eq!(region.n_bytes, n_bytes, "region {} changed its size", region.name);
+                handing_out.next += 1;
+                OutsideRegion { offset: region.offset, n_bytes }
+            }
+        }
+    }
+
     /// Every region, in the order in which the layout asked.
     pub fn all(&self) -> &[Region] {
         &self.regions
     }
 
-    /// Size of the arena that holds them all.
+    /// Size of the arena that holds all that are on the device.
     pub fn total_bytes(&self) -> usize {
         self.total_bytes
+    }
+
+    /// Size of the store that holds the others.
+    pub fn outside_bytes(&self) -> usize {
+        self.outside_bytes
     }
 
     /// Assigns offsets: regions that always live go first, one behind the other; the others, by
     /// falling size, each at the lowest place where it meets no region of a common moment.
     fn place(&mut self) {
         let mut end = 0;
-        let (fixed, mut floating): (Vec<usize>, Vec<usize>) =
-            (0..self.regions.len()).partition(|&i| self.regions[i].moments == Moments::ALWAYS);
+        let (fixed, mut floating): (Vec<usize>, Vec<usize>) = (0..self.regions.len())
+            .filter(|&i| self.regions[i].residence == Residence::Device)
+            .partition(|&i| self.regions[i].moments == Moments::ALWAYS);
         for &index in &fixed {
             let region = &mut self.regions[index];
             region.offset = end;

@@ -1,30 +1,40 @@
 //! What would make a plan fit that does not.
 
-use nibble_run::{Method, SuggestedSettings, Suggestion};
+use nibble_run::{Method, Paging, SuggestedSettings, Suggestion};
 
-use super::{MemoryPlan, Trainable, TrainingShape};
-use crate::weights::{EmbeddingFormat, WeightFormat};
+use super::{PlanSettings, Trainable, TrainingShape, choose, training_shape};
+use crate::weights::WeightFormat;
 
-/// The least changes, each by itself, after which a run of `shape` fits `budget_bytes`; the
-/// cheapest to the result first. Empty when none is enough alone and together.
-pub fn suggestions(shape: &TrainingShape, budget_bytes: u64) -> Vec<Suggestion> {
-    let fits = |shape: &TrainingShape| {
-        let peak_bytes = MemoryPlan::new(shape.clone()).peak_bytes() as u64;
+/// The least changes, each by itself, after which a run of `shape`, which `settings` led to, fits
+/// `budget_bytes`; the cheapest to the result first. Empty when none is enough alone and together.
+pub fn suggestions(
+    shape: &TrainingShape,
+    budget_bytes: u64,
+    settings: PlanSettings<'_>,
+) -> Vec<Suggestion> {
+    let paging = settings.settings.paged;
+    let fits = |shape: &TrainingShape, paging: Paging| {
+        let peak_bytes = choose(shape, budget_bytes, paging).peak_bytes() as u64;
         (peak_bytes <= budget_bytes).then_some(peak_bytes)
     };
     let mut found = Vec::new();
+    if paging == Paging::Off
+        && let Some(peak_bytes) = fits(shape, Paging::Auto)
+    {
+        // It changes no number of the result, only how long a step takes.
+        let settings = SuggestedSettings { paged: Paging::Auto, ..settings_of(shape, paging) };
+        found.push(Suggestion { change: "paging (automatic)".into(), peak_bytes, settings });
+    }
+    let fits = |shape: &TrainingShape| fits(shape, paging);
     let mut offer = |change: String, shape: &TrainingShape| {
         let fitting = fits(shape);
         if let Some(peak_bytes) = fitting {
-            found.push(Suggestion { change, peak_bytes, settings: settings_of(shape) });
+            found.push(Suggestion { change, peak_bytes, settings: settings_of(shape, paging) });
         }
         fitting.is_some()
     };
-    let quantised = |shape: &TrainingShape| {
-        matches!(shape.trainable, Trainable::Adapter { .. })
-            .then(|| TrainingShape { weight_format: WeightFormat::Nf4, ..shape.clone() })
-            .filter(|_| shape.weight_format != WeightFormat::Nf4)
-    };
+    // Another method, with whatever precision it would have under these settings.
+    let by = |method| training_shape(&shape.spec, method, settings).ok();
     if !shape.recompute {
         offer("recompute activations".into(), &TrainingShape { recompute: true, ..shape.clone() });
     }
@@ -45,51 +55,38 @@ pub fn suggestions(shape: &TrainingShape, budget_bytes: u64) -> Vec<Suggestion> 
             break;
         }
     }
-    if let Some(quantised) = quantised(shape)
-        && !offer("method qlora".into(), &quantised)
-        && let Some(least) = quantised_least(&quantised, &fits)
-    {
-        offer(format!("method qlora, batch 1, sequence length {}", least.sequence), &least);
-    }
-    if shape.trainable == Trainable::Everything {
-        for (method, weight_format) in [("lora", WeightFormat::Bf16), ("qlora", WeightFormat::Nf4)]
+    let is_full = shape.trainable == Trainable::Everything;
+    let cheaper: &[Method] = match (is_full, shape.weight_format) {
+        (true, _) => &[Method::Lora, Method::Qlora],
+        (false, WeightFormat::Nf4) => &[],
+        (false, _) => &[Method::Qlora],
+    };
+    for (method, other) in cheaper.iter().filter_map(|&method| Some((method, by(method)?))) {
+        let mut name = format!("method {}", method.name());
+        if let (true, Trainable::Adapter { rank, .. }) = (is_full, &other.trainable) {
+            name += &format!(" with rank {rank}");
+        }
+        if offer(name.clone(), &other) {
+            break;
+        }
+        if method == Method::Qlora
+            && let Some(least) = quantised_least(&other, &fits)
         {
-            let adapter = TrainingShape {
-                trainable: Trainable::Adapter {
-                    targets: crate::adapter::Targets::all_linear(),
-                    rank: 16,
-                    dropout: false,
-                },
-                weight_format,
-                embedding_format: EmbeddingFormat::Bf16,
-                ..shape.clone()
-            };
-            if offer(format!("method {method} with rank 16"), &adapter) {
-                break;
-            }
-            if method == "qlora"
-                && let Some(least) = quantised_least(&adapter, &fits)
-            {
-                let sequence = least.sequence;
-                offer(
-                    format!("method qlora with rank 16, batch 1, sequence length {sequence}"),
-                    &least,
-                );
-            }
+            offer(format!("{name}, batch 1, sequence length {}", least.sequence), &least);
         }
     }
     found
 }
 
 /// The settings that a shape came from.
-fn settings_of(shape: &TrainingShape) -> SuggestedSettings {
+fn settings_of(shape: &TrainingShape, paged: Paging) -> SuggestedSettings {
     let (method, rank) = match (&shape.trainable, shape.weight_format) {
         (Trainable::Everything, _) => (Method::Full, None),
         (Trainable::Adapter { rank, .. }, WeightFormat::Nf4) => (Method::Qlora, Some(*rank)),
         (Trainable::Adapter { rank, .. }, _) => (Method::Lora, Some(*rank)),
     };
     let TrainingShape { batch, sequence, recompute, .. } = *shape;
-    SuggestedSettings { method, batch, sequence, recompute, rank }
+    SuggestedSettings { method, batch, sequence, recompute, rank, paged }
 }
 
 /// The longest sequence, at batch 1 and with recomputation, that fits.

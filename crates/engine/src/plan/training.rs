@@ -10,6 +10,7 @@ use nibble_kernels::{
     linear::{self, LinearShape},
     lora::{self, LoraShape},
     output_loss::{self, OutputLossShape},
+    paging::StoreId,
     rms_norm::{self, RmsNormShape},
 };
 use nibble_run::Category;
@@ -17,12 +18,14 @@ use nibble_run::Category;
 use super::{
     generation::{GenerationLayout, GenerationShape},
     moments::{Backward, Forward, Moments},
-    regions::Regions,
+    regions::{OutsideRegion, Regions},
+    residency::{Outside, Residency, is_spread},
 };
 use crate::{
     adapter::{AdapterLayout, Targets},
     model::{ModelSpec, Projection},
-    weights::{EmbeddingFormat, WeightFormat, WeightLayout},
+    optimizer::{StateFormat, StateLayout, TrainedTensor},
+    weights::{EmbeddingFormat, PagedLayers, WeightFormat, WeightLayout},
 };
 
 /// What is trained.
@@ -60,6 +63,10 @@ pub struct TrainingShape {
     pub recompute: bool,
     /// The longest sample written during the run, prompt included; 0: none.
     pub sample_tokens: usize,
+    /// How the optimizer's states are stored.
+    pub states: StateFormat,
+    /// What lies outside the device.
+    pub residency: Residency,
     /// The device.
     pub profile: DeviceProfile,
 }
@@ -88,6 +95,43 @@ impl TrainingShape {
     /// The layout of the gradients (and moments) of full fine-tuning: every weight in f32.
     pub fn gradient_layout(&self) -> WeightLayout {
         WeightLayout::new(&self.spec, WeightFormat::F32)
+    }
+
+    /// The layout of the optimizer's states.
+    pub fn state_layout(&self) -> StateLayout {
+        StateLayout::new(self.trained_tensors().map(|tensor| tensor.state()), self.states)
+    }
+
+    /// Everything that is trained, in the order of the flat buffers.
+    pub fn trained_tensors(&self) -> impl Iterator<Item = TrainedTensor> {
+        let adapter = self.adapter_layout();
+        let weights = adapter.is_none().then(|| self.gradient_layout());
+        let pairs = adapter.map(|layout| layout.tensors().collect::<Vec<_>>());
+        let places = weights.map(|layout| layout.tensors().collect::<Vec<_>>());
+        let n_layers = self.spec.n_layers;
+        let of_adapter = pairs.into_iter().flatten().map(TrainedTensor::of_adapter);
+        let of_weights = places
+            .into_iter()
+            .flatten()
+            .map(move |place| TrainedTensor::of_weights(place, n_layers));
+        of_adapter.chain(of_weights)
+    }
+
+    /// Whether the weights of `layer` lie outside the device.
+    pub fn is_layer_paged(&self, layer: usize) -> bool {
+        is_spread(layer, self.residency.layers, self.spec.n_layers)
+    }
+
+    /// Which layers lie outside, in `store` or, without one, in the model's image.
+    pub fn paged_layers(&self, store: Option<StoreId>) -> PagedLayers {
+        let is_paged = (0..self.spec.n_layers).map(|layer| self.is_layer_paged(layer)).collect();
+        PagedLayers { is_paged, store: store.filter(|_| !self.pages_from_image()) }
+    }
+
+    /// Whether the paged weights are read from the model's quantised image on disk, which nothing
+    /// changes, rather than from a store of the run's own.
+    pub fn pages_from_image(&self) -> bool {
+        self.weight_format == WeightFormat::Nf4 && self.residency.outside == Outside::Disk
     }
 
     /// Whether the gradient of this projection's own matrices (weight or pair) is wanted.
@@ -133,10 +177,32 @@ pub struct TrainableSlices {
     pub parameters: Option<DeviceSlice<f32>>,
     /// Gradients.
     pub gradients: DeviceSlice<f32>,
-    /// First moments.
-    pub first_moments: DeviceSlice<f32>,
-    /// Second moments.
-    pub second_moments: DeviceSlice<f32>,
+    /// The optimizer's states.
+    pub states: StateSlices,
+}
+
+/// Where the pages of a [`StateLayout`] are.
+#[derive(Clone, Copy, Debug)]
+pub struct StateSlices {
+    /// The first pages.
+    pub resident: DeviceSlice<u8>,
+    /// The others, outside.
+    pub outside: Option<OutsideRegion>,
+    /// Through which those pass.
+    pub window: Option<[DeviceSlice<u8>; 2]>,
+}
+
+/// Where the checkpointed input of each layer is: the residual stream `[T, D]` before it.
+#[derive(Clone, Debug)]
+pub struct InputSlices {
+    /// By layer; `None` where it lies outside.
+    pub resident: Vec<Option<DeviceSlice<f32>>>,
+    /// The others, by layer.
+    pub outside: Vec<Option<OutsideRegion>>,
+    /// Through which those pass.
+    pub window: Option<[DeviceSlice<u8>; 2]>,
+    /// The residual stream after the last layer.
+    pub last: DeviceSlice<f32>,
 }
 
 /// What one layer's forward pass writes.
@@ -213,8 +279,10 @@ pub struct TrainingLayout {
     pub rope: RopeTables,
     /// Trained parameters, gradients, moments.
     pub trainable: TrainableSlices,
-    /// The residual stream `[T, D]` before each layer and after the last.
-    pub residuals: Vec<DeviceSlice<f32>>,
+    /// The residual stream before each layer and after the last.
+    pub inputs: InputSlices,
+    /// Through which the weights of paged layers pass.
+    pub weight_window: Option<[DeviceSlice<u8>; 2]>,
     /// Activations of each layer; every layer's are the same slices when they are recomputed.
     pub layers: Vec<LayerSlices>,
     /// Gradients inside a layer.
@@ -234,21 +302,16 @@ impl TrainingLayout {
     pub fn new(regions: &mut Regions, shape: &TrainingShape) -> Self {
         let spec = &shape.spec;
         let n_rows = shape.n_rows();
-        let (width, n_layers) = (spec.hidden_width, spec.n_layers);
+        let width = spec.hidden_width;
         let trainable = trainable(regions, shape);
         let n_positions = shape.sequence.max(shape.sample_tokens);
         let rope = rope_tables(regions, spec, n_positions);
         let batch = batch(regions, n_rows);
-        let residuals = (0..=n_layers)
-            .map(|layer| {
-                let name = if layer < n_layers {
-                    format!("layers.{layer}.input")
-                } else {
-                    "output.input".to_owned()
-                };
-                regions.region(name, Category::Activations, area(n_rows, width), Moments::pass())
-            })
-            .collect();
+        let weight_window = (shape.residency.layers > 0).then(|| {
+            let bytes = shape.weight_layout().layer_bytes();
+            window(regions, "weights.window", Category::Weights, bytes, Moments::ALWAYS)
+        });
+        let inputs = inputs(regions, shape);
         let layers = layers(regions, shape);
         let mut gradient = |name: &str, width, first, last| {
             let moments = Moments::backward(first, last);
@@ -304,7 +367,8 @@ impl TrainingLayout {
             batch,
             rope,
             trainable,
-            residuals,
+            inputs,
+            weight_window,
             layers,
             layer_gradients,
             residual_gradient,
@@ -331,9 +395,61 @@ fn trainable(regions: &mut Regions, shape: &TrainingShape) -> TrainableSlices {
     TrainableSlices {
         parameters: adapter.is_some().then(|| flat("adapter", Category::Adapters)),
         gradients: flat("gradients", Category::Gradients),
-        first_moments: flat("optimizer.first_moments", Category::Optimizer),
-        second_moments: flat("optimizer.second_moments", Category::Optimizer),
+        states: states(regions, shape),
     }
+}
+
+/// The optimizer's states. Only the update reads them, so the window of the paged ones takes turns
+/// with the activations.
+fn states(regions: &mut Regions, shape: &TrainingShape) -> StateSlices {
+    let layout = shape.state_layout();
+    let n_paged = shape.residency.optimizer_pages.min(layout.pages().len());
+    let resident_bytes = layout.page_offset(layout.pages().len() - n_paged);
+    let category = Category::Optimizer;
+    let resident = regions.region("optimizer", category, resident_bytes, Moments::ALWAYS);
+    let outside = (n_paged > 0).then(|| {
+        let bytes = layout.n_bytes() - resident_bytes;
+        regions.outside("optimizer.paged", category, bytes, shape.residency.outside.residence())
+    });
+    let window = (n_paged > 0).then(|| {
+        let bytes = layout.page_bytes();
+        window(regions, "optimizer.window", category, bytes, Moments::OPTIMIZER)
+    });
+    StateSlices { resident, outside, window }
+}
+
+fn inputs(regions: &mut Regions, shape: &TrainingShape) -> InputSlices {
+    let TrainingShape { residency, spec, .. } = shape;
+    let len = area(shape.n_rows(), spec.hidden_width);
+    let bytes = len.saturating_mul(size_of::<f32>());
+    let category = Category::Activations;
+    let (mut resident, mut outside) = (Vec::new(), Vec::new());
+    for layer in 0..spec.n_layers {
+        let name = format!("layers.{layer}.input");
+        let (here, there) = if is_spread(layer, residency.inputs, spec.n_layers) {
+            let residence = residency.outside.residence();
+            (None, Some(regions.outside(name, category, bytes, residence)))
+        } else {
+            (Some(regions.region(name, category, len, Moments::pass())), None)
+        };
+        resident.push(here);
+        outside.push(there);
+    }
+    let window = (residency.inputs > 0)
+        .then(|| window(regions, "inputs.window", category, bytes, Moments::pass()));
+    let last = regions.region("output.input", category, len, Moments::pass());
+    InputSlices { resident, outside, window, last }
+}
+
+/// The two places of a window.
+fn window(
+    regions: &mut Regions,
+    name: &str,
+    category: Category,
+    n_bytes: usize,
+    moments: Moments,
+) -> [DeviceSlice<u8>; 2] {
+    [0, 1].map(|slot| regions.region(format!("{name}.{slot}"), category, n_bytes, moments))
 }
 
 pub(super) fn rope_tables(

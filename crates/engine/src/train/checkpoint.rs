@@ -3,7 +3,8 @@
 //! ```text
 //! step-000100/adapter_model.safetensors, adapter_config.json     or, trained in full:
 //! step-000100/model.safetensors                                  every weight, as it is stored
-//! step-000100/optimizer.safetensors                              both moments of every tensor
+//! step-000100/optimizer.safetensors                              both moments of every tensor, in
+//!                                                                f32 or as codes and block maxima
 //! step-000100/state.json                                         where the run stands
 //! ```
 //! A checkpoint is written beside its place and renamed when it is whole, so that a folder with
@@ -14,7 +15,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nibble_kernels::{Backend, DeviceSlice, Element, linear::Weight, memory::MappedFile};
+use nibble_kernels::{
+    Backend, MemoryError, adamw::n_moment_blocks, memory::MappedFile, paging::PageError,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +26,9 @@ use crate::{
     adapter::{AdapterConfig, AdapterError, peft},
     decoder::BaseWeights,
     files::{SafetensorsWriter, TensorEntry},
+    optimizer::{MomentParts, OptimizerStates, TrainedRole},
+    residency::Stored,
+    weights::layout::TensorParts,
 };
 
 /// Weights of a run that trains everything.
@@ -83,6 +89,9 @@ pub enum CheckpointError {
     /// The adapter's files.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// What lies outside the device could not be reached.
+    #[error(transparent)]
+    Page(#[from] PageError),
 }
 
 /// Writes a checkpoint of `trainer` at `path`, whole or not at all.
@@ -91,7 +100,7 @@ pub enum CheckpointError {
 /// When the disk is full or refuses.
 pub fn write<B: Backend>(
     path: &Path,
-    trainer: &Trainer<B>,
+    trainer: &mut Trainer<B>,
     adapter: Option<&AdapterConfig>,
     state: &RunState,
 ) -> Result<(), CheckpointError> {
@@ -114,7 +123,7 @@ pub fn write<B: Backend>(
 
 fn write_files<B: Backend>(
     folder: &Path,
-    trainer: &Trainer<B>,
+    trainer: &mut Trainer<B>,
     adapter: Option<&AdapterConfig>,
     state: &RunState,
 ) -> Result<(), CheckpointError> {
@@ -135,10 +144,11 @@ fn write_files<B: Backend>(
         }
         _ => {
             let tensors = weight_tensors(&trainer.decoder().weights);
-            write_tensors(&folder.join(MODEL_WEIGHTS), trainer, &tensors).map_err(failed)?;
+            write_tensors(&folder.join(MODEL_WEIGHTS), trainer, &tensors)?;
         }
     }
-    write_tensors(&folder.join(OPTIMIZER), trainer, &moment_tensors(trainer)).map_err(failed)?;
+    let moments = moment_tensors(trainer.states());
+    write_tensors(&folder.join(OPTIMIZER), trainer, &moments)?;
     let json = serde_json::to_vec_pretty(state).map_err(|error| failed(error.into()))?;
     fs::write(folder.join(STATE), json).map_err(failed)?;
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -192,98 +202,101 @@ pub fn read<B: Backend>(
             read_tensors(&folder.join(MODEL_WEIGHTS), trainer, &tensors)?;
         }
     }
-    let moments = moment_tensors(trainer);
+    let moments = moment_tensors(trainer.states());
     read_tensors(&folder.join(OPTIMIZER), trainer, &moments)?;
     Ok(state)
 }
 
-/// One tensor of a checkpoint: its name in the file and its place on the device.
+/// One tensor of a checkpoint: its name in the file, and where its bytes are, run after run.
 #[derive(Debug)]
 struct StoredTensor {
     name: String,
+    dtype: Dtype,
     shape: Vec<usize>,
-    weight: Weight,
+    runs: Vec<Stored>,
 }
 
 /// Every tensor of a block of weights, under its name in model files.
 fn weight_tensors(weights: &BaseWeights) -> Vec<StoredTensor> {
-    weights
-        .tensors()
-        .map(|(place, weight)| StoredTensor {
+    let places = weights.layout.tensors();
+    places
+        .map(|place| StoredTensor {
             name: place.role.name(),
+            dtype: match place.parts {
+                TensorParts::F32 { .. } => Dtype::F32,
+                TensorParts::Bf16 { .. } => Dtype::BF16,
+                TensorParts::Nf4 { .. } => unreachable!("quantised weights are not trained"),
+            },
             shape: place.shape.to_vec(),
-            weight,
+            runs: vec![weights.stored(&place)],
         })
         .collect()
 }
 
-/// Both moments of everything trained.
-fn moment_tensors<B: Backend>(trainer: &Trainer<B>) -> Vec<StoredTensor> {
-    let trainable = trainer.layout().trainable;
+/// Both moments of everything trained: f32 tensors of the parameter's shape, or its codes and, beside
+/// them, the largest magnitude of each block.
+fn moment_tensors(states: &OptimizerStates) -> Vec<StoredTensor> {
     let mut tensors = Vec::new();
-    for (moment, flat) in
-        [("first_moments", trainable.first_moments), ("second_moments", trainable.second_moments)]
-    {
-        if let Some(adapter) = &trainer.decoder().adapter {
-            tensors.extend(adapter.layout.tensors().map(|tensor| StoredTensor {
-                name: format!("{moment}.{}", peft::tensor_name(&tensor)),
-                shape: tensor.shape.to_vec(),
-                weight: Weight::F32(flat.slice(tensor.start..tensor.start + tensor.n_elements())),
-            }));
-        } else {
-            let moments = BaseWeights {
-                layout: trainer.shape().gradient_layout(),
-                memory: flat.memory(),
-                offset: flat.offset(),
+    for moment in ["first_moments", "second_moments"] {
+        for (number, tensor) in states.tensors().iter().enumerate() {
+            let (name, shape) = match tensor.role {
+                TrainedRole::Adapter(tensor) => (peft::tensor_name(&tensor), tensor.shape.to_vec()),
+                TrainedRole::Weight(place) => (place.role.name(), place.shape.to_vec()),
             };
-            tensors.extend(weight_tensors(&moments).into_iter().map(|tensor| StoredTensor {
-                name: format!("{moment}.{}", tensor.name),
-                ..tensor
-            }));
+            let name = format!("{moment}.{name}");
+            let (mut values, mut codes, mut maxima) = (Vec::new(), Vec::new(), Vec::new());
+            for (piece, page) in states.pieces_of(number) {
+                let parts = if moment == "first_moments" { piece.first } else { piece.second };
+                match parts {
+                    MomentParts::F32 { offset } => {
+                        values.push(page.part(offset, piece.len * size_of::<f32>()));
+                    }
+                    MomentParts::Blockwise8 { codes: at, absmax } => {
+                        codes.push(page.part(at, piece.len));
+                        let bytes = n_moment_blocks(piece.len) * size_of::<f32>();
+                        maxima.push(page.part(absmax, bytes));
+                    }
+                }
+            }
+            if codes.is_empty() {
+                tensors.push(StoredTensor { name, dtype: Dtype::F32, shape, runs: values });
+            } else {
+                let n_blocks = n_moment_blocks(tensor.n_elements);
+                let absmax = format!("{name}.absmax");
+                tensors.push(StoredTensor { name, dtype: Dtype::U8, shape, runs: codes });
+                let (dtype, shape) = (Dtype::F32, vec![n_blocks]);
+                tensors.push(StoredTensor { name: absmax, dtype, shape, runs: maxima });
+            }
         }
     }
     tensors
 }
 
-/// Elements that cross between device and file at a time.
-const CHUNK: usize = 1 << 20;
+/// Bytes that cross between run and file at a time.
+const CHUNK: usize = 4 << 20;
 
 fn write_tensors<B: Backend>(
     path: &Path,
-    trainer: &Trainer<B>,
+    trainer: &mut Trainer<B>,
     tensors: &[StoredTensor],
-) -> io::Result<()> {
+) -> Result<(), CheckpointError> {
+    let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
     let entries = tensors.iter().map(|tensor| TensorEntry {
         name: tensor.name.clone(),
-        dtype: dtype(tensor.weight),
+        dtype: tensor.dtype,
         shape: tensor.shape.clone(),
     });
-    let mut writer = SafetensorsWriter::create(path, &entries.collect::<Vec<_>>())?;
-    for tensor in tensors {
-        match tensor.weight {
-            Weight::F32(slice) => write_slice(&mut writer, trainer, slice)?,
-            Weight::Bf16(slice) => write_slice(&mut writer, trainer, slice)?,
-            Weight::Nf4(_) => unreachable!("quantised weights are not trained"),
+    let entries: Vec<_> = entries.collect();
+    let mut writer = SafetensorsWriter::create(path, &entries).map_err(failed)?;
+    let mut chunk = Vec::new();
+    for run in tensors.iter().flat_map(|tensor| &tensor.runs) {
+        for start in (0..run.n_bytes()).step_by(CHUNK) {
+            chunk.resize(CHUNK.min(run.n_bytes() - start), 0);
+            trainer.read(run.part(start, chunk.len()), &mut chunk)?;
+            writer.write_values(&chunk).map_err(failed)?;
         }
     }
-    writer.finish()
-}
-
-fn write_slice<B: Backend, T: Element>(
-    writer: &mut SafetensorsWriter,
-    trainer: &Trainer<B>,
-    slice: DeviceSlice<T>,
-) -> io::Result<()> {
-    let mut chunk = vec![T::zeroed(); slice.len().min(CHUNK)];
-    let mut start = 0;
-    while start < slice.len() {
-        let end = (start + CHUNK).min(slice.len());
-        let values = &mut chunk[..end - start];
-        trainer.download(slice.slice(start..end), values);
-        writer.write_values(values)?;
-        start = end;
-    }
-    Ok(())
+    writer.finish().map_err(failed)
 }
 
 fn read_tensors<B: Backend>(
@@ -293,43 +306,32 @@ fn read_tensors<B: Backend>(
 ) -> Result<(), CheckpointError> {
     let file = MappedFile::open(path).map_err(|error| CheckpointError::Read {
         path: path.to_owned(),
-        source: io::Error::other(error),
+        source: match error {
+            MemoryError::Map { source, .. } | MemoryError::Allocate { source, .. } => source,
+        },
     })?;
     let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
     let stored = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
     for tensor in tensors {
         let name = &tensor.name;
         let view = stored.tensor(name).map_err(|_| damaged(format!("`{name}` is missing")))?;
-        if view.shape() != tensor.shape || view.dtype() != dtype(tensor.weight) {
+        if view.shape() != tensor.shape || view.dtype() != tensor.dtype {
             return Err(damaged(format!(
                 "`{name}` is {:?} {:?} instead of {:?} {:?}",
                 view.dtype(),
                 view.shape(),
-                dtype(tensor.weight),
+                tensor.dtype,
                 tensor.shape
             )));
         }
-        match tensor.weight {
-            Weight::F32(slice) => upload_bytes(trainer, view.data(), slice),
-            Weight::Bf16(slice) => upload_bytes(trainer, view.data(), slice),
-            Weight::Nf4(_) => unreachable!("quantised weights are not trained"),
+        let mut bytes = view.data();
+        for run in &tensor.runs {
+            for start in (0..run.n_bytes()).step_by(CHUNK) {
+                let (chunk, rest) = bytes.split_at(CHUNK.min(run.n_bytes() - start));
+                trainer.write(run.part(start, chunk.len()), chunk)?;
+                bytes = rest;
+            }
         }
     }
     Ok(())
-}
-
-fn upload_bytes<B: Backend, T: Element>(
-    trainer: &mut Trainer<B>,
-    bytes: &[u8],
-    slice: DeviceSlice<T>,
-) {
-    trainer.device().upload(bytes, slice.cast::<u8>());
-}
-
-fn dtype(weight: Weight) -> Dtype {
-    match weight {
-        Weight::F32(_) => Dtype::F32,
-        Weight::Bf16(_) => Dtype::BF16,
-        Weight::Nf4(_) => Dtype::U8,
-    }
 }

@@ -10,17 +10,19 @@ mod trainer;
 pub use prepare::{Prepared, column_mapping, compute, prepare, tokenize_options};
 pub use run::{Command, Outcome, RunHandle, resume, start};
 pub use schedule::LearningRate;
-pub use trainer::{MicroBatch, OptimizerConfig, Trainer};
+pub use trainer::{MicroBatch, Trainer};
+
+pub use crate::optimizer::OptimizerConfig;
 
 use std::path::PathBuf;
 
 use nibble_data::DataError;
-use nibble_kernels::MemoryError;
+use nibble_kernels::{MemoryError, paging::PageError};
 use nibble_run::RunError;
 
 use crate::{
     adapter::AdapterError, generate::GenerateError, model::ModelError, plan::PlanError,
-    train::checkpoint::CheckpointError,
+    residency::StoreError, train::checkpoint::CheckpointError,
 };
 
 /// Why a run could not start or go on.
@@ -63,11 +65,12 @@ pub enum TrainError {
         /// Where it is published.
         repository: String,
     },
-    /// Paging was asked for.
-    #[error(
-        "paging (`--paged on`) is not available in this version; leave it at `auto`, and lower --seq, --batch or choose qlora until the plan fits"
-    )]
-    PagingUnavailable,
+    /// A page of what does not stay on the device.
+    #[error(transparent)]
+    Page(#[from] PageError),
+    /// The place for what does not stay on the device.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The loss is not a number any more.
     #[error(
         "the {what} became {value} in step {step}; the model has diverged and the run was stopped. Try a tenth of the learning rate ({learning_rate:e}), more warm-up steps, or clip the gradient (--clip-norm 1); the last checkpoint is from before"

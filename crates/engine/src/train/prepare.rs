@@ -2,7 +2,7 @@
 
 use nibble_data::{ColumnMapping, DataError, TokenizeOptions, TrainOn};
 use nibble_kernels::Compute;
-use nibble_run::{ComputePrecision, Method, Paging, PlanReport, RunSettings};
+use nibble_run::{ComputePrecision, Method, PlanReport, RunSettings};
 
 use super::{OptimizerConfig, TrainError};
 use crate::{
@@ -32,9 +32,6 @@ pub struct Prepared {
 /// The first thing that is wrong, and what to do.
 pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
     settings.check()?;
-    if settings.paged == Paging::On {
-        return Err(TrainError::PagingUnavailable);
-    }
     if !settings.model.is_dir()
         && let Some(entry) = settings.model.to_str().and_then(|id| catalog::find(id).ok())
     {
@@ -45,11 +42,13 @@ pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
     }
     let spec = ModelSpec::from_config_file(&settings.model.join("config.json"))?;
     let profile = devices::cpu_profile(settings.threads, compute(settings.compute));
-    let plan_settings = PlanSettings { settings: &settings, profile };
-    let plan = MemoryPlan::new(plan::training_shape(&spec, settings.method, plan_settings)?);
+    let page_rates = devices::page_rates();
+    let plan_settings = PlanSettings { settings: &settings, profile, page_rates };
+    let shape = plan::training_shape(&spec, settings.method, plan_settings)?;
     let available_bytes = devices::available_bytes();
     let budget_bytes = settings.budget_bytes.unwrap_or(u64::MAX).min(available_bytes);
-    plan::check(&plan, budget_bytes)?;
+    let plan = plan::choose(&shape, budget_bytes, settings.paged);
+    plan::check(&plan, budget_bytes, plan_settings)?;
     let model = ModelFolder::open(&settings.model)?;
     // A dataset that is not there is found before a run folder is made for it.
     std::fs::File::open(&settings.data)
@@ -69,7 +68,11 @@ pub fn compute(precision: ComputePrecision) -> Option<Compute> {
 impl Prepared {
     /// The plan as it is stored beside the run.
     pub fn report(&self) -> PlanReport {
-        let method = plan::planned_method(self.settings.method, &self.plan, self.budget_bytes);
+        let Self { settings, plan, budget_bytes, .. } = self;
+        let profile = plan.shape().profile;
+        let page_rates = devices::page_rates();
+        let plan_settings = PlanSettings { settings, profile, page_rates };
+        let method = plan::planned_method(settings.method, plan, *budget_bytes, plan_settings);
         PlanReport {
             model: plan::model_summary(self.model.spec()),
             budget_bytes: self.budget_bytes,

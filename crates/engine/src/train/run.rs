@@ -13,7 +13,7 @@ use std::{
 use nibble_data::{
     BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
 };
-use nibble_kernels::{Cpu, Memory, attention::Segment, random::hash};
+use nibble_kernels::{Cpu, Memory, Paging, attention::Segment, random::hash};
 use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunLock, RunSettings};
 use serde::Deserialize;
 
@@ -23,7 +23,7 @@ use super::{
     initialise::initial_adapter,
     prepare::{self, Prepared, column_mapping, tokenize_options},
     schedule::LearningRate,
-    trainer::{MicroBatch, OptimizerConfig, Trainer},
+    trainer::{MicroBatch, Trainer},
 };
 use crate::{
     adapter::AdapterConfig,
@@ -31,8 +31,10 @@ use crate::{
     devices::ResidentMemory,
     export::copy_companions,
     generate::{self, SamplingSettings},
+    optimizer::OptimizerConfig,
     report,
-    weights::place_weights,
+    residency::open_store,
+    weights::{load::LoadProgress, place_weights},
 };
 
 /// What a running run can be told.
@@ -274,7 +276,15 @@ struct Run {
     steps_per_epoch: u64,
     state: RunState,
     memory: ResidentMemory,
-    planned_peak_bytes: u64,
+    planned: Planned,
+}
+
+/// What the plan says, beside which the run says what it took.
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    peak_bytes: u64,
+    host_bytes: u64,
+    page_file_bytes: u64,
 }
 
 impl Run {
@@ -320,9 +330,14 @@ impl Run {
             return Err(TrainError::Complete { path: folder.path().to_owned(), n_steps });
         }
 
-        let planned_peak_bytes = prepared.plan.peak_bytes() as u64;
+        let planned = Planned {
+            peak_bytes: prepared.plan.peak_bytes() as u64,
+            host_bytes: prepared.plan.host_bytes() as u64,
+            page_file_bytes: prepared.plan.page_file_bytes() as u64,
+        };
         let adapter = prepared.adapter_config();
-        let trainer = open_trainer(&mut prepared, adapter.as_ref(), checkpoint, &link)?;
+        let page_file = folder.page_file();
+        let trainer = open_trainer(&mut prepared, adapter.as_ref(), checkpoint, &page_file, &link)?;
         let learning_rate = LearningRate {
             peak: settings.learning_rate(),
             schedule: settings.schedule,
@@ -347,14 +362,14 @@ impl Run {
             evaluation,
             steps_per_epoch,
             state,
-            planned_peak_bytes,
+            planned,
         };
         run.report(Event::Ready {
             n_steps,
             step: state.step,
             n_examples: run.dataset.len() as u64,
             n_tokens: run.dataset.n_tokens() as u64,
-            planned_peak_bytes,
+            planned_peak_bytes: planned.peak_bytes,
         })?;
         Ok(run)
     }
@@ -391,8 +406,11 @@ impl Run {
             saved = self.save()?;
         }
         let done = Event::Done {
-            planned_peak_bytes: self.planned_peak_bytes,
+            planned_peak_bytes: self.planned.peak_bytes,
             allocated_peak_bytes: self.trainer.allocated_bytes() as u64,
+            planned_host_bytes: self.planned.host_bytes,
+            planned_page_file_bytes: self.planned.page_file_bytes,
+            allocated_outside_bytes: self.trainer.device().stored_bytes(),
             peak_rss_bytes: self.memory.peak_bytes(),
             steps: self.state.step,
             final_loss: self.state.loss,
@@ -433,6 +451,7 @@ impl Run {
 
     fn step(&mut self) -> Result<(), TrainError> {
         let start = Instant::now();
+        let transferred_bytes = self.trainer.transferred_bytes();
         let step = self.state.step + 1;
         let (epoch, first) = (
             self.state.step / self.steps_per_epoch,
@@ -454,7 +473,7 @@ impl Run {
                     }
                 });
             let weight = 1.0 / n_targets as f32;
-            loss += self.trainer.accumulate(&self.batch.view(), weight, dropout);
+            loss += self.trainer.accumulate(&self.batch.view(), weight, dropout)?;
         }
         loss /= n_targets as f64;
         let diverged = |what, value| TrainError::Diverged {
@@ -468,10 +487,11 @@ impl Run {
         }
         let lr = self.learning_rate.at(step);
         let seed = hash(self.settings.seed, step);
-        let grad_norm = self.trainer.update(&self.optimizer, lr, step, seed);
+        let grad_norm = self.trainer.update(&self.optimizer, lr, step, seed)?;
         if !grad_norm.is_finite() {
             return Err(diverged("gradient norm", grad_norm));
         }
+        self.trainer.check_stores()?;
         self.state = RunState::new(step, loss, self.state.n_tokens + n_tokens);
         let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
         let host_bytes = self.memory.bytes();
@@ -484,6 +504,7 @@ impl Run {
             tokens_per_s: n_tokens as f64 / seconds,
             host_bytes,
             device_bytes: self.trainer.allocated_bytes() as u64,
+            paged_bytes: self.trainer.transferred_bytes() - transferred_bytes,
         })
     }
 
@@ -492,7 +513,7 @@ impl Run {
         let (mut loss, mut n_targets) = (0.0, 0);
         for index in 0..plan.len() {
             self.batch.fill(plan, &self.dataset, 0, index);
-            loss += self.trainer.evaluate(&self.batch.view());
+            loss += self.trainer.evaluate(&self.batch.view())?;
             n_targets += self.batch.counts.n_targets as u64;
         }
         let loss = loss / n_targets.max(1) as f64;
@@ -536,7 +557,7 @@ impl Run {
 
     fn save(&mut self) -> Result<PathBuf, TrainError> {
         let path = self.folder.checkpoint(self.state.step);
-        checkpoint::write(&path, &self.trainer, self.adapter.as_ref(), &self.state)?;
+        checkpoint::write(&path, &mut self.trainer, self.adapter.as_ref(), &self.state)?;
         if self.adapter.is_none() {
             // Beside its configuration and tokenizer, a fully trained checkpoint is a model.
             copy_companions(&self.settings.model, None, &path)?;
@@ -553,21 +574,26 @@ fn open_trainer(
     prepared: &mut Prepared,
     adapter: Option<&AdapterConfig>,
     checkpoint: Option<&Path>,
+    page_file: &Path,
     link: &Link,
 ) -> Result<Trainer<Cpu>, TrainError> {
     let shape = prepared.plan.shape();
     let mut device =
         Cpu::new(shape.profile).map_err(|error| TrainError::Threads(error.to_string()))?;
-    let layout = shape.weight_layout();
-    let weights = place_weights(&mut device, &prepared.model, layout, None, &mut |progress| {
+    // Room that a run which was killed left taken is given back, whether this one pages or not.
+    let _ = std::fs::remove_file(page_file);
+    let store = open_store(&mut device, &prepared.plan, page_file)?;
+    let (layout, paged) = (shape.weight_layout(), shape.paged_layers(store));
+    let on_progress = &mut |progress: LoadProgress| {
         link.emit(Event::Loading {
             done_bytes: progress.done_bytes as u64,
             total_bytes: progress.total_bytes as u64,
         });
         std::ops::ControlFlow::Continue(())
-    })?;
+    };
+    let weights = place_weights(&mut device, &prepared.model, layout, &paged, None, on_progress)?;
     let scale = adapter.map_or(1.0, AdapterConfig::scale);
-    let mut trainer = Trainer::new(device, &mut prepared.plan, weights, scale)?;
+    let mut trainer = Trainer::new(device, &mut prepared.plan, weights, scale, store)?;
     match checkpoint {
         Some(path) => {
             checkpoint::read(path, &mut trainer)?;

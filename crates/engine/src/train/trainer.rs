@@ -1,22 +1,25 @@
 //! One training step on a device: losses and gradients of micro-batches, then the update.
 //!
-//! The trainer allocates twice, when it is made: the base weights' block and the arena of its plan.
-//! A step allocates nothing. It knows nothing of files, threads or events.
+//! Memory is taken when a trainer is made: the base weights' block, the arena of its plan, and the
+//! store of what is paged. A step allocates nothing. It knows nothing of files, threads or events.
 
 use nibble_kernels::{
     Backend, DeviceSlice, MemoryError,
-    adamw::{AdamWStep, Moments, Parameters},
+    adamw::AdamWStep,
     attention::Segment,
     embedding::EmbeddingTable,
     linear::Weight,
+    paging::{PageError, StoreId, StorePlace},
 };
 
 use crate::{
     decoder::{
         Adapter, BackwardSlices, BaseWeights, Decoder, DropoutMask, Gradients, LossGradient,
-        PassRows, loss,
+        PassRows, Sweep, loss,
     },
+    optimizer::{OptimizerConfig, OptimizerStates, Trained},
     plan::{BatchSlices, MemoryPlan, TrainingLayout, TrainingShape},
+    residency::{LayerInputs, Stored},
 };
 
 /// One micro-batch on the host: whole sequences behind one another, no padding.
@@ -47,21 +50,6 @@ impl MicroBatch<'_> {
     }
 }
 
-/// The optimizer's constants.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OptimizerConfig {
-    /// β₁.
-    pub beta1: f64,
-    /// β₂.
-    pub beta2: f64,
-    /// ε.
-    pub epsilon: f64,
-    /// Decoupled weight decay; norms and biases are spared.
-    pub weight_decay: f64,
-    /// The largest gradient norm, above which the gradient is scaled down; `None`: any.
-    pub clip_norm: Option<f64>,
-}
-
 /// A model being trained on a device.
 #[derive(Debug)]
 pub struct Trainer<B> {
@@ -69,6 +57,8 @@ pub struct Trainer<B> {
     decoder: Decoder,
     shape: TrainingShape,
     layout: TrainingLayout,
+    inputs: LayerInputs,
+    states: OptimizerStates,
     gradients: Gradients,
     /// Losses of one micro-batch on their way to the host.
     losses: Vec<f32>,
@@ -76,16 +66,18 @@ pub struct Trainer<B> {
 }
 
 impl<B: Backend> Trainer<B> {
-    /// A trainer for `plan` around base weights that already lie in `device`. Takes the arena, and
-    /// fills in the rotation tables; adapter and moments are zero.
+    /// A trainer for `plan` around base weights that already lie where they belong, and the store
+    /// that [`crate::residency::open_store`] made for it. Takes the arena, and fills in the rotation
+    /// tables; adapter and moments are zero.
     ///
     /// # Errors
     /// When the device has no room for the arena.
     pub fn new(
         mut device: B,
         plan: &mut MemoryPlan,
-        weights: BaseWeights,
+        mut weights: BaseWeights,
         adapter_scale: f32,
+        store: Option<StoreId>,
     ) -> Result<Self, MemoryError> {
         let arena = device.allocate(plan.arena_bytes())?;
         let layout = plan.resolve(arena);
@@ -99,16 +91,23 @@ impl<B: Backend> Trainer<B> {
         let gradients = if adapter.is_some() {
             Gradients::Adapter(flat)
         } else {
-            Gradients::Weights(BaseWeights {
-                layout: shape.gradient_layout(),
-                memory: flat.memory(),
-                offset: flat.offset(),
-            })
+            let layout = shape.gradient_layout();
+            let weights = BaseWeights::whole(layout, flat.memory(), flat.offset());
+            Gradients::Weights(Box::new(weights))
         };
+        if let Some(window) = layout.weight_window {
+            weights.open_window(window);
+        }
+        let base = store.map(|store| StorePlace { store, offset: plan.store_base() as u64 });
+        let states_at = layout.trainable.states.outside.zip(base).map(|(region, base)| {
+            StorePlace { offset: base.offset + region.offset as u64, ..base }
+        });
         let decoder = Decoder { spec: shape.spec.clone(), weights, rope: layout.rope, adapter };
         Ok(Self {
             losses: vec![0.0; shape.n_rows()],
             allocated_bytes: plan.peak_bytes(),
+            inputs: LayerInputs::new(layout.inputs.clone(), base),
+            states: OptimizerStates::new(&shape, &layout.trainable.states, states_at),
             device,
             decoder,
             shape,
@@ -138,8 +137,13 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// The device, the model and the layout, for reading and writing text between steps.
-    pub fn parts(&mut self) -> (&mut B, &Decoder, &TrainingLayout) {
-        (&mut self.device, &self.decoder, &self.layout)
+    pub fn parts(&mut self) -> (&mut B, &mut Decoder, &TrainingLayout) {
+        (&mut self.device, &mut self.decoder, &self.layout)
+    }
+
+    /// The optimizer's states.
+    pub fn states(&self) -> &OptimizerStates {
+        &self.states
     }
 
     /// Forgets the gradients of the step before.
@@ -148,22 +152,30 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// The summed loss of a micro-batch in nats, with nothing dropped and no gradients.
-    pub fn evaluate(&mut self, batch: &MicroBatch<'_>) -> f64 {
+    ///
+    /// # Errors
+    /// When a page could not be moved.
+    pub fn evaluate(&mut self, batch: &MicroBatch<'_>) -> Result<f64, PageError> {
         let pass = self.upload(batch, None);
-        self.forward(&pass);
-        self.loss(batch, None)
+        self.forward(&pass, false)?;
+        let loss = self.loss(batch, None);
+        self.inputs.leave(&mut self.device)?;
+        Ok(loss)
     }
 
     /// The summed loss of a micro-batch in nats; its gradients, each target weighted by
     /// `target_weight`, are added to the step's.
+    ///
+    /// # Errors
+    /// When a page could not be moved; the step's gradients are then incomplete.
     pub fn accumulate(
         &mut self,
         batch: &MicroBatch<'_>,
         target_weight: f32,
         dropout: Option<DropoutMask>,
-    ) -> f64 {
+    ) -> Result<f64, PageError> {
         let pass = self.upload(batch, dropout);
-        self.forward(&pass);
+        self.forward(&pass, true)?;
         let (output, final_norm) = match &self.gradients {
             Gradients::Adapter(_) => (None, None),
             Gradients::Weights(weights) => {
@@ -176,8 +188,9 @@ impl<B: Backend> Trainer<B> {
         let residual = self.layout.residual_gradient;
         let gradient = LossGradient { scale: target_weight, residual, output, final_norm };
         let loss = self.loss(batch, Some(gradient));
-        self.backward(&pass);
-        loss
+        self.backward(&pass)?;
+        self.inputs.leave(&mut self.device)?;
+        Ok(loss)
     }
 
     fn upload(&mut self, batch: &MicroBatch<'_>, dropout: Option<DropoutMask>) -> PassRows {
@@ -194,23 +207,30 @@ impl<B: Backend> Trainer<B> {
         }
     }
 
-    fn forward(&mut self, pass: &PassRows) {
-        let layout = &self.layout;
+    /// Every layer; their inputs are checkpointed if a backward pass follows.
+    fn forward(&mut self, pass: &PassRows, is_training: bool) -> Result<(), PageError> {
+        let (device, layout) = (&mut self.device, &self.layout);
         let ids = layout.batch.ids.first(pass.n_rows);
-        self.decoder.embed(&mut self.device, ids, layout.residuals[0]);
+        let mut input = self.inputs.claim(device, 0)?;
+        self.decoder.embed(device, ids, input);
         for (layer, slices) in layout.layers.iter().enumerate() {
-            let (input, output) = (layout.residuals[layer], layout.residuals[layer + 1]);
+            if is_training {
+                self.inputs.save(device, layer)?;
+            }
+            self.decoder.weights.enter(device, layer, Sweep::Up)?;
+            let output = self.inputs.claim(device, layer + 1)?;
             let workspace = layout.workspace;
-            let device = &mut self.device;
             self.decoder.layer_forward(device, layer, pass, slices, input, Some(output), workspace);
+            input = output;
         }
+        Ok(())
     }
 
     fn loss(&mut self, batch: &MicroBatch<'_>, gradient: Option<LossGradient>) -> f64 {
         let layout = &self.layout;
         let n_targets = batch.targets.len();
         let counts = (batch.ids.len(), n_targets);
-        let residual = layout.residuals[self.shape.spec.n_layers];
+        let residual = self.inputs.last();
         let (device, slices) = (&mut self.device, &layout.loss);
         loss(&self.decoder, device, &layout.batch, slices, counts, residual, gradient);
         let losses = &mut self.losses[..n_targets];
@@ -218,14 +238,14 @@ impl<B: Backend> Trainer<B> {
         losses.iter().map(|&loss| f64::from(loss)).sum()
     }
 
-    fn backward(&mut self, pass: &PassRows) {
-        let layout = &self.layout;
+    fn backward(&mut self, pass: &PassRows) -> Result<(), PageError> {
+        let (device, layout) = (&mut self.device, &self.layout);
         let trains_embedding = matches!(self.gradients, Gradients::Weights(_));
         for (layer, slices) in layout.layers.iter().enumerate().rev() {
-            let input = layout.residuals[layer];
+            self.decoder.weights.enter(device, layer, Sweep::Down)?;
+            let input = self.inputs.bring(device, layer)?;
             let workspace = layout.workspace;
             if self.shape.recompute {
-                let device = &mut self.device;
                 self.decoder.layer_forward(device, layer, pass, slices, input, None, workspace);
             }
             let slices = BackwardSlices {
@@ -236,7 +256,7 @@ impl<B: Backend> Trainer<B> {
                 wants_input_gradient: layer > 0 || trains_embedding,
                 workspace,
             };
-            self.decoder.layer_backward(&mut self.device, layer, pass, &slices, &self.gradients);
+            self.decoder.layer_backward(device, layer, pass, &slices, &self.gradients);
         }
         if let Gradients::Weights(gradients) = &self.gradients
             && let EmbeddingTable::F32(dtable) = gradients.embedding()
@@ -246,21 +266,25 @@ impl<B: Backend> Trainer<B> {
             let ids = layout.batch.ids.first(pass.n_rows);
             self.device.embedding_backward(width, ids, dy, dtable);
         }
+        Ok(())
     }
 
     /// Updates the trained parameters from the step's gradients, and returns the gradients' norm
     /// before clipping. When that is not finite nothing is changed.
+    ///
+    /// # Errors
+    /// When a page could not be moved; the parameters are then those of no step.
     pub fn update(
         &mut self,
         config: &OptimizerConfig,
         learning_rate: f64,
         step: u64,
         seed: u64,
-    ) -> f64 {
+    ) -> Result<f64, PageError> {
         let trainable = self.layout.trainable;
         let norm = self.device.squared_norm(trainable.gradients).sqrt();
         if !norm.is_finite() {
-            return norm;
+            return Ok(norm);
         }
         let gradient_scale = match config.clip_norm {
             // The small constant is the reference implementation's guard against a zero norm.
@@ -278,43 +302,41 @@ impl<B: Backend> Trainer<B> {
             rounding_seed: seed,
             first_element: 0,
         };
-        match (&self.gradients, trainable.parameters) {
-            (Gradients::Adapter(_), Some(parameters)) => self.device.adamw(
-                update,
-                Parameters::F32(parameters),
-                trainable.gradients,
-                Moments::F32 { first: trainable.first_moments, second: trainable.second_moments },
-            ),
-            _ => self.update_weights(update),
-        }
-        norm
+        let trained = match trainable.parameters {
+            Some(parameters) => Trained::Adapter(parameters),
+            None => Trained::Weights(&mut self.decoder.weights),
+        };
+        self.states.update(&mut self.device, update, trainable.gradients, trained)?;
+        Ok(norm)
     }
 
-    /// The update of full fine-tuning, tensor by tensor, since norms and biases do not decay.
-    fn update_weights(&mut self, update: AdamWStep) {
-        let trainable = self.layout.trainable;
-        let layout = self.shape.gradient_layout();
-        let weights = self.decoder.weights.tensors();
-        // Both layouts list the same tensors in the same order; only their formats differ.
-        for (index, ((_, weight), place)) in weights.zip(layout.tensors()).enumerate() {
-            let [gradient, first, second] =
-                [trainable.gradients, trainable.first_moments, trainable.second_moments].map(
-                    |flat| match place.weight(flat.memory(), flat.offset()) {
-                        Weight::F32(slice) => slice,
-                        _ => unreachable!("gradients and moments are laid out in f32"),
-                    },
-                );
-            let parameters = match weight {
-                Weight::F32(slice) => Parameters::F32(slice),
-                Weight::Bf16(slice) => Parameters::Bf16(slice),
-                Weight::Nf4(_) => unreachable!("quantised weights are not trained"),
-            };
-            let weight_decay = if place.role.is_matrix() { update.weight_decay } else { 0.0 };
-            // Another draw of the rounding for every tensor.
-            let rounding_seed = update.rounding_seed.wrapping_add((index as u64) << 32);
-            let update = AdamWStep { weight_decay, rounding_seed, ..update };
-            self.device.adamw(update, parameters, gradient, Moments::F32 { first, second });
-        }
+    /// Copies bytes of the run to the host, wherever they are.
+    ///
+    /// # Errors
+    /// When their store cannot be read.
+    pub fn read(&mut self, stored: Stored, bytes: &mut [u8]) -> Result<(), PageError> {
+        stored.read(&mut self.device, bytes)
+    }
+
+    /// Replaces bytes of the run, wherever they are.
+    ///
+    /// # Errors
+    /// When their store cannot be written.
+    pub fn write(&mut self, stored: Stored, bytes: &[u8]) -> Result<(), PageError> {
+        stored.write(&mut self.device, bytes)
+    }
+
+    /// Looks whether everything outside the device is still there.
+    ///
+    /// # Errors
+    /// When another program removed or cut short a file.
+    pub fn check_stores(&self) -> Result<(), PageError> {
+        self.device.check_stores()
+    }
+
+    /// Bytes that crossed between stores and the device until now.
+    pub fn transferred_bytes(&self) -> u64 {
+        self.device.transferred_bytes()
     }
 
     /// Copies `slice` to the host.

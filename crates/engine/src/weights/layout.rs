@@ -54,6 +54,18 @@ pub enum Block {
     Output,
 }
 
+impl Block {
+    /// The block that a tensor is in.
+    pub fn of(role: TensorRole) -> Self {
+        match role {
+            TensorRole::Embedding => Self::Embedding,
+            TensorRole::Layer(layer, _) => Self::Layer(layer),
+            TensorRole::FinalNorm => Self::FinalNorm,
+            TensorRole::Output => Self::Output,
+        }
+    }
+}
+
 /// The place of a tensor within a decoder block.
 #[derive(Clone, Copy, Debug)]
 struct LayerPlace {
@@ -208,6 +220,19 @@ impl WeightLayout {
         self.first_layer + layer * self.layer_bytes
     }
 
+    /// The block that holds the byte at `offset` of the image.
+    pub fn block_at(&self, offset: usize) -> Block {
+        let end_of_layers = self.first_layer + self.n_layers * self.layer_bytes;
+        match offset {
+            offset if offset < self.first_layer => Block::Embedding,
+            offset if offset < end_of_layers => {
+                Block::Layer((offset - self.first_layer) / self.layer_bytes)
+            }
+            offset if self.output.is_some_and(|output| offset >= output) => Block::Output,
+            _ => Block::FinalNorm,
+        }
+    }
+
     /// The blocks and the bytes they take, in order and without gaps.
     pub fn blocks(&self) -> impl Iterator<Item = (Block, std::ops::Range<usize>)> + '_ {
         let layers = (0..self.n_layers).map(|layer| {
@@ -252,34 +277,10 @@ impl WeightLayout {
         })
     }
 
-    /// A projection's weight, of an image that begins `base` bytes into `memory`.
-    pub fn matrix(
-        &self,
-        layer: usize,
-        projection: Projection,
-        memory: MemoryId,
-        base: usize,
-    ) -> Weight {
-        self.matrix_at(projection, memory, base + self.layer_offset(layer))
-    }
-
-    /// A projection's weight, of a decoder block that begins `layer_base` bytes into `memory`:
-    /// for blocks that are visited one at a time.
+    /// A projection's weight, of a decoder block that begins `layer_base` bytes into `memory`.
     pub fn matrix_at(&self, projection: Projection, memory: MemoryId, layer_base: usize) -> Weight {
         let place = &self.layer[self.matrices[projection as usize]];
         handle(place.shape, place.parts.shifted(layer_base), memory)
-    }
-
-    /// A norm or a bias, of an image that begins `base` bytes into `memory`; `None` where the model
-    /// has none.
-    pub fn vector(
-        &self,
-        layer: usize,
-        tensor: LayerTensor,
-        memory: MemoryId,
-        base: usize,
-    ) -> Option<DeviceSlice<f32>> {
-        self.vector_at(tensor, memory, base + self.layer_offset(layer))
     }
 
     /// A norm or a bias, of a decoder block that begins `layer_base` bytes into `memory`; `None`
@@ -299,13 +300,13 @@ impl WeightLayout {
         }
     }
 
-    /// The scale of the last norm, of an image that begins `base` bytes into `memory`.
-    pub fn final_norm(&self, memory: MemoryId, base: usize) -> DeviceSlice<f32> {
-        DeviceSlice::new(memory, base + self.final_norm, self.hidden_width)
+    /// The scale of the last norm, of a block that begins `base` bytes into `memory`.
+    pub fn final_norm_at(&self, memory: MemoryId, base: usize) -> DeviceSlice<f32> {
+        DeviceSlice::new(memory, base, self.hidden_width)
     }
 
-    /// The embedding table, of an image that begins `base` bytes into `memory`.
-    pub fn embedding(&self, memory: MemoryId, base: usize) -> EmbeddingTable {
+    /// The embedding table, which begins `base` bytes into `memory`.
+    pub fn embedding_at(&self, memory: MemoryId, base: usize) -> EmbeddingTable {
         let n = self.table.n_elements();
         match self.embedding_format {
             EmbeddingFormat::F32 => EmbeddingTable::F32(DeviceSlice::new(memory, base, n)),
@@ -313,14 +314,25 @@ impl WeightLayout {
         }
     }
 
-    /// The output projection, of an image that begins `base` bytes into `memory`: the embedding
-    /// table where the two are one.
-    pub fn output(&self, memory: MemoryId, base: usize) -> Weight {
-        let offset = base + self.output.unwrap_or(0);
+    /// The output projection, which begins `base` bytes into `memory`.
+    pub fn output_at(&self, memory: MemoryId, base: usize) -> Weight {
         let n = self.table.n_elements();
         match self.embedding_format {
-            EmbeddingFormat::F32 => Weight::F32(DeviceSlice::new(memory, offset, n)),
-            EmbeddingFormat::Bf16 => Weight::Bf16(DeviceSlice::new(memory, offset, n)),
+            EmbeddingFormat::F32 => Weight::F32(DeviceSlice::new(memory, base, n)),
+            EmbeddingFormat::Bf16 => Weight::Bf16(DeviceSlice::new(memory, base, n)),
+        }
+    }
+
+    /// Where a block begins in the image; the output projection of tied models is the embedding.
+    ///
+    /// # Panics
+    /// When there is no such layer.
+    pub fn block_offset(&self, block: Block) -> usize {
+        match block {
+            Block::Embedding => 0,
+            Block::Layer(layer) => self.layer_offset(layer),
+            Block::FinalNorm => self.final_norm,
+            Block::Output => self.output.unwrap_or(0),
         }
     }
 
@@ -337,7 +349,7 @@ impl TensorPlace {
     }
 }
 
-fn handle(shape: TensorShape, parts: TensorParts, memory: MemoryId) -> Weight {
+pub(crate) fn handle(shape: TensorShape, parts: TensorParts, memory: MemoryId) -> Weight {
     let n_elements = shape.n_elements();
     match parts {
         TensorParts::F32 { offset } => Weight::F32(DeviceSlice::new(memory, offset, n_elements)),

@@ -1,42 +1,161 @@
-//! Base weights into a device's memory: mapped in place where they are quantised, else loaded.
+//! Base weights to where a run wants them: mapped in place where they are quantised, else loaded; on
+//! the device, or in a store from which layers visit it.
 
 use std::path::Path;
 
-use nibble_kernels::{Backend, DeviceSlice, memory::MappedFile};
+use nibble_kernels::{
+    Backend, DeviceSlice,
+    memory::MappedFile,
+    paging::{PageFile, StoreId, StorePlace},
+};
 
 use super::{
     ModelFolder, WeightFormat, WeightLayout,
     image::{cached_image, default_cache_folder},
+    layout::Block,
     load::{OnProgress, load},
 };
-use crate::{decoder::BaseWeights, model::ModelError};
+use crate::{
+    decoder::{BaseWeights, BlockPlace, LayerPlace},
+    model::ModelError,
+    residency::StoredPage,
+};
 
-/// Brings the weights of `folder` to `device` in `layout`. Quantised ones become an image on disk,
-/// kept in `cache` (or the user's cache folder), which a second start finds ready.
+/// Which layers lie outside the device, and where.
+#[derive(Clone, Debug, Default)]
+pub struct PagedLayers {
+    /// By layer; empty: none does.
+    pub is_paged: Vec<bool>,
+    /// The store they lie in, from its start; `None`: quantised ones are read from their image.
+    pub store: Option<StoreId>,
+}
+
+impl PagedLayers {
+    fn contains(&self, layer: usize) -> bool {
+        self.is_paged.get(layer).copied().unwrap_or(false)
+    }
+
+    /// The number of paged layers before `layer`.
+    fn n_before(&self, layer: usize) -> usize {
+        self.is_paged.iter().take(layer).filter(|&&is_paged| is_paged).count()
+    }
+
+    /// The page of a paged layer in `store`.
+    fn page(&self, layout: &WeightLayout, store: StoreId, layer: usize) -> StoredPage {
+        let n_bytes = layout.layer_bytes();
+        let offset = (self.n_before(layer) * n_bytes) as u64;
+        StoredPage { number: layer, place: StorePlace { store, offset }, n_bytes }
+    }
+}
+
+/// Brings the weights of `folder` to `device` in `layout`, those of `paged` layers to their store.
+/// Quantised ones become an image on disk, kept in `cache` (or the user's cache folder), which a
+/// second start finds ready.
 ///
 /// # Errors
-/// When the image cannot be written, the device has no room, or loading is cancelled.
+/// When the image or the store cannot be written, the device has no room, or loading is cancelled.
 pub fn place_weights(
     device: &mut impl Backend,
     folder: &ModelFolder,
     layout: WeightLayout,
+    paged: &PagedLayers,
     cache: Option<&Path>,
     on_progress: OnProgress<'_>,
 ) -> Result<BaseWeights, ModelError> {
-    let memory = if layout.format() == WeightFormat::Nf4 {
-        let cache = match cache {
-            Some(cache) => cache.to_owned(),
-            None => default_cache_folder()?,
-        };
-        let path = cached_image(folder, &layout, &cache, on_progress)?;
-        device.adopt(MappedFile::open(&path)?)?
+    if layout.format() == WeightFormat::Nf4 {
+        from_image(device, folder, &layout, paged, cache, on_progress)
     } else {
-        let memory = device.allocate(layout.n_bytes())?;
-        load(folder, &layout, on_progress, |offset, bytes| {
-            device.upload(bytes, DeviceSlice::new(memory, offset, bytes.len()));
-            Ok(())
-        })?;
-        memory
+        loaded(device, folder, &layout, paged, on_progress)
+    }
+}
+
+fn from_image(
+    device: &mut impl Backend,
+    folder: &ModelFolder,
+    layout: &WeightLayout,
+    paged: &PagedLayers,
+    cache: Option<&Path>,
+    on_progress: OnProgress<'_>,
+) -> Result<BaseWeights, ModelError> {
+    let cache = match cache {
+        Some(cache) => cache.to_owned(),
+        None => default_cache_folder()?,
     };
-    Ok(BaseWeights { layout, memory, offset: 0 })
+    let path = cached_image(folder, layout, &cache, on_progress)?;
+    let image = MappedFile::open(&path)?;
+    let pages: Vec<Option<StoredPage>> = match paged.store {
+        Some(store) => {
+            let mut pages = Vec::new();
+            for layer in 0..layout.n_layers() {
+                let page = paged.contains(layer).then(|| paged.page(layout, store, layer));
+                if let Some(page) = page {
+                    let start = layout.layer_offset(layer);
+                    let bytes = start..start + page.n_bytes;
+                    device.write_store(page.place, &image[bytes.clone()])?;
+                    image.release(bytes);
+                }
+                pages.push(page);
+            }
+            pages
+        }
+        None if paged.is_paged.contains(&true) => {
+            let store = device.file_store(PageFile::open(&path)?);
+            let page = |layer| {
+                let place = StorePlace { store, offset: layout.layer_offset(layer) as u64 };
+                StoredPage { number: layer, place, n_bytes: layout.layer_bytes() }
+            };
+            (0..layout.n_layers()).map(|layer| paged.contains(layer).then(|| page(layer))).collect()
+        }
+        None => vec![None; layout.n_layers()],
+    };
+    // Of a mapped image only what is touched takes memory, and nobody touches a paged layer in it.
+    let memory = device.adopt(image)?;
+    let at = |block| BlockPlace { memory, offset: layout.block_offset(block) };
+    let layers = pages.into_iter().enumerate().map(|(layer, page)| match page {
+        Some(page) => LayerPlace::Paged(page),
+        None => LayerPlace::Resident(at(Block::Layer(layer))),
+    });
+    Ok(BaseWeights::at(layers.collect(), at, layout))
+}
+
+fn loaded(
+    device: &mut impl Backend,
+    folder: &ModelFolder,
+    layout: &WeightLayout,
+    paged: &PagedLayers,
+    on_progress: OnProgress<'_>,
+) -> Result<BaseWeights, ModelError> {
+    // Blocks that stay close up around those that leave.
+    let shift = |layer: usize| paged.n_before(layer) * layout.layer_bytes();
+    let all = shift(layout.n_layers());
+    let memory = device.allocate(layout.n_bytes() - all)?;
+    let at = |block| BlockPlace {
+        memory,
+        offset: layout.block_offset(block)
+            - match block {
+                Block::Embedding => 0,
+                Block::Layer(layer) => shift(layer),
+                Block::FinalNorm | Block::Output => all,
+            },
+    };
+    let layers: Vec<LayerPlace> = (0..layout.n_layers())
+        .map(|layer| match paged.store.filter(|_| paged.contains(layer)) {
+            Some(store) => LayerPlace::Paged(paged.page(layout, store, layer)),
+            None => LayerPlace::Resident(at(Block::Layer(layer))),
+        })
+        .collect();
+    load(folder, layout, on_progress, |offset, bytes| {
+        let block = layout.block_at(offset);
+        let start = offset - layout.block_offset(block);
+        if let Block::Layer(layer) = block
+            && let LayerPlace::Paged(page) = layers[layer]
+        {
+            let place = StorePlace { offset: page.place.offset + start as u64, ..page.place };
+            return Ok(device.write_store(place, bytes)?);
+        }
+        let BlockPlace { memory, offset } = at(block);
+        device.upload(bytes, DeviceSlice::new(memory, offset + start, bytes.len()));
+        Ok(())
+    })?;
+    Ok(BaseWeights::at(layers, at, layout))
 }

@@ -181,14 +181,19 @@ impl TensorParts {
 
     /// The same parts, `bytes` further on.
     pub(super) const fn shifted(self, bytes: usize) -> Self {
+        self.moved(0, bytes)
+    }
+
+    /// The same parts of something that begins at `to` instead of at `from`.
+    pub(crate) const fn moved(self, from: usize, to: usize) -> Self {
         match self {
-            Self::F32 { offset } => Self::F32 { offset: offset + bytes },
-            Self::Bf16 { offset } => Self::Bf16 { offset: offset + bytes },
+            Self::F32 { offset } => Self::F32 { offset: offset - from + to },
+            Self::Bf16 { offset } => Self::Bf16 { offset: offset - from + to },
             Self::Nf4 { codes, absmax_codes, absmax_scales, absmax_offset } => Self::Nf4 {
-                codes: codes + bytes,
-                absmax_codes: absmax_codes + bytes,
-                absmax_scales: absmax_scales + bytes,
-                absmax_offset: absmax_offset + bytes,
+                codes: codes - from + to,
+                absmax_codes: absmax_codes - from + to,
+                absmax_scales: absmax_scales - from + to,
+                absmax_offset: absmax_offset - from + to,
             },
         }
     }

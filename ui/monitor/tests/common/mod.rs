@@ -110,6 +110,7 @@ pub fn step(step: u64) -> Event {
         tokens_per_s: 4400.0 + 500.0 * noise(3),
         host_bytes: 46 * MIB + step.min(60) * (MIB / 32),
         device_bytes: 32 * MIB,
+        paged_bytes: 0,
     }
 }
 

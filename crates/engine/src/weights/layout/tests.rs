@@ -63,14 +63,11 @@ fn blocks_cover_the_image_page_by_page_and_hold_their_tensors() {
         }
         assert_eq!(end, layout.n_bytes());
         for place in layout.tensors() {
-            let block = match place.role {
-                TensorRole::Embedding => Block::Embedding,
-                TensorRole::Layer(layer, _) => Block::Layer(layer),
-                TensorRole::FinalNorm => Block::FinalNorm,
-                TensorRole::Output => Block::Output,
-            };
+            let block = Block::of(place.role);
+            assert!(blocks.iter().any(|(_, range)| range.start == layout.block_offset(block)));
             let (_, range) = blocks.iter().find(|(other, _)| *other == block).unwrap();
             for part in byte_ranges(place.weight(MemoryId(0), 0)) {
+                assert_eq!(layout.block_at(part.start), block);
                 assert!(range.start <= part.start && part.end <= range.end, "{place:?}");
             }
         }
@@ -85,33 +82,35 @@ fn handles_point_at_the_tensors_of_the_list() {
         let same = |left: Weight, right: Weight| {
             assert_eq!(format!("{left:?}"), format!("{right:?}"));
         };
+        let at = |block| base + layout.block_offset(block);
         for place in layout.tensors() {
             let listed = place.weight(memory, base);
             match place.role {
                 TensorRole::Embedding => {
-                    let table = match layout.embedding(memory, base) {
+                    let table = match layout.embedding_at(memory, at(Block::Embedding)) {
                         EmbeddingTable::F32(slice) => Weight::F32(slice),
                         EmbeddingTable::Bf16(slice) => Weight::Bf16(slice),
                     };
                     same(table, listed);
                     if spec.tied_embeddings {
-                        same(layout.output(memory, base), listed);
+                        same(layout.output_at(memory, at(Block::Output)), listed);
                     }
                 }
                 TensorRole::FinalNorm => {
-                    same(Weight::F32(layout.final_norm(memory, base)), listed);
+                    same(Weight::F32(layout.final_norm_at(memory, at(Block::FinalNorm))), listed);
                 }
-                TensorRole::Output => same(layout.output(memory, base), listed),
+                TensorRole::Output => same(layout.output_at(memory, at(Block::Output)), listed),
                 TensorRole::Layer(layer, LayerTensor::Matrix(projection)) => {
-                    same(layout.matrix(layer, projection, memory, base), listed);
+                    same(layout.matrix_at(projection, memory, at(Block::Layer(layer))), listed);
                 }
                 TensorRole::Layer(layer, tensor) => {
-                    let vector = layout.vector(layer, tensor, memory, base).unwrap();
+                    let vector = layout.vector_at(tensor, memory, at(Block::Layer(layer))).unwrap();
                     same(Weight::F32(vector), listed);
                 }
             }
         }
-        assert_eq!(layout.vector(0, LayerTensor::QueryNorm, memory, base).is_some(), spec.qk_norm);
+        let query_norm = layout.vector_at(LayerTensor::QueryNorm, memory, at(Block::Layer(0)));
+        assert_eq!(query_norm.is_some(), spec.qk_norm);
     });
 }
 

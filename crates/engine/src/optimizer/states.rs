@@ -1,0 +1,249 @@
+//! Where the optimizer's states lie: one image of pages, each of which can visit the device alone.
+//!
+//! ```text
+//! page 0 | page 1 | …          page = piece | piece | …          piece = first moment | second moment
+//! ```
+//! A piece is a run of elements of one tensor. A page holds both moments of up to [`PAGE_ELEMENTS`]
+//! neighbouring elements, so that a visit is one transfer each way, and never crosses the border of
+//! two blocks of weights, so that trained weights may visit block by block beside it. The image is
+//! the same whether it lies on the device, in the host's memory or in a file.
+
+use std::ops::Range;
+
+use nibble_kernels::adamw::{MOMENT_BLOCK, n_moment_blocks};
+
+/// Elements of a page, at most: 8 MiB in f32, long enough for a disk to read at its full rate.
+pub const PAGE_ELEMENTS: usize = 1 << 20;
+
+/// Tensors with fewer elements keep their moments in f32 also where others have 8 bits: they are
+/// norms and biases, cost little, and bear it worst (Dettmers et al., "8-bit Optimizers via
+/// Block-wise Quantization", 2022).
+pub const LEAST_QUANTIZED: usize = 4096;
+
+/// Where parts begin: a cache line, and the widest vector.
+const ALIGNMENT: usize = 64;
+
+/// How moments are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateFormat {
+    /// Eight bytes a parameter.
+    #[default]
+    F32,
+    /// Two bytes and a little: an 8-bit code a number and an f32 for each block of 256.
+    Blockwise8,
+}
+
+/// The bytes of one moment of a piece, from the start of its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MomentParts {
+    /// One run of f32.
+    F32 {
+        /// Its first byte.
+        offset: usize,
+    },
+    /// Codes, and the largest magnitude of each block.
+    Blockwise8 {
+        /// First byte of the codes.
+        codes: usize,
+        /// First byte of the magnitudes.
+        absmax: usize,
+    },
+}
+
+/// A run of elements of one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The tensor's number.
+    pub tensor: usize,
+    /// First element within the tensor.
+    pub first_element: usize,
+    /// How many.
+    pub len: usize,
+    /// The first moment.
+    pub first: MomentParts,
+    /// The second moment.
+    pub second: MomentParts,
+}
+
+/// What visits the device together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The block of weights that its tensors belong to, by number.
+    pub block: usize,
+    /// Its pieces, among all.
+    pub pieces: Range<usize>,
+    /// Bytes from the start of the image.
+    pub offset: usize,
+    /// Size in bytes.
+    pub n_bytes: usize,
+}
+
+/// A tensor whose moments are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateTensor {
+    /// Its elements.
+    pub n_elements: usize,
+    /// The block of weights it belongs to, by number; rising.
+    pub block: usize,
+}
+
+/// The layout of every moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateLayout {
+    pages: Vec<Page>,
+    pieces: Vec<Piece>,
+}
+
+impl StateLayout {
+    /// Lays out the moments of `tensors`, in their order.
+    pub fn new(tensors: impl IntoIterator<Item = StateTensor>, format: StateFormat) -> Self {
+        let mut layout = Self::default();
+        let mut room = 0;
+        for (tensor, StateTensor { n_elements, block }) in tensors.into_iter().enumerate() {
+            let quantized = format == StateFormat::Blockwise8 && n_elements >= LEAST_QUANTIZED;
+            let mut first_element = 0;
+            while first_element < n_elements {
+                let rest = n_elements - first_element;
+                if layout.pages.last().is_none_or(|page| page.block != block)
+                    || room < rest.min(MOMENT_BLOCK)
+                {
+                    layout.begin_page(block);
+                    room = PAGE_ELEMENTS;
+                }
+                // Cut between the blocks that share a magnitude.
+                let len = if rest <= room { rest } else { room / MOMENT_BLOCK * MOMENT_BLOCK };
+                layout.push(tensor, first_element, len, quantized);
+                room -= len;
+                first_element += len;
+            }
+        }
+        layout
+    }
+
+    fn begin_page(&mut self, block: usize) {
+        let offset = self.n_bytes();
+        let next = self.pieces.len();
+        self.pages.push(Page { block, pieces: next..next, offset, n_bytes: 0 });
+    }
+
+    /// Adds a piece to the last page.
+    fn push(&mut self, tensor: usize, first_element: usize, len: usize, quantized: bool) {
+        let Some(page) = self.pages.last_mut() else { return };
+        let mut place = |bytes: usize| {
+            let offset = page.n_bytes;
+            page.n_bytes = offset.saturating_add(bytes).next_multiple_of(ALIGNMENT);
+            offset
+        };
+        let mut moment = || {
+            if quantized {
+                let codes = place(len);
+                let absmax = place(n_moment_blocks(len) * size_of::<f32>());
+                MomentParts::Blockwise8 { codes, absmax }
+            } else {
+                MomentParts::F32 { offset: place(len * size_of::<f32>()) }
+            }
+        };
+        let (first, second) = (moment(), moment());
+        page.pieces.end += 1;
+        self.pieces.push(Piece { tensor, first_element, len, first, second });
+    }
+
+    /// Every page, in order and without gaps.
+    pub fn pages(&self) -> &[Page] {
+        &self.pages
+    }
+
+    /// The pieces of a page, in the order of their tensors.
+    pub fn pieces(&self, page: &Page) -> &[Piece] {
+        &self.pieces[page.pieces.clone()]
+    }
+
+    /// The piece of this number, among those of all pages.
+    pub fn piece(&self, number: usize) -> &Piece {
+        &self.pieces[number]
+    }
+
+    /// Bytes of the whole image.
+    pub fn n_bytes(&self) -> usize {
+        self.pages.last().map_or(0, |page| page.offset + page.n_bytes)
+    }
+
+    /// Bytes of the largest page.
+    pub fn page_bytes(&self) -> usize {
+        self.pages.iter().map(|page| page.n_bytes).max().unwrap_or(0)
+    }
+
+    /// Where page `n` begins; the end, for the number behind the last.
+    pub fn page_offset(&self, n: usize) -> usize {
+        self.pages.get(n).map_or_else(|| self.n_bytes(), |page| page.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(format: StateFormat) -> (Vec<StateTensor>, StateLayout) {
+        let tensors: Vec<StateTensor> = [
+            (100, 0),
+            (5_000, 0),
+            (PAGE_ELEMENTS - 5_100, 0),
+            (7, 0),
+            (3 * PAGE_ELEMENTS + 13, 1),
+            (4_096, 1),
+            (4_095, 2),
+        ]
+        .map(|(n_elements, block)| StateTensor { n_elements, block })
+        .to_vec();
+        (tensors.clone(), StateLayout::new(tensors, format))
+    }
+
+    #[test]
+    fn every_element_has_one_place_and_no_two_share_bytes() {
+        for format in [StateFormat::F32, StateFormat::Blockwise8] {
+            let (tensors, layout) = layout(format);
+            let mut seen = vec![0; tensors.len()];
+            let mut end_of_last = 0;
+            for page in layout.pages() {
+                assert_eq!(page.offset, end_of_last);
+                end_of_last += page.n_bytes;
+                let mut spans = Vec::new();
+                let pieces = layout.pieces(page);
+                assert!(pieces.iter().map(|piece| piece.len).sum::<usize>() <= PAGE_ELEMENTS);
+                for piece in pieces {
+                    assert_eq!(tensors[piece.tensor].block, page.block);
+                    assert_eq!(piece.first_element, seen[piece.tensor], "in order");
+                    seen[piece.tensor] += piece.len;
+                    for moment in [piece.first, piece.second] {
+                        match moment {
+                            MomentParts::F32 { offset } => {
+                                spans.push(offset..offset + 4 * piece.len);
+                            }
+                            MomentParts::Blockwise8 { codes, absmax } => {
+                                assert!(tensors[piece.tensor].n_elements >= LEAST_QUANTIZED);
+                                assert!(piece.first_element.is_multiple_of(MOMENT_BLOCK));
+                                spans.push(codes..codes + piece.len);
+                                spans.push(absmax..absmax + 4 * n_moment_blocks(piece.len));
+                            }
+                        }
+                    }
+                }
+                for (i, a) in spans.iter().enumerate() {
+                    assert!(a.start.is_multiple_of(ALIGNMENT) && a.end <= page.n_bytes);
+                    assert!(spans[i + 1..].iter().all(|b| a.end <= b.start));
+                }
+            }
+            assert_eq!(end_of_last, layout.n_bytes());
+            let expected: Vec<usize> = tensors.iter().map(|tensor| tensor.n_elements).collect();
+            assert_eq!(seen, expected);
+        }
+    }
+
+    #[test]
+    fn moments_cost_eight_bytes_or_two_and_a_64th() {
+        let tensor = StateTensor { n_elements: 1 << 24, block: 0 };
+        let bytes = |format| StateLayout::new([tensor], format).n_bytes();
+        assert_eq!(bytes(StateFormat::F32), 8 << 24);
+        assert_eq!(bytes(StateFormat::Blockwise8), (2 << 24) + (2 << 24) / 64);
+    }
+}

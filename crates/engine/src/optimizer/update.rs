@@ -1,0 +1,236 @@
+//! The update, page by page.
+
+use nibble_kernels::{
+    Backend, DeviceSlice,
+    adamw::{AdamWStep, Moments, Parameters, QuantizedMoment, n_moment_blocks},
+    linear::Weight,
+    paging::{PageError, StorePlace},
+};
+
+use super::{MomentParts, Page, Piece, StateLayout, TrainedRole, TrainedTensor};
+use crate::{
+    decoder::{BaseWeights, Sweep},
+    plan::{StateSlices, Trainable, TrainingShape},
+    residency::{PageWindow, Stored, StoredPage},
+    weights::TensorPlace,
+};
+
+/// The optimizer's constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OptimizerConfig {
+    /// β₁.
+    pub beta1: f64,
+    /// β₂.
+    pub beta2: f64,
+    /// ε.
+    pub epsilon: f64,
+    /// Decoupled weight decay; norms and biases are spared.
+    pub weight_decay: f64,
+    /// The largest gradient norm, above which the gradient is scaled down; `None`: any.
+    pub clip_norm: Option<f64>,
+}
+
+/// The parameters that an update changes.
+#[derive(Debug)]
+pub enum Trained<'a> {
+    /// The flat buffer of an adapter.
+    Adapter(DeviceSlice<f32>),
+    /// Every weight of the model.
+    Weights(&'a mut BaseWeights),
+}
+
+/// The optimizer's states, and the way of their pages to the device.
+#[derive(Debug)]
+pub struct OptimizerStates {
+    tensors: Vec<TrainedTensor>,
+    /// Of each tensor, when weights are trained, which may be stored otherwise than gradients.
+    weight_places: Vec<TensorPlace>,
+    layout: StateLayout,
+    resident: DeviceSlice<u8>,
+    n_resident_pages: usize,
+    /// Where the paged ones lie; their first byte is that of the first page that is not resident.
+    outside: Option<StorePlace>,
+    window: Option<PageWindow>,
+}
+
+impl OptimizerStates {
+    /// The states of a run of `shape`, at the places of its layout; `outside` is where those lie
+    /// that are not resident.
+    pub fn new(shape: &TrainingShape, slices: &StateSlices, outside: Option<StorePlace>) -> Self {
+        let layout = shape.state_layout();
+        let n_pages = layout.pages().len();
+        Self {
+            tensors: shape.trained_tensors().collect(),
+            weight_places: match shape.trainable {
+                // Both layouts list the same tensors in the same order.
+                Trainable::Everything => shape.weight_layout().tensors().collect(),
+                Trainable::Adapter { .. } => Vec::new(),
+            },
+            n_resident_pages: n_pages - shape.residency.optimizer_pages.min(n_pages),
+            resident: slices.resident,
+            outside,
+            window: slices.window.map(PageWindow::new),
+            layout,
+        }
+    }
+
+    /// What is trained, in the order of the flat buffers.
+    pub fn tensors(&self) -> &[TrainedTensor] {
+        &self.tensors
+    }
+
+    /// The pieces of a tensor's states, in order, with the bytes of the page each is in.
+    pub fn pieces_of(&self, tensor: usize) -> impl Iterator<Item = (&Piece, Stored)> {
+        let pages = self.layout.pages().iter().enumerate();
+        pages
+            .filter(move |(_, page)| {
+                let pieces = self.layout.pieces(page);
+                let (first, last) = (pieces.first(), pieces.last());
+                first.is_some_and(|piece| piece.tensor <= tensor)
+                    && last.is_some_and(|piece| piece.tensor >= tensor)
+            })
+            .flat_map(move |(index, page)| {
+                let pieces = self.layout.pieces(page).iter();
+                let stored = self.stored(index);
+                pieces.filter(move |piece| piece.tensor == tensor).map(move |piece| (piece, stored))
+            })
+    }
+
+    fn stored(&self, index: usize) -> Stored {
+        let page = &self.layout.pages()[index];
+        match self.paged(index) {
+            Some(page) => Stored::Outside { place: page.place, n_bytes: page.n_bytes },
+            None => Stored::Device(self.resident_page(page)),
+        }
+    }
+
+    fn resident_page(&self, page: &Page) -> DeviceSlice<u8> {
+        self.resident.slice(page.offset..page.offset + page.n_bytes)
+    }
+
+    /// A page that lies outside.
+    fn paged(&self, index: usize) -> Option<StoredPage> {
+        let base = self.outside.filter(|_| index >= self.n_resident_pages)?;
+        let page = self.layout.pages().get(index)?;
+        let start = self.layout.page_offset(self.n_resident_pages);
+        let offset = base.offset + (page.offset - start) as u64;
+        let place = StorePlace { offset, ..base };
+        Some(StoredPage { number: index, place, n_bytes: page.n_bytes })
+    }
+
+    /// The page on the device, with the one after it on its way.
+    fn enter(
+        &mut self,
+        device: &mut impl Backend,
+        index: usize,
+    ) -> Result<DeviceSlice<u8>, PageError> {
+        let (page, next) = (self.paged(index), self.paged(index + 1));
+        let (Some(window), Some(page)) = (&mut self.window, page) else {
+            return Ok(self.resident_page(&self.layout.pages()[index]));
+        };
+        let here = window.bring(device, page)?;
+        if let Some(next) = next {
+            window.expect(device, next)?;
+        }
+        Ok(here)
+    }
+
+    /// Updates `trained` and every state from `gradients`, a flat buffer.
+    ///
+    /// # Errors
+    /// When a page could not be moved; the parameters are then those of no step.
+    pub fn update(
+        &mut self,
+        device: &mut impl Backend,
+        update: AdamWStep,
+        gradients: DeviceSlice<f32>,
+        mut trained: Trained<'_>,
+    ) -> Result<(), PageError> {
+        let mut entered = None;
+        for index in 0..self.layout.pages().len() {
+            let pieces = self.layout.pages()[index].pieces.clone();
+            let layer = self.layout.pieces(&self.layout.pages()[index])[0].tensor;
+            let layer = self.tensors[layer].layer();
+            if let Trained::Weights(weights) = &mut trained
+                && layer != entered
+            {
+                if let Some(done) = entered {
+                    weights.save_layer(device, done)?;
+                }
+                if let Some(layer) = layer {
+                    weights.enter(device, layer, Sweep::Up)?;
+                }
+                entered = layer;
+            }
+            let states = self.enter(device, index)?;
+            for piece in pieces {
+                let piece = self.layout.piece(piece);
+                let tensor = &self.tensors[piece.tensor];
+                let (start, len) = (piece.first_element, piece.len);
+                let parameters = match (&trained, tensor.role) {
+                    (Trained::Weights(weights), TrainedRole::Weight(_)) => {
+                        match weights.weight(&self.weight_places[piece.tensor]) {
+                            Weight::F32(slice) => Parameters::F32(slice.slice(start..start + len)),
+                            Weight::Bf16(slice) => {
+                                Parameters::Bf16(slice.slice(start..start + len))
+                            }
+                            Weight::Nf4(_) => unreachable!("quantised weights are not trained"),
+                        }
+                    }
+                    (Trained::Adapter(flat), _) => {
+                        let start = tensor.start + start;
+                        Parameters::F32(flat.slice(start..start + len))
+                    }
+                    (Trained::Weights(_), TrainedRole::Adapter(_)) => {
+                        unreachable!("either weights or an adapter are trained")
+                    }
+                };
+                let first = tensor.start + start;
+                let step = AdamWStep {
+                    weight_decay: if tensor.decays() { update.weight_decay } else { 0.0 },
+                    // Another draw of the rounding for every tensor.
+                    rounding_seed: update.rounding_seed.wrapping_add((piece.tensor as u64) << 32),
+                    first_element: start,
+                    ..update
+                };
+                let gradient = gradients.slice(first..first + len);
+                device.adamw(step, parameters, gradient, moments(states, piece));
+            }
+            if let (Some(page), Some(window)) = (self.paged(index), &mut self.window) {
+                window.save(device, page)?;
+            }
+        }
+        if let (Trained::Weights(weights), Some(done)) = (&mut trained, entered) {
+            weights.save_layer(device, done)?;
+        }
+        if let Trained::Weights(weights) = &mut trained {
+            weights.settle(device)?;
+        }
+        match &mut self.window {
+            // Its memory belongs to the activations of the next step.
+            Some(window) => window.leave(device),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The handles of a piece's moments, in a page that lies at `page`.
+fn moments(page: DeviceSlice<u8>, piece: &Piece) -> Moments {
+    let part = |offset: usize, bytes: usize| page.slice(offset..offset + bytes);
+    let floats = |offset: usize, len: usize| part(offset, len * size_of::<f32>()).cast::<f32>();
+    match (piece.first, piece.second) {
+        (MomentParts::F32 { offset: first }, MomentParts::F32 { offset: second }) => {
+            Moments::F32 { first: floats(first, piece.len), second: floats(second, piece.len) }
+        }
+        (first, second) => {
+            let quantized = |parts: MomentParts| match parts {
+                MomentParts::Blockwise8 { codes, absmax } => QuantizedMoment {
+                    codes: part(codes, piece.len),
+                    absmax: floats(absmax, n_moment_blocks(piece.len)),
+                },
+                MomentParts::F32 { .. } => unreachable!("both moments are stored alike"),
+            };
+            Moments::Blockwise8 { first: quantized(first), second: quantized(second) }
+        }
+    }
+}
