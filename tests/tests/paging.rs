@@ -288,7 +288,7 @@ fn the_least_is_paged_that_fits() {
             if plan.peak_bytes() as u64 > budget {
                 // Even everything that can leave is not enough, and the least is said.
                 assert!(residency.is_resident());
-                let least = smallest(&shape, Paging::Auto).peak_bytes() as u64;
+                let least = smallest(&plan, Paging::Auto).peak_bytes() as u64;
                 assert!(least > budget, "{name}: {least} in {budget}");
                 let plan = choose(&shape, least, Paging::Auto);
                 assert_eq!(plan.peak_bytes() as u64, least, "{name}");

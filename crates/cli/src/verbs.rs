@@ -115,7 +115,8 @@ fn show_plan(model: &str, report: &PlanReport) {
     for method in report.methods.iter().filter(|method| !method.fits) {
         if method.smallest_bytes < method.peak_bytes {
             let least = show::bytes(method.smallest_bytes);
-            println!("\n{} fits {least} with all paged that can be.", method.method.name());
+            let name = method.method.name();
+            println!("\n{name} fits in {least} with all paged that can be.");
         }
         if method.suggestions.is_empty() {
             println!("\n{} does not fit at any length or batch.", method.method.name());

@@ -15,6 +15,9 @@ use nibble_kernels::adamw::{MOMENT_BLOCK, n_moment_blocks};
 /// Elements of a page, at most: 8 MiB in f32, long enough for a disk to read at its full rate.
 pub const PAGE_ELEMENTS: usize = 1 << 20;
 
+/// Pages of a layout, about, at most; beyond 137 billion elements pages grow instead.
+const MOST_PAGES: usize = 1 << 17;
+
 /// Tensors with fewer elements keep their moments in f32 also where others have 8 bits: they are
 /// norms and biases, cost little, and bear it worst (Dettmers et al., "8-bit Optimizers via
 /// Block-wise Quantization", 2022).
@@ -97,6 +100,10 @@ pub struct StateLayout {
 impl StateLayout {
     /// Lays out the moments of `tensors`, in their order.
     pub fn new(tensors: impl IntoIterator<Item = StateTensor>, format: StateFormat) -> Self {
+        let tensors: Vec<StateTensor> = tensors.into_iter().collect();
+        let total = tensors.iter().fold(0_usize, |sum, t| sum.saturating_add(t.n_elements));
+        // However absurd a shape is, its plan is made in no time.
+        let page_elements = PAGE_ELEMENTS.max((total / MOST_PAGES).next_multiple_of(MOMENT_BLOCK));
         let mut layout = Self::default();
         let mut room = 0;
         for (tensor, StateTensor { n_elements, block }) in tensors.into_iter().enumerate() {
@@ -108,7 +115,7 @@ impl StateLayout {
                     || room < rest.min(MOMENT_BLOCK)
                 {
                     layout.begin_page(block);
-                    room = PAGE_ELEMENTS;
+                    room = page_elements;
                 }
                 // Cut between the blocks that share a magnitude.
                 let len = if rest <= room { rest } else { room / MOMENT_BLOCK * MOMENT_BLOCK };
@@ -131,16 +138,17 @@ impl StateLayout {
         let Some(page) = self.pages.last_mut() else { return };
         let mut place = |bytes: usize| {
             let offset = page.n_bytes;
-            page.n_bytes = offset.saturating_add(bytes).next_multiple_of(ALIGNMENT);
+            let end = offset.saturating_add(bytes).checked_next_multiple_of(ALIGNMENT);
+            page.n_bytes = end.unwrap_or(usize::MAX);
             offset
         };
         let mut moment = || {
             if quantized {
                 let codes = place(len);
-                let absmax = place(n_moment_blocks(len) * size_of::<f32>());
+                let absmax = place(n_moment_blocks(len).saturating_mul(size_of::<f32>()));
                 MomentParts::Blockwise8 { codes, absmax }
             } else {
-                MomentParts::F32 { offset: place(len * size_of::<f32>()) }
+                MomentParts::F32 { offset: place(len.saturating_mul(size_of::<f32>())) }
             }
         };
         let (first, second) = (moment(), moment());
@@ -165,7 +173,7 @@ impl StateLayout {
 
     /// Bytes of the whole image.
     pub fn n_bytes(&self) -> usize {
-        self.pages.last().map_or(0, |page| page.offset + page.n_bytes)
+        self.pages.last().map_or(0, |page| page.offset.saturating_add(page.n_bytes))
     }
 
     /// Bytes of the largest page.
@@ -236,6 +244,16 @@ mod tests {
             assert_eq!(end_of_last, layout.n_bytes());
             let expected: Vec<usize> = tensors.iter().map(|tensor| tensor.n_elements).collect();
             assert_eq!(seen, expected);
+        }
+    }
+
+    #[test]
+    fn an_absurd_size_has_a_layout_too() {
+        let tensor = StateTensor { n_elements: usize::MAX / 2, block: 0 };
+        for format in [StateFormat::F32, StateFormat::Blockwise8] {
+            let layout = StateLayout::new([tensor, tensor], format);
+            assert!(layout.pages().len() <= 2 * MOST_PAGES);
+            assert!(layout.n_bytes() >= usize::MAX / 2);
         }
     }
 

@@ -227,7 +227,7 @@ pub fn planned_method(
         host_bytes: plan.host_bytes() as u64,
         page_file_bytes: plan.page_file_bytes() as u64,
         paging,
-        smallest_bytes: smallest(plan.shape(), settings.paged).peak_bytes() as u64,
+        smallest_bytes: smallest(plan, settings.paged).peak_bytes() as u64,
         categories: plan.category_bytes(),
         regions: plan.planned_regions(),
         fits,
@@ -281,6 +281,6 @@ pub fn check(
         return Ok(());
     }
     let suggestions = suggestions(plan.shape(), budget_bytes, settings);
-    let smallest_bytes = smallest(plan.shape(), Paging::Auto).peak_bytes() as u64;
+    let smallest_bytes = smallest(plan, Paging::Auto).peak_bytes() as u64;
     Err(PlanError::DoesNotFit { peak_bytes, smallest_bytes, budget_bytes, suggestions })
 }

@@ -14,6 +14,8 @@ mod residency;
 mod suggestions;
 mod training;
 
+use std::sync::Arc;
+
 use nibble_kernels::MemoryId;
 use nibble_run::{Category, CategoryBytes, PlannedRegion, Residence};
 
@@ -53,14 +55,27 @@ pub struct PagedBytes {
 pub struct MemoryPlan {
     shape: TrainingShape,
     weights: WeightLayout,
+    states: Arc<StateLayout>,
     regions: Regions,
 }
 
 impl MemoryPlan {
     /// Plans a run of `shape`. Takes microseconds; any shape has a plan, if an absurd one.
     pub fn new(shape: TrainingShape) -> Self {
-        let regions = Regions::plan(|regions| TrainingLayout::new(regions, &shape));
-        Self { weights: shape.weight_layout(), regions, shape }
+        let states = Arc::new(shape.state_layout());
+        Self::with_states(shape, states)
+    }
+
+    /// The same for a shape whose states are laid out already: they do not depend on what is paged.
+    fn with_states(shape: TrainingShape, states: Arc<StateLayout>) -> Self {
+        let regions = Regions::plan(|regions| TrainingLayout::new(regions, &shape, &states));
+        Self { weights: shape.weight_layout(), states, regions, shape }
+    }
+
+    /// The same run with something else outside.
+    fn with_residency(&self, residency: Residency) -> Self {
+        let shape = TrainingShape { residency, ..self.shape.clone() };
+        Self::with_states(shape, Arc::clone(&self.states))
     }
 
     /// What the plan was made for.
@@ -80,8 +95,8 @@ impl MemoryPlan {
     }
 
     /// The layout of the optimizer's states.
-    pub fn state_layout(&self) -> StateLayout {
-        self.shape.state_layout()
+    pub fn state_layout(&self) -> &StateLayout {
+        &self.states
     }
 
     /// Bytes of the arena.
@@ -164,8 +179,8 @@ impl MemoryPlan {
 
     /// The handles of every region, with the arena at `arena`.
     pub fn resolve(&mut self, arena: MemoryId) -> TrainingLayout {
-        let shape = &self.shape;
-        self.regions.resolve(arena, |regions| TrainingLayout::new(regions, shape))
+        let (shape, states) = (&self.shape, &self.states);
+        self.regions.resolve(arena, |regions| TrainingLayout::new(regions, shape, states))
     }
 
     /// Every region of the arena.

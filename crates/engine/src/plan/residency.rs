@@ -60,49 +60,51 @@ pub fn is_spread(index: usize, n_chosen: usize, n: usize) -> bool {
 type Count = fn(&mut Residency) -> &mut usize;
 
 /// The kinds, in the order in which they leave, and how many of each there are.
-fn kinds(shape: &TrainingShape) -> [(Count, usize); 3] {
+fn kinds(plan: &MemoryPlan) -> [(Count, usize); 3] {
+    let shape = plan.shape();
     // Kept activations are read from where they are; only checkpoints are few enough to move.
     let n_inputs = if shape.recompute { shape.spec.n_layers } else { 0 };
     [
-        (|residency| &mut residency.optimizer_pages, shape.state_layout().pages().len()),
+        (|residency| &mut residency.optimizer_pages, plan.state_layout().pages().len()),
         (|residency| &mut residency.layers, shape.spec.n_layers),
         (|residency| &mut residency.inputs, n_inputs),
     ]
 }
 
-fn with(shape: &TrainingShape, residency: Residency) -> MemoryPlan {
+/// The plan of `shape` with everything on the device.
+fn unpaged(shape: &TrainingShape) -> MemoryPlan {
+    let residency = Residency { outside: shape.residency.outside, ..Residency::default() };
     MemoryPlan::new(TrainingShape { residency, ..shape.clone() })
-}
-
-fn resident(shape: &TrainingShape) -> Residency {
-    Residency { outside: shape.residency.outside, ..Residency::default() }
 }
 
 /// The plan of a run of `shape` that pages as little as fits `budget_bytes`. One that does not fit
 /// whatever leaves is planned as if nothing did.
 pub fn choose(shape: &TrainingShape, budget_bytes: u64, paging: Paging) -> MemoryPlan {
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
-    let unpaged = with(shape, resident(shape));
+    let unpaged = unpaged(shape);
+    let resident = unpaged.shape().residency;
     match paging {
         Paging::Off => return unpaged,
         Paging::On => {
-            let mut everything = resident(shape);
-            for (count, most) in kinds(shape) {
+            let mut everything = resident;
+            for (count, most) in kinds(&unpaged) {
                 *count(&mut everything) = most;
             }
-            return with(shape, everything);
+            return unpaged.with_residency(everything);
         }
         Paging::Auto if fits(&unpaged) => return unpaged,
         Paging::Auto => {}
     }
-    let mut chosen = resident(shape);
-    for (count, most) in kinds(shape) {
+    let mut chosen = resident;
+    let mut least_bytes = unpaged.peak_bytes();
+    for (count, most) in kinds(&unpaged) {
         let at = |n: usize| {
             let mut residency = chosen;
             *count(&mut residency) = n;
-            with(shape, residency)
+            unpaged.with_residency(residency)
         };
-        if fits(&at(most)) {
+        let all = at(most);
+        if fits(&all) {
             // More pages outside never take more room, once there is a window.
             let (mut low, mut high) = ((WINDOW_PAGES + 1).min(most), most);
             while low < high {
@@ -112,23 +114,25 @@ pub fn choose(shape: &TrainingShape, budget_bytes: u64, paging: Paging) -> Memor
             return at(high);
         }
         // A kind that would only cost its window stays where it is.
-        if at(most).peak_bytes() < with(shape, chosen).peak_bytes() {
+        if all.peak_bytes() < least_bytes {
+            least_bytes = all.peak_bytes();
             *count(&mut chosen) = most;
         }
     }
     unpaged
 }
 
-/// The plan of `shape` that takes the least of the device.
-pub fn smallest(shape: &TrainingShape, paging: Paging) -> MemoryPlan {
-    let mut least = with(shape, resident(shape));
+/// The plan of the same run that takes the least of the device.
+pub fn smallest(plan: &MemoryPlan, paging: Paging) -> MemoryPlan {
+    let outside = plan.shape().residency.outside;
+    let mut least = plan.with_residency(Residency { outside, ..Residency::default() });
     if paging == Paging::Off {
         return least;
     }
-    for (count, most) in kinds(shape) {
+    for (count, most) in kinds(&least) {
         let mut residency = least.shape().residency;
         *count(&mut residency) = most;
-        let smaller = with(shape, residency);
+        let smaller = least.with_residency(residency);
         if smaller.peak_bytes() < least.peak_bytes() {
             least = smaller;
         }

@@ -298,12 +298,12 @@ pub struct TrainingLayout {
 }
 
 impl TrainingLayout {
-    /// Asks `regions` for everything that a run of `shape` uses.
-    pub fn new(regions: &mut Regions, shape: &TrainingShape) -> Self {
+    /// Asks `regions` for everything that a run of `shape`, whose states lie as `layout` says, uses.
+    pub fn new(regions: &mut Regions, shape: &TrainingShape, layout: &StateLayout) -> Self {
         let spec = &shape.spec;
         let n_rows = shape.n_rows();
         let width = spec.hidden_width;
-        let trainable = trainable(regions, shape);
+        let trainable = trainable(regions, shape, layout);
         let n_positions = shape.sequence.max(shape.sample_tokens);
         let rope = rope_tables(regions, spec, n_positions);
         let batch = batch(regions, n_rows);
@@ -384,7 +384,11 @@ pub(super) fn area(n_rows: usize, width: usize) -> usize {
     n_rows.saturating_mul(width)
 }
 
-fn trainable(regions: &mut Regions, shape: &TrainingShape) -> TrainableSlices {
+fn trainable(
+    regions: &mut Regions,
+    shape: &TrainingShape,
+    layout: &StateLayout,
+) -> TrainableSlices {
     let adapter = shape.adapter_layout();
     let len = match &adapter {
         Some(layout) => layout.len(),
@@ -395,14 +399,13 @@ fn trainable(regions: &mut Regions, shape: &TrainingShape) -> TrainableSlices {
     TrainableSlices {
         parameters: adapter.is_some().then(|| flat("adapter", Category::Adapters)),
         gradients: flat("gradients", Category::Gradients),
-        states: states(regions, shape),
+        states: states(regions, shape, layout),
     }
 }
 
 /// The optimizer's states. Only the update reads them, so the window of the paged ones takes turns
 /// with the activations.
-fn states(regions: &mut Regions, shape: &TrainingShape) -> StateSlices {
-    let layout = shape.state_layout();
+fn states(regions: &mut Regions, shape: &TrainingShape, layout: &StateLayout) -> StateSlices {
     let n_paged = shape.residency.optimizer_pages.min(layout.pages().len());
     let resident_bytes = layout.page_offset(layout.pages().len() - n_paged);
     let category = Category::Optimizer;
