@@ -140,6 +140,8 @@ export type RunSettings = {
   weight_decay: number, 
   /** The largest gradient norm; 0: any. */
   clip_norm: number, 
+  /** How the optimizer keeps its states. */
+  optimizer: Optimizer, 
   /** Decay of the first moment. */
   beta1: number, 
   /** Decay of the second moment. */
@@ -179,6 +181,8 @@ export type ComputePrecision = "auto" | "bf16" | "f32";
 export type WeightPrecision = "auto" | "bf16" | "f32";
 
 export type Paging = "auto" | "on" | "off";
+
+export type Optimizer = "adamw" | "adamw-8bit";
 
 export type TrainOn = "completions" | "everything";
 
@@ -240,6 +244,14 @@ export type MethodPlan = {
   method: Method, 
   /** Every byte that the run will hold on the device. */
   peak_bytes: number, 
+  /** Every byte that it will hold in the host's memory beside that. */
+  host_bytes: number, 
+  /** The size of its page file. */
+  page_file_bytes: number, 
+  /** What does not stay on the device; `None`: everything does. */
+  paging: PagingPlan | null, 
+  /** The smallest budget that a run with these settings fits. */
+  smallest_bytes: number, 
   /** The same by category. */
   categories: CategoryBytes, 
   /** Every region. */
@@ -248,6 +260,22 @@ export type MethodPlan = {
   fits: boolean, 
   /** Changes that would make it fit, when it does not. */
   suggestions: Array<Suggestion>,
+};
+
+export type PagingPlan = { 
+  /** Where it lies. */
+  resident: Residence, 
+  /** States of the optimizer. */
+  optimizer_bytes: number, 
+  /** Weights. */
+  weights_bytes: number, 
+  /** Checkpointed inputs of layers. */
+  activations_bytes: number, 
+  /** Bytes that cross in each step, in both directions. */
+  step_bytes: number, 
+  /** How long they take, which is what a step grows by where nothing hides it; `None` before the
+ * rate was measured. */
+  step_seconds: number | null,
 };
 
 export type CategoryBytes = { 
@@ -299,7 +327,9 @@ export type SuggestedSettings = {
   /** Whether activations are computed again in the backward pass. */
   recompute: boolean, 
   /** Rank of the adapter; `None`: trained in full. */
-  rank: number | null,
+  rank: number | null, 
+  /** Whether regions may live outside the device. */
+  paged: Paging,
 };
 
 export type InspectRequest = { 
@@ -380,7 +410,9 @@ export type Event = { "event": "loading",
   /** Resident memory of the process. */
   host_bytes: number, 
   /** Memory taken from the device. */
-  device_bytes: number, } | { "event": "checkpoint", 
+  device_bytes: number, 
+  /** Bytes that crossed between the device and what lies outside it, in both directions. */
+  paged_bytes: number, } | { "event": "checkpoint", 
   /** Steps done. */
   step: number, 
   /** Its folder. */
@@ -411,6 +443,12 @@ export type Event = { "event": "loading",
   planned_peak_bytes: number, 
   /** What was taken from the device. */
   allocated_peak_bytes: number, 
+  /** What the plan keeps in the host's memory beside the device. */
+  planned_host_bytes: number, 
+  /** What it keeps in a page file. */
+  planned_page_file_bytes: number, 
+  /** What was taken outside the device: the host's memory and page file together. */
+  allocated_outside_bytes: number, 
   /** The most memory the process held. */
   peak_rss_bytes: number, 
   /** Steps done. */

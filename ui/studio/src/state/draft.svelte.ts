@@ -133,6 +133,7 @@ export class Draft {
     this.settings.batch = settings.batch;
     this.settings.sequence = settings.sequence;
     this.settings.recompute = settings.recompute;
+    this.settings.paged = settings.paged;
     if (settings.rank !== null) this.settings.lora.rank = settings.rank;
   }
 
