@@ -24,7 +24,10 @@ pub(super) fn transpose(
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx512 {
         // SAFETY: the device was made with instructions that this processor has.
-        return unsafe { x86::transpose(rows, n_lanes, n_steps, panel, width) };
+        return unsafe { x86::transpose_avx512(rows, n_lanes, n_steps, panel, width) };
+    } else if isa == Isa::Avx2 {
+        // SAFETY: as above.
+        return unsafe { x86::transpose_avx2(rows, n_lanes, n_steps, panel, width) };
     }
     let _ = isa;
     for (step, panel) in panel.chunks_mut(width).enumerate() {
@@ -40,10 +43,72 @@ mod x86 {
 
     use super::{LANES, STEPS};
 
+    /// As [`super::transpose`], 8 × 8 elements in registers: pairs of rows are interleaved by
+    /// elements, then by twos, then halves are exchanged.
+    #[target_feature(enable = "avx2")]
+    pub fn transpose_avx2(
+        rows: &[u32; LANES * STEPS],
+        n_lanes: usize,
+        n_steps: usize,
+        panel: &mut [u32],
+        width: usize,
+    ) {
+        const SIDE: usize = 8;
+        for first_lane in (0..n_lanes).step_by(SIDE) {
+            let n_lanes = SIDE.min(n_lanes - first_lane);
+            for first in (0..n_steps).step_by(SIDE) {
+                let mut r = [_mm256_setzero_si256(); SIDE];
+                for (lane, r) in r.iter_mut().enumerate() {
+                    let row = &rows[(first_lane + lane) * STEPS + first..][..SIDE];
+                    // SAFETY: eight elements are there.
+                    *r = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
+                }
+                let mut t = r;
+                for i in (0..SIDE).step_by(2) {
+                    t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+                    t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+                }
+                for i in (0..SIDE).step_by(4) {
+                    r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+                    r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+                    r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+                    r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+                }
+                for s in 0..SIDE / 2 {
+                    t[s] = _mm256_permute2x128_si256::<0x20>(r[s], r[4 + s]);
+                    t[4 + s] = _mm256_permute2x128_si256::<0x31>(r[s], r[4 + s]);
+                }
+                for (step, t) in t.iter().enumerate().take(n_steps - first) {
+                    let target = &mut panel[(first + step) * width + first_lane..][..n_lanes];
+                    match n_lanes {
+                        // SAFETY: eight elements are there.
+                        SIDE => unsafe { _mm256_storeu_si256(target.as_mut_ptr().cast(), *t) },
+                        // A panel's rows on this path.
+                        // SAFETY: four elements and two are there.
+                        6 => unsafe {
+                            _mm_storeu_si128(
+                                target.as_mut_ptr().cast(),
+                                _mm256_castsi256_si128(*t),
+                            );
+                            let rest = _mm256_extracti128_si256::<1>(*t);
+                            _mm_storel_epi64(target.as_mut_ptr().add(4).cast(), rest);
+                        },
+                        _ => {
+                            let mut lanes = [0; SIDE];
+                            // SAFETY: eight elements are there.
+                            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), *t) };
+                            target.copy_from_slice(&lanes[..n_lanes]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// As [`super::transpose`], 16 × 16 elements in registers: pairs of rows are interleaved by
     /// elements, then by twos, then the quarters of four registers at a time are exchanged, twice.
     #[target_feature(enable = "avx512f")]
-    pub fn transpose(
+    pub fn transpose_avx512(
         rows: &[u32; LANES * STEPS],
         n_lanes: usize,
         n_steps: usize,
@@ -99,7 +164,8 @@ mod tests {
     fn every_path_turns_rows_into_steps_and_touches_nothing_else() {
         let rows: [u32; LANES * STEPS] = std::array::from_fn(|i| i as u32);
         for isa in Isa::available() {
-            for (n_lanes, width) in [(1, 4), (14, 14), (9, 14), (16, 32), (8, 8), (16, 16)] {
+            for (n_lanes, width) in [(1, 4), (6, 6), (14, 14), (9, 14), (16, 32), (8, 8), (16, 16)]
+            {
                 for n_steps in [1, 15, 16, 17, 256] {
                     let mut panel = vec![u32::MAX; n_steps * width + 32];
                     transpose(isa, &rows, n_lanes, n_steps, &mut panel, width);
