@@ -110,6 +110,7 @@ impl History {
                 tokens_per_s,
                 host_bytes,
                 device_bytes,
+                ..
             } => {
                 let step = *step as f64;
                 // A file that somebody edited may go back; a line chart cannot.

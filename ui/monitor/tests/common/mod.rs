@@ -77,6 +77,10 @@ pub fn facts() -> Facts {
     let plan = MethodPlan {
         method: Method::Qlora,
         peak_bytes: categories.total(),
+        host_bytes: 0,
+        page_file_bytes: 0,
+        paging: None,
+        smallest_bytes: categories.total(),
         categories,
         regions: Vec::new(),
         fits: true,
