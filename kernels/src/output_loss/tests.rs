@@ -1,85 +1,160 @@
+use half::bf16;
+
 use super::*;
 use crate::{
     Compute,
-    testing::{Random, fetch, on_every_device, place, relative_error, workspace},
+    testing::{
+        Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads,
+        fetch, on_every_device, place, to_f32, unrounded, widened, workspace,
+    },
 };
 
-/// Losses, dx, dW in f64, from inputs as the products see them.
-fn reference(
-    shape: &OutputLossShape,
-    x: &[f32],
-    w: &[f32],
-    targets: &[u32],
-    scale: f64,
-) -> [Vec<f64>; 3] {
-    let OutputLossShape { n_rows, width, vocabulary, .. } = *shape;
-    let mut losses = vec![0.0; n_rows];
-    let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-    for row in 0..n_rows {
-        let x = &x[row * width..(row + 1) * width];
-        let logits: Vec<f64> = w
-            .chunks(width)
-            .map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum())
-            .collect();
-        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let lse = most + logits.iter().map(|l| (l - most).exp()).sum::<f64>().ln();
-        let target = targets[row] as usize;
-        losses[row] = lse - logits[target];
-        for v in 0..vocabulary {
-            let onehot = f64::from(u8::from(v == target));
-            let d = scale * ((logits[v] - lse).exp() - onehot);
-            for i in 0..width {
-                dx[row * width + i] += d * f64::from(w[v * width + i]);
-                dw[v * width + i] += d * f64::from(x[i]);
-            }
-        }
-    }
-    [losses, dx, dw]
+const SCALE: f64 = 0.125;
+
+/// One case, its inputs as the products see them.
+struct Case {
+    shape: OutputLossShape,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    targets: Vec<u32>,
 }
 
-fn loss_and_gradients_match_the_reference(device: &mut impl OutputLoss) {
-    let profile = device.profile();
-    for (n_rows, width, vocabulary, chunk_rows) in
-        [(1, 3, 2, 64), (5, 77, 123, 2), (33, 64, 300, 16), (40, 31, 17, 40)]
-    {
-        let shape = OutputLossShape { n_rows, width, vocabulary, chunk_rows };
+impl Case {
+    fn new(
+        (n_rows, width, vocabulary, chunk_rows): (usize, usize, usize, usize),
+        products: Compute,
+    ) -> Self {
         let mut random = Random::new(vocabulary as u64);
-        let round = |values: Vec<f32>| crate::linear::rounded(&values, profile.compute);
-        let x = round(random.normal(n_rows * width));
-        let w = round(random.normal(vocabulary * width));
-        let targets: Vec<u32> = (0..n_rows).map(|_| random.below(vocabulary) as u32).collect();
-        let scale = 0.125;
-        let expected = reference(&shape, &x, &w, &targets, scale);
+        let round = |values: Vec<f32>| crate::linear::rounded(&values, products);
+        Self {
+            shape: OutputLossShape { n_rows, width, vocabulary, chunk_rows },
+            x: round(random.normal(n_rows * width)),
+            weight: round(random.normal(vocabulary * width)),
+            targets: (0..n_rows).map(|_| random.below(vocabulary) as u32).collect(),
+        }
+    }
 
-        let scratch = workspace(device, workspace_bytes(&profile, shape));
-        let (x, w) = (place(device, &x), place(device, &w));
-        let targets = place(device, &targets);
+    /// Losses, dx, dW of a device; the weight stored as f32 or as bf16.
+    fn run(&self, device: &mut impl OutputLoss, in_bf16: bool) -> [Vec<f32>; 3] {
+        let OutputLossShape { n_rows, width, vocabulary, .. } = self.shape;
+        let scratch = workspace(device, workspace_bytes(&device.profile(), self.shape));
+        let x = place(device, &self.x);
+        let weight = if in_bf16 {
+            let values: Vec<bf16> = self.weight.iter().map(|&w| bf16::from_f32(w)).collect();
+            Weight::Bf16(place(device, &values))
+        } else {
+            Weight::F32(place(device, &self.weight))
+        };
+        let targets = place(device, &self.targets);
         let nans = |device: &mut _, n| place(device, &vec![f32::NAN; n]);
         let (losses, dx) = (nans(device, n_rows), nans(device, n_rows * width));
         let dweight = place(device, &vec![0.0_f32; vocabulary * width]);
-        let gradient = OutputLossGradient { scale: scale as f32, dx, dweight: Some(dweight) };
-        let weight = Weight::F32(w);
-        device.output_loss(shape, x, weight, targets, losses, Some(gradient), scratch);
-        let trained = fetch(device, losses);
-        // In f32: a rounding for each of the 77 terms of a logit at most, and of its softmax; in
-        // bf16 the gradients of the logits are rounded to 9 bits as well.
-        let limit = |rounded_logits: bool| match (profile.compute, rounded_logits) {
-            (Compute::Bf16, true) => 2.0_f64.powi(-8),
-            _ => 300.0 * f64::from(f32::EPSILON),
-        };
-        for (name, actual, expected, rounded) in [
-            ("losses", trained.clone(), &expected[0], false),
-            ("dx", fetch(device, dx), &expected[1], true),
-            ("dweight", fetch(device, dweight), &expected[2], true),
-        ] {
-            let error = relative_error(&actual, expected);
-            assert!(error <= limit(rounded), "{shape:?} {name}: {error:e}");
+        let gradient = OutputLossGradient { scale: SCALE as f32, dx, dweight: Some(dweight) };
+        device.output_loss(self.shape, x, weight, targets, losses, Some(gradient), scratch);
+        let results = [losses, dx, dweight].map(|slice| fetch(device, slice));
+        device.output_loss(self.shape, x, weight, targets, losses, None, scratch);
+        assert_eq!(fetch(device, losses), results[0], "the loss is the same without gradients");
+        results
+    }
+
+    fn reference(&self, round: fn(f64) -> f64, round_input: fn(f64) -> f64) -> [Vec<f64>; 3] {
+        let (x, weight) = (widened(&self.x), widened(&self.weight));
+        reference(&self.shape, &x, &weight, &self.targets, round, round_input)
+    }
+}
+
+/// Losses, dx, dW by their definitions. `round` follows every operation, `round_input` what enters
+/// a product.
+fn reference(
+    shape: &OutputLossShape,
+    x: &[f64],
+    weight: &[f64],
+    targets: &[u32],
+    round: fn(f64) -> f64,
+    round_input: fn(f64) -> f64,
+) -> [Vec<f64>; 3] {
+    let OutputLossShape { n_rows, width, vocabulary, .. } = *shape;
+    let mut losses = vec![0.0; n_rows];
+    let (mut dx, mut dweight) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
+    let multiply_add = |sum: f64, a: f64, b: f64| round(sum + round(a * b));
+    for row in 0..n_rows {
+        let x = &x[row * width..(row + 1) * width];
+        let logits: Vec<f64> = weight
+            .chunks(width)
+            .map(|of_token| {
+                of_token.iter().zip(x).fold(0.0, |sum, (w, x)| multiply_add(sum, *w, *x))
+            })
+            .collect();
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum = logits.iter().fold(0.0, |sum, l| round(sum + round(round(l - most).exp())));
+        let log_sum_exp = round(most + round(sum.ln()));
+        let target = targets[row] as usize;
+        losses[row] = round(log_sum_exp - logits[target]);
+        for (token, logit) in logits.iter().enumerate() {
+            let expected = f64::from(u8::from(token == target));
+            let probability = round(round(logit - log_sum_exp).exp());
+            let dlogit = round_input(round(SCALE * round(probability - expected)));
+            for i in 0..width {
+                let (at_x, at_weight) = (row * width + i, token * width + i);
+                dx[at_x] = multiply_add(dx[at_x], dlogit, weight[at_weight]);
+                dweight[at_weight] = multiply_add(dweight[at_weight], dlogit, x[i]);
+            }
         }
-        device.output_loss(shape, x, weight, targets, losses, None, scratch);
-        assert_eq!(fetch(device, losses), trained, "the loss is the same without gradients");
+    }
+    [losses, dx, dweight]
+}
+
+const SHAPES: [(usize, usize, usize, usize); 4] =
+    [(1, 3, 2, 64), (5, 77, 123, 2), (33, 64, 300, 16), (40, 31, 17, 40)];
+
+fn loss_and_gradients_match_the_reference(device: &mut impl OutputLoss) {
+    let products = device.profile().compute;
+    let round_input: fn(f64) -> f64 = match products {
+        Compute::F32 => unrounded,
+        // Where products take bf16, the gradients of the logits are rounded to it on their way.
+        Compute::Bf16 => |x| bf16::from_f64(x).to_f64(),
+    };
+    for shape in SHAPES {
+        let case = Case::new(shape, products);
+        let exact = case.reference(unrounded, unrounded);
+        let plain = case.reference(to_f32, round_input);
+        // A weight that bf16 holds exactly is the same however it is stored.
+        for in_bf16 in [false, true].into_iter().take(1 + usize::from(products == Compute::Bf16)) {
+            let actual = case.run(device, in_bf16);
+            for (what, ((actual, exact), plain)) in
+                ["losses", "dx", "dweight"].iter().zip(actual.iter().zip(&exact).zip(&plain))
+            {
+                let what = format!("{shape:?}, bf16 weight: {in_bf16}, {what}");
+                assert_as_close_as_plain(&what, actual, exact, plain);
+            }
+        }
     }
 }
 
 on_every_device! {
     loss_and_gradients_match_the_reference,
+}
+
+#[test]
+fn the_reference_gradients_are_those_of_the_loss() {
+    let case = Case::new((3, 7, 11, 64), Compute::F32);
+    let (x, weight) = (widened(&case.x), widened(&case.weight));
+    let loss = |x: &[f64], weight: &[f64]| -> f64 {
+        let [losses, ..] =
+            reference(&case.shape, x, weight, &case.targets, unrounded, unrounded);
+        losses.iter().map(|loss| SCALE * loss).sum()
+    };
+    let [_, dx, dweight] = case.reference(unrounded, unrounded);
+    assert_gradient(&x, &dx, |x| loss(x, &weight));
+    assert_gradient(&weight, &dweight, |weight| loss(&x, weight));
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for shape in SHAPES {
+        assert_same_on_any_number_of_threads(|cpu| {
+            let case = Case::new(shape, cpu.profile().compute);
+            case.run(cpu, false).to_vec()
+        });
+    }
 }
