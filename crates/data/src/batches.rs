@@ -184,7 +184,7 @@ impl TokenizedDataset {
 }
 
 /// A number for every seed and index (SplitMix64's finaliser).
-fn hash(seed: u64, index: u64) -> u64 {
+pub(crate) fn hash(seed: u64, index: u64) -> u64 {
     let mut z = seed ^ index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -109,6 +109,8 @@ pub struct Dataset {
     pub format: Format,
     /// Those that can be read.
     pub examples: Vec<Example>,
+    /// Where each of them is: the line that it begins in, from 1; in a JSON list, its number.
+    pub lines: Vec<usize>,
     /// Those that cannot.
     pub malformed: Vec<MalformedLine>,
 }
@@ -281,6 +283,7 @@ struct Reader<'a> {
     columns: Option<Columns>,
     unknown: Option<String>,
     examples: Vec<Example>,
+    lines: Vec<usize>,
     malformed: Vec<MalformedLine>,
 }
 
@@ -292,6 +295,7 @@ impl<'a> Reader<'a> {
             columns: None,
             unknown: None,
             examples: Vec::new(),
+            lines: Vec::new(),
             malformed: Vec::new(),
         }
     }
@@ -303,10 +307,16 @@ impl<'a> Reader<'a> {
                     self.columns = Columns::recognise(self.mapping, &row);
                 }
                 match &self.columns {
-                    Some(columns) => columns.example(&row),
+                    Some(columns) => columns.example(&row).map_err(|error| {
+                        // The columns that are there tell a name that is spelled otherwise.
+                        let names = names(&row);
+                        match error.starts_with("there is no") && !names.is_empty() {
+                            true => format!("{error} among its columns {names}"),
+                            false => error,
+                        }
+                    }),
                     None => {
-                        let names: Vec<_> = row.keys().map(|name| format!("`{name}`")).collect();
-                        let names = names.join(", ");
+                        let names = names(&row);
                         self.unknown.get_or_insert_with(|| names.clone());
                         Err(format!("the columns {names} are not known"))
                     }
@@ -315,7 +325,10 @@ impl<'a> Reader<'a> {
             _ => Err("it is no JSON object".into()),
         });
         match example {
-            Ok(example) => self.examples.push(example),
+            Ok(example) => {
+                self.examples.push(example);
+                self.lines.push(line);
+            }
             Err(error) => self.malformed.push(MalformedLine { line, error }),
         }
     }
@@ -326,27 +339,50 @@ impl<'a> Reader<'a> {
             (None, Some(found)) => Err(DataError::UnknownColumns { path, found }),
             (None, None) if self.malformed.is_empty() => Err(DataError::Empty { path }),
             (columns, _) => {
-                let n_lines = self.examples.len() + self.malformed.len();
-                if let Some(first) = self.malformed.first()
-                    && 2 * self.malformed.len() > n_lines
-                {
-                    return Err(DataError::MostlyMalformed {
-                        path,
-                        n_malformed: self.malformed.len(),
-                        n_lines,
-                        line: first.line,
-                        reason: first.error.clone(),
-                    });
-                }
+                refuse_mostly_malformed(&path, self.examples.len(), &self.malformed)?;
                 let Some(columns) = columns else { return Err(DataError::Empty { path }) };
                 Ok(Dataset {
                     format: columns.format(),
                     examples: self.examples,
+                    lines: self.lines,
                     malformed: self.malformed,
                 })
             }
         }
     }
+}
+
+/// The columns of a row, as they are named in messages.
+fn names(row: &Map<String, Value>) -> String {
+    let names: Vec<_> = row.keys().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+/// A few bad lines are left out; where most are bad, the file is not what it was taken for.
+fn refuse_mostly_malformed(
+    path: &Path,
+    n_examples: usize,
+    malformed: &[MalformedLine],
+) -> Result<(), DataError> {
+    match malformed.first() {
+        Some(first) if malformed.len() > n_examples => Err(DataError::MostlyMalformed {
+            path: path.to_owned(),
+            n_malformed: malformed.len(),
+            n_lines: n_examples + malformed.len(),
+            line: first.line,
+            reason: first.error.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// One line of JSON. The parser counts lines from that line on, which would only confuse.
+fn parse_line(line: &[u8]) -> Result<Value, String> {
+    serde_json::from_slice(line).map_err(|error| {
+        let text = error.to_string();
+        let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+        format!("it is no JSON: {what} (column {})", error.column())
+    })
 }
 
 impl Dataset {
@@ -358,6 +394,9 @@ impl Dataset {
     pub fn open(path: &Path, mapping: &ColumnMapping) -> Result<Self, DataError> {
         let failed = |source| DataError::Read { path: path.to_owned(), source };
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
+        if let Some(encoding) = wide_encoding(file.fill_buf().map_err(failed)?) {
+            return Err(DataError::Encoding { path: path.to_owned(), encoding });
+        }
         let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
         if ending == "txt" || ending == "md" {
             return Self::read_text(path, file);
@@ -375,7 +414,7 @@ impl Dataset {
             }
             let text = line.trim_ascii();
             if !text.is_empty() {
-                reader.row(number, serde_json::from_slice(text).map_err(|e| e.to_string()));
+                reader.row(number, parse_line(text));
             }
         }
         reader.finish()
@@ -393,11 +432,11 @@ impl Dataset {
             Ok(value) => value,
             Err(error) => {
                 // Many a JSON-lines file is called .json.
-                let lines =
-                    bytes.split(|&byte| byte == b'\n').filter(|l| !l.trim_ascii().is_empty());
                 let mut reader = Reader::new(path, mapping);
-                for (i, line) in lines.enumerate() {
-                    reader.row(i + 1, serde_json::from_slice(line).map_err(|e| e.to_string()));
+                for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+                    if !line.trim_ascii().is_empty() {
+                        reader.row(i + 1, parse_line(line));
+                    }
                 }
                 return match reader.finish() {
                     Ok(dataset) => Ok(dataset),
@@ -430,7 +469,7 @@ impl Dataset {
     }
 
     fn read_text(path: &Path, file: impl BufRead) -> Result<Self, DataError> {
-        let (mut examples, mut malformed) = (Vec::new(), Vec::new());
+        let (mut examples, mut lines, mut malformed) = (Vec::new(), Vec::new(), Vec::new());
         let mut paragraph = String::new();
         for (i, line) in file.split(b'\n').enumerate() {
             let line = line.map_err(|source| DataError::Read { path: path.to_owned(), source })?;
@@ -442,7 +481,9 @@ impl Dataset {
                     }
                 }
                 Ok(text) => {
-                    if !paragraph.is_empty() {
+                    if paragraph.is_empty() {
+                        lines.push(i + 1);
+                    } else {
                         paragraph.push('\n');
                     }
                     paragraph.push_str(text.trim_end());
@@ -455,11 +496,23 @@ impl Dataset {
         if !paragraph.is_empty() {
             examples.push(Example::Text(paragraph));
         }
+        refuse_mostly_malformed(path, examples.len(), &malformed)?;
         if examples.is_empty() {
             return Err(DataError::Empty { path: path.to_owned() });
         }
-        Ok(Self { format: Format::Text, examples, malformed })
+        Ok(Self { format: Format::Text, examples, lines, malformed })
     }
+}
+
+/// What a file in an encoding of two or four bytes a character begins with.
+fn wide_encoding(start: &[u8]) -> Option<&'static str> {
+    let marks: [(&[u8], &str); 4] = [
+        (b"\xff\xfe\0\0", "UTF-32"),
+        (b"\0\0\xfe\xff", "UTF-32"),
+        (b"\xff\xfe", "UTF-16"),
+        (b"\xfe\xff", "UTF-16"),
+    ];
+    marks.into_iter().find(|(mark, _)| start.starts_with(mark)).map(|(_, name)| name)
 }
 
 /// Passes over a byte-order mark and white space; the first byte of the content, still unread.

@@ -46,7 +46,9 @@ pub enum DataError {
         reason: String,
     },
     /// The chat template fails.
-    #[error("the model's chat template fails: {reason}")]
+    #[error(
+        "the model's chat template fails: {reason}; the template is in the model's folder (chat_template.jinja or tokenizer_config.json)"
+    )]
     Template {
         /// What is wrong, and with which conversation.
         reason: String,
@@ -58,6 +60,14 @@ pub enum DataError {
     Empty {
         /// The file.
         path: PathBuf,
+    },
+    /// The file is text in another encoding.
+    #[error("{path} is {encoding} text; save it as UTF-8 and choose it again")]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        encoding: &'static str,
     },
     /// The columns are none that are known.
     #[error(
@@ -71,7 +81,7 @@ pub enum DataError {
     },
     /// Most lines cannot be read.
     #[error(
-        "{n_malformed} of {n_lines} examples in {path} cannot be read; the first is line {line}: {reason}"
+        "{n_malformed} of {n_lines} examples in {path} cannot be read; the first is line {line}: {reason}. A dataset is a file with one JSON object a line, a JSON list of objects, or plain text (.txt)"
     )]
     MostlyMalformed {
         /// The file.
@@ -86,11 +96,25 @@ pub enum DataError {
         reason: String,
     },
     /// The whole file is no JSON.
-    #[error("{path} is no JSON: {reason}")]
+    #[error("{path} is no JSON: {reason}; mend it, or get the file again")]
     Json {
         /// The file.
         path: PathBuf,
         /// What is wrong, with line and column.
+        reason: String,
+    },
+    /// The chat template refuses most conversations.
+    #[error(
+        "the model's chat template refuses {n_refused} of {n_examples} conversations; the first is line {line}: {reason}. Change the conversations to what the template takes, or use a model with another template"
+    )]
+    MostlyRefused {
+        /// How many.
+        n_refused: usize,
+        /// Of how many.
+        n_examples: usize,
+        /// Where the first of them is.
+        line: usize,
+        /// What the template says.
         reason: String,
     },
     /// No token would be trained on.

@@ -26,7 +26,7 @@ pub struct Inspection {
     pub cut: usize,
     /// Examples of which nothing to train on is left.
     pub skipped: usize,
-    /// Lines that cannot be read.
+    /// Lines that cannot be read, or that the chat template refuses.
     pub malformed: Vec<InspectedLine>,
     /// The first examples.
     pub samples: Vec<InspectedSample>,
@@ -61,9 +61,11 @@ pub fn inspect(
     let samples = dataset
         .examples
         .iter()
+        .map(|example| encode_example(example, tokenizer, template, options.train_on))
+        .filter(|encoded| !matches!(encoded, Err(DataError::Template { .. })))
         .take(n_samples)
-        .map(|example| {
-            let mut encoded = encode_example(example, tokenizer, template, options.train_on)?;
+        .map(|encoded| {
+            let mut encoded = encoded?;
             encoded.ids.truncate(options.max_tokens);
             encoded.trained.truncate(options.max_tokens);
             let pieces = encoded
@@ -75,6 +77,8 @@ pub fn inspect(
             Ok(InspectedSample { text, ids, trained, pieces })
         })
         .collect::<Result<_, DataError>>()?;
+    let mut malformed = [dataset.malformed.as_slice(), &tokenized.refused].concat();
+    malformed.sort_by_key(|malformed| malformed.line);
     Ok(Inspection {
         format: dataset.format,
         examples: tokenized.len(),
@@ -82,7 +86,7 @@ pub fn inspect(
         trained_tokens: tokenized.n_trained,
         cut: tokenized.n_cut,
         skipped: tokenized.n_skipped,
-        malformed: dataset.malformed.clone(),
+        malformed,
         samples,
     })
 }

@@ -1,10 +1,13 @@
 //! Chat templates: a conversation as the text that the model was trained on.
 
-use std::{fmt, path::Path};
+use std::{fmt, io, path::Path};
 
 use minijinja::{
-    Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde,
+    Environment, Error, ErrorKind, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
 };
+use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::{DataError, Message, Tokenizer, tokenizer::read_json};
@@ -82,8 +85,10 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", strftime_now);
+        environment.add_filter("tojson", to_json);
+        let source = source.map_or_else(|| PLAIN.to_owned(), |source| without_marks(&source));
         environment
-            .add_template_owned("chat", source.unwrap_or_else(|| PLAIN.to_owned()))
+            .add_template_owned("chat", source)
             .map_err(|error| DataError::Template { reason: describe(&error) })?;
         Ok(Self {
             environment,
@@ -116,6 +121,73 @@ impl ChatTemplate {
             })
         });
         rendered.map_err(|error| DataError::Template { reason: describe(&error) })
+    }
+}
+
+/// Templates may mark what the assistant says with `{% generation %}` and `{% endgeneration %}`,
+/// tags of the reference implementation's own. What is trained is found without them, so they become
+/// a condition that always holds, which leaves the white space around them to the same rules.
+fn without_marks(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let end = start + length;
+        let tag = &rest[start + 2..end];
+        let replacement = match tag.trim_matches(['-', '+']).trim() {
+            "generation" => Some(tag.replace("generation", "if true")),
+            "endgeneration" => Some(tag.replace("endgeneration", "endif")),
+            _ => None,
+        };
+        text.push_str(&rest[..start + 2]);
+        text.push_str(replacement.as_deref().unwrap_or(tag));
+        rest = &rest[end..];
+    }
+    text + rest
+}
+
+/// As the reference implementation writes JSON into templates: nothing escaped for web pages.
+fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let failed = |error: serde_json::Error| {
+        Error::new(ErrorKind::BadSerialization, "a value has no JSON").with_source(error)
+    };
+    let n_spaces: Option<usize> = options.get("indent")?;
+    // Python's other options change nothing that templates ask for.
+    let mut json = Vec::new();
+    match n_spaces {
+        Some(n_spaces) => {
+            let indent = " ".repeat(n_spaces);
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, Spaced)),
+    }
+    .map_err(failed)?;
+    Ok(Value::from_safe_string(String::from_utf8_lossy(&json).into_owned()))
+}
+
+/// JSON on one line, with a space behind each comma and colon, as Python writes it.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
     }
 }
 

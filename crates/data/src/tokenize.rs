@@ -1,6 +1,8 @@
 //! Examples to tokens, and which of them are trained on.
 
-use crate::{ChatTemplate, DataError, Dataset, Example, Message, Tokenizer};
+use crate::{
+    ChatTemplate, DataError, Dataset, Example, MalformedLine, Message, Tokenizer, batches::hash,
+};
 
 /// Which tokens the loss counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,13 +47,15 @@ pub struct TokenizedDataset {
     pub n_skipped: usize,
     /// Tokens that are trained on.
     pub n_trained: usize,
+    /// Conversations that the chat template refuses, which are left out.
+    pub refused: Vec<MalformedLine>,
 }
 
 impl TokenizedDataset {
-    /// Tokenizes every example of `dataset`.
+    /// Tokenizes every example of `dataset`, but for conversations that the template refuses.
     ///
     /// # Errors
-    /// When the tokenizer or the template fails, or nothing would be trained on.
+    /// When the tokenizer fails, the template refuses most, or nothing would be trained on.
     pub fn build(
         dataset: &Dataset,
         tokenizer: &Tokenizer,
@@ -59,17 +63,32 @@ impl TokenizedDataset {
         options: &TokenizeOptions,
     ) -> Result<Self, DataError> {
         let mut tokenized = Self { starts: vec![0], ..Self::default() };
-        for example in &dataset.examples {
-            let encoded = encode_example(example, tokenizer, template, options.train_on)?;
-            tokenized.push(&encoded, options.max_tokens);
+        let mut first_text = None;
+        for (example, &line) in dataset.examples.iter().zip(&dataset.lines) {
+            match encode_example(example, tokenizer, template, options.train_on) {
+                Ok(encoded) => {
+                    tokenized.push(&encoded, options.max_tokens);
+                    first_text.get_or_insert(encoded.text);
+                }
+                Err(DataError::Template { reason }) => {
+                    let error = format!("the chat template refuses it: {reason}");
+                    tokenized.refused.push(MalformedLine { line, error });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(first) = tokenized.refused.first()
+            && 2 * tokenized.refused.len() > dataset.examples.len()
+        {
+            return Err(DataError::MostlyRefused {
+                n_refused: tokenized.refused.len(),
+                n_examples: dataset.examples.len(),
+                line: first.line,
+                reason: first.error.clone(),
+            });
         }
         if tokenized.is_empty() {
-            let example = dataset.examples.first();
-            let text = example
-                .map(|example| encode_example(example, tokenizer, template, options.train_on))
-                .transpose()?
-                .map(|encoded| encoded.text)
-                .unwrap_or_default();
+            let text = first_text.unwrap_or_default();
             let short: String = text.chars().take(200).collect();
             let example = format!("{short:?}");
             return Err(DataError::NothingTrained { example });
@@ -107,6 +126,20 @@ impl TokenizedDataset {
         self.ids.len()
     }
 
+    /// A number that tells these examples in these tokens, and what is trained of them, from
+    /// others.
+    pub fn fingerprint(&self) -> u64 {
+        let mut fingerprint = 0;
+        for index in 0..self.len() {
+            let (ids, trained) = self.example(index);
+            fingerprint = hash(fingerprint, ids.len() as u64);
+            for (&id, &trained) in ids.iter().zip(trained) {
+                fingerprint = hash(fingerprint, u64::from(id) << 1 | u64::from(trained));
+            }
+        }
+        fingerprint
+    }
+
     /// Tokens of one example.
     pub fn example_len(&self, index: usize) -> usize {
         self.starts[index + 1] - self.starts[index]
@@ -142,10 +175,10 @@ pub fn encode_example(
         }
         Example::Messages(messages) => {
             let (text, spans) = conversation(messages, template)?;
-            (text, spans, true)
+            (text, spans, !template.is_plain())
         }
     };
-    // A template writes the special tokens itself.
+    // A model's own template writes the special tokens itself.
     let (mut ids, offsets) = tokenizer.encode_with_offsets(&text, !written_by_template)?;
     let mut trained: Vec<bool> = offsets
         .iter()

@@ -134,6 +134,25 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
+    /// The ids of a text that the model is to go on with: with the tokens that it begins a text
+    /// with where `add_special_tokens` says so, and without those that would end it.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_prompt(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<Vec<u32>, DataError> {
+        let (mut ids, offsets) = self.encode_with_offsets(text, add_special_tokens)?;
+        // Added tokens stand for no text.
+        let n_with_text = offsets.iter().rposition(|(start, end)| start < end).map(|last| last + 1);
+        if let Some(n_with_text) = n_with_text {
+            ids.truncate(n_with_text);
+        }
+        Ok(ids)
+    }
+
     /// The text of ids.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ fn dataset(n: usize, max_tokens: usize) -> TokenizedDataset {
     let dataset = Dataset {
         format: Format::PromptCompletion,
         examples: examples.collect(),
+        lines: (1..=n).collect(),
         malformed: Vec::new(),
     };
     let options = TokenizeOptions { max_tokens, train_on: TrainOn::Completions };

@@ -77,6 +77,8 @@ fn columns_can_be_named_by_hand() {
     let dataset = read_mapped("a.jsonl", r#"{"ask":"q","say":3}"#, &mapping).unwrap();
     let pair = Example::Completion { prompt: "q".into(), completion: "3".into() };
     assert_eq!(dataset.examples, [pair]);
+    let error = read_mapped("a.jsonl", r#"{"ask":"q","told":3}"#, &mapping).unwrap_err();
+    assert!(error.to_string().contains("no `say` among its columns `ask`, `told`"), "{error}");
 }
 
 #[test]
@@ -88,6 +90,27 @@ fn malformed_lines_are_counted_by_their_number() {
     let lines: Vec<_> = dataset.malformed.iter().map(|line| line.line).collect();
     assert_eq!(lines, [3, 5, 7]);
     assert!(dataset.malformed[2].error.contains("`text` is null"));
+    assert_eq!(dataset.lines, [1, 4, 6, 8]);
+    // Within a line there is one number that helps: the column.
+    let error = &dataset.malformed[0].error;
+    assert!(error.contains("(column 2)") && !error.contains("line 1"), "{error}");
+    // The same lines, in a file that is called JSON.
+    let named_json = read("a.json", content).unwrap();
+    assert_eq!(named_json, dataset);
+}
+
+#[test]
+fn files_from_other_systems_are_read() {
+    let content = "\u{feff}{\"text\":\"naïve 🦜\"}\r\n\r\n{\"text\":\"b\"}\r\n{oops}\r\n";
+    let dataset = read("a.jsonl", content).unwrap();
+    assert_eq!(dataset.examples, ["naïve 🦜", "b"].map(|text| Example::Text(text.into())));
+    assert_eq!(dataset.malformed[0].line, 4);
+    let dataset = read("a.txt", "\u{feff}one\r\ntwo\r\n\r\nthree").unwrap();
+    assert_eq!(dataset.examples, ["one\ntwo", "three"].map(|text| Example::Text(text.into())));
+    assert_eq!(dataset.lines, [1, 4]);
+    let wide: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let error = read("a.jsonl", wide).unwrap_err().to_string();
+    assert!(error.contains("UTF-16") && error.contains("UTF-8"), "{error}");
 }
 
 #[test]
@@ -103,6 +126,7 @@ fn files_that_cannot_be_trained_on_say_why() {
         ("a.jsonl", "\u{0}\u{1}binary", "cannot be read"),
         ("a.jsonl", "[1,2,3]", "cannot be read"),
         ("a.jsonl", r#"{"messages":[]}"#, "no messages"),
+        ("a.csv", "prompt,completion\na,b\n", "one JSON object a line"),
         ("a.jsonl", r#"{"conversations":[{"from":"dog","value":"x"}]}"#, "`dog`"),
     ] {
         let error = read(name, content).unwrap_err().to_string();
@@ -118,4 +142,6 @@ fn text_that_is_no_utf8_is_malformed_and_nothing_worse() {
     content.extend(b"{\"text\":\"\xff\xfe\"}\n");
     let dataset = read("a.jsonl", content).unwrap();
     assert_eq!((dataset.examples.len(), dataset.malformed[0].line), (2, 3));
+    let error = read("a.txt", b"\xe9t\xe9\n\n\xe9t\xe9\n").unwrap_err().to_string();
+    assert!(error.contains("2 of 2") && error.contains("utf-8"), "{error}");
 }

@@ -7,7 +7,7 @@ mod common;
 use common::{tokenizer, write_tokenizer};
 use nibble_data::{
     ChatTemplate, DataError, Dataset, Example, Format, Message, StreamDecoder, TokenizeOptions,
-    TokenizedDataset, Tokenizer, TrainOn, encode_example,
+    TokenizedDataset, Tokenizer, TrainOn, encode_example, inspect,
 };
 use serde_json::json;
 
@@ -111,6 +111,97 @@ fn a_template_that_refuses_says_why() {
 }
 
 #[test]
+fn conversations_that_the_template_refuses_are_counted_by_their_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let template = ChatTemplate::new(Some(INSTRUCT.into()), Some("<s>"), Some("</s>")).unwrap();
+    let options = TokenizeOptions { max_tokens: 40, train_on: TrainOn::Completions };
+    let good = chat(&[("user", "q"), ("assistant", "a")]);
+    let refused = chat(&[("system", "s"), ("user", "q"), ("assistant", "a")]);
+    let dataset = |examples: Vec<Example>| Dataset {
+        format: Format::Messages,
+        lines: (1..=examples.len()).map(|i| 2 * i).collect(),
+        examples,
+        malformed: Vec::new(),
+    };
+    let some = dataset(vec![good.clone(), refused.clone(), good.clone()]);
+    let tokenized = TokenizedDataset::build(&some, &tokenizer, &template, &options).unwrap();
+    assert_eq!((tokenized.len(), tokenized.refused.len()), (2, 1));
+    assert_eq!(tokenized.refused[0].line, 4);
+    assert!(tokenized.refused[0].error.contains("Only user and assistant roles"));
+    let inspection = inspect(&some, &tokenizer, &template, &options, 3).unwrap();
+    assert_eq!((inspection.samples.len(), inspection.malformed.len()), (2, 1));
+    let most = dataset(vec![good, refused.clone(), refused]);
+    let error = TokenizedDataset::build(&most, &tokenizer, &template, &options).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("2 of 3") && error.contains("line 4"), "{error}");
+}
+
+#[test]
+fn a_template_may_do_what_the_reference_implementation_lets_it() {
+    for (source, expected) in [
+        // Marks of what is trained, with every way to treat the white space around them.
+        ("a {% generation %} b {% endgeneration %} c", "a  b  c"),
+        ("a {%- generation -%} b {%- endgeneration -%} c", "abc"),
+        ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "<é> & 'q'"}"#),
+        (
+            "{{ {'a': [1, 2], 'b': {}} | tojson(indent=2) }}",
+            "{\n  \"a\": [\n    1,\n    2\n  ],\n  \"b\": {}\n}",
+        ),
+        (
+            "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+            "user",
+        ),
+        ("{{ messages[-1].content.strip().split('q')[0] | trim }}", "<é> & '"),
+        (
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "2",
+        ),
+        (
+            "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages[1:] | length }}",
+            "21",
+        ),
+        ("{{ messages[0].get('tool_calls') is none }}{{ 'role' in messages[0] }}", "TrueTrue"),
+        (
+            "{%- if tools is not defined %}{% set tools = none %}{% endif %}{{ tools is none }}",
+            "True",
+        ),
+    ] {
+        let template = ChatTemplate::new(Some(source.into()), None, None).unwrap();
+        let messages = [Message::user("<é> & 'q'"), Message::user("<é> & 'q'")];
+        assert_eq!(template.render(&messages, false).unwrap(), expected, "{source}");
+    }
+}
+
+/// A base model of a family whose texts begin with a token: without a template of its own, its
+/// conversations begin with it as its texts do.
+#[test]
+fn a_plain_conversation_begins_as_the_model_s_texts_do() {
+    let folder = tempfile::tempdir().unwrap();
+    write_tokenizer(folder.path(), json!({ "bos_token": "<s>", "eos_token": "</s>" }));
+    let path = folder.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let bos = Tokenizer::open(folder.path()).unwrap().bos_id().unwrap();
+    file["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [
+            { "SpecialToken": { "id": "<s>", "type_id": 0 } },
+            { "Sequence": { "id": "A", "type_id": 0 } },
+        ],
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }],
+        "special_tokens": { "<s>": { "id": "<s>", "ids": [bos], "tokens": ["<s>"] } },
+    });
+    std::fs::write(&path, file.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    let template = ChatTemplate::open(folder.path(), &tokenizer).unwrap();
+    let shaded = shade(&chat(&[("user", "q"), ("assistant", "a")]), &template, &tokenizer);
+    assert_eq!(shaded, "<s>user:\nq\n\nassistant:\n[a</s>]\n\n");
+    let prompt = tokenizer.encode_prompt("user:", template.is_plain()).unwrap();
+    assert_eq!(prompt[0], bos);
+}
+
+#[test]
 fn cut_and_skipped_examples_are_counted_and_nothing_to_train_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = tokenizer(folder.path());
@@ -120,8 +211,10 @@ fn cut_and_skipped_examples_are_counted_and_nothing_to_train_is_an_error() {
         completion: completion.into(),
     };
     let options = TokenizeOptions { max_tokens: 6, train_on: TrainOn::Completions };
-    let dataset =
-        |examples| Dataset { format: Format::PromptCompletion, examples, malformed: Vec::new() };
+    let dataset = |examples: Vec<Example>| {
+        let lines = (1..=examples.len()).collect();
+        Dataset { format: Format::PromptCompletion, examples, lines, malformed: Vec::new() }
+    };
     let examples = vec![pair("ab", "cd"), pair("abc", "defgh"), pair("abcdefgh", "i")];
     let tokenized =
         TokenizedDataset::build(&dataset(examples), &tokenizer, &template, &options).unwrap();
