@@ -5,7 +5,7 @@
 use std::{path::Path, time::Duration};
 
 use nibble_engine::train::{self, Command};
-use nibble_run::{Event, RunFolder, RunSettings};
+use nibble_run::{Event, RunFolder, RunSettings, SampleSettings};
 
 fn settings() -> RunSettings {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
@@ -49,7 +49,24 @@ fn a_run_pauses_goes_on_and_stops_with_everything_saved() {
     assert!(!outcome.complete && outcome.n_steps >= step && outcome.n_steps < 400);
     let checkpoints = RunFolder::open(&path).unwrap().checkpoints().unwrap();
     assert_eq!(checkpoints.last().unwrap().step, outcome.n_steps);
-    assert_eq!(checkpoints.last().unwrap().path, outcome.checkpoint);
+    assert_eq!(Some(&checkpoints.last().unwrap().path), outcome.checkpoint.as_ref());
+}
+
+/// Every way to stop before the first step: nothing is claimed to be saved, and the run goes on.
+#[test]
+fn a_run_that_is_stopped_at_once_says_so_and_goes_on_later() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("run");
+    let samples = SampleSettings { prompts: vec!["What is the sky?".into()], ..Default::default() };
+    let settings = RunSettings { steps: Some(3), samples, ..settings() };
+    let run = train::start(settings, &path).unwrap();
+    run.send(Command::Stop);
+    let events: Vec<Event> = run.events().iter().collect();
+    let outcome = run.join().unwrap();
+    assert_eq!((outcome.n_steps, outcome.checkpoint, outcome.complete), (0, None, false));
+    assert!(!events.iter().any(|event| matches!(event, Event::Step { .. } | Event::Done { .. })));
+    let outcome = train::resume(&path).unwrap().join().unwrap();
+    assert!(outcome.complete && outcome.checkpoint.unwrap().is_dir());
 }
 
 #[test]

@@ -287,7 +287,7 @@ pub struct TrainArguments {
     /// Steps between evaluations; 0: only at the end.
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub eval_every: Option<u64>,
-    /// Steps between checkpoints; 0: only at the end.
+    /// Steps between checkpoints; 0: only at the end [default: 100].
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub save_every: Option<u64>,
     /// One example a row, instead of as many as fit.

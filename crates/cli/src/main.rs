@@ -2,13 +2,14 @@
 //! engine; nothing is computed here.
 
 mod arguments;
+mod output;
 mod show;
 mod train;
 mod verbs;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
 
 use arguments::{Arguments, Verb};
 
@@ -32,7 +33,10 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     let json = arguments.json;
     let result = match arguments.verb {
         Verb::Devices => verbs::devices(json),
@@ -44,13 +48,41 @@ fn main() -> ExitCode {
         Verb::Generate(arguments) => verbs::generate(&arguments, json),
         Verb::Eval(arguments) => verbs::eval(&arguments, json),
     };
+    let result = result.and_then(|()| match output::failure() {
+        None => Ok(()),
+        Some(error) => Err(Failure::running(format_args!(
+            "the output could not be written: {error}; check where it is sent to"
+        ))),
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { message, code }) => {
-            // One line, whatever the cause had in it.
-            let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-            eprintln!("error: {line}");
-            ExitCode::from(code)
-        }
+        Err(failure) => fail(&failure),
     }
+}
+
+/// Says what went wrong in one line, whatever the cause had in it.
+fn fail(failure: &Failure) -> ExitCode {
+    let line = failure.message.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Nobody to tell is no reason to fail in another way.
+    let _ = writeln!(std::io::stderr(), "error: {line}");
+    ExitCode::from(failure.code)
+}
+
+/// What cannot be understood of the command line, in one line; or the help that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let is_help = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if is_help {
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
+    let text = error.to_string();
+    let parts = text.split("\n\n").map(str::trim).filter(|part| !part.starts_with("Usage:"));
+    let message = parts.collect::<Vec<_>>().join("; ");
+    let message = message.strip_prefix("error:").unwrap_or(&message).trim_end_matches('.');
+    fail(&Failure::input(message))
 }

@@ -16,6 +16,7 @@ use crate::{
         ResumeArguments, ScheduleArgument, SizeArguments, TrainArguments, TrainOnArgument,
         WeightsArgument,
     },
+    output::say,
     show,
 };
 
@@ -190,7 +191,7 @@ fn follow(run: RunHandle, folder: &Path, json: bool) -> Result<(), Failure> {
     for event in run.events() {
         if json {
             match serde_json::to_string(&event) {
-                Ok(line) => println!("{line}"),
+                Ok(line) => say!("{line}"),
                 Err(error) => return Err(Failure::running(error)),
             }
         } else {
@@ -207,14 +208,19 @@ fn follow(run: RunHandle, folder: &Path, json: bool) -> Result<(), Failure> {
 
 fn conclude(outcome: &Outcome, folder: &Path) {
     let Outcome { n_steps, checkpoint, complete, .. } = outcome;
-    if *complete {
-        println!("\nTrained {n_steps} steps. The result is in {}", checkpoint.display());
-        println!("Charts: {}", folder.join("report").join("report.html").display());
-        println!("Export it with: nibble export {} --to FOLDER", folder.display());
-    } else {
-        println!("\nStopped after {n_steps} steps; saved in {}", checkpoint.display());
-        println!("Go on with: nibble resume {}", folder.display());
+    match checkpoint {
+        Some(checkpoint) if *complete => {
+            say!("\nTrained {n_steps} steps. The result is in {}", checkpoint.display());
+            say!("Charts: {}", folder.join("report").join("report.html").display());
+            say!("Export it with: nibble export {} --to FOLDER", folder.display());
+            return;
+        }
+        Some(checkpoint) => {
+            say!("\nStopped after {n_steps} steps; saved in {}", checkpoint.display());
+        }
+        None => say!("\nStopped before the first step"),
     }
+    say!("Go on with: nibble resume {}", folder.display());
 }
 
 /// The terminal: a bar for loading, then one for training.
@@ -222,11 +228,12 @@ struct Screen {
     bar: ProgressBar,
     loading: bool,
     first_step: Option<(u64, Instant)>,
+    n_steps: u64,
 }
 
 impl Screen {
     fn new() -> Self {
-        Self { bar: ProgressBar::hidden(), loading: false, first_step: None }
+        Self { bar: ProgressBar::hidden(), loading: false, first_step: None, n_steps: 0 }
     }
 
     fn show(&mut self, event: &Event) {
@@ -240,7 +247,7 @@ impl Screen {
             }
             Event::Ready { n_steps, step, n_examples, n_tokens, planned_peak_bytes } => {
                 self.bar.finish_and_clear();
-                println!(
+                say!(
                     "{} examples, {} tokens; {} of memory planned",
                     show::count(*n_examples),
                     show::count(*n_tokens),
@@ -248,21 +255,25 @@ impl Screen {
                 );
                 self.bar = bar(*n_steps, "Step {pos}/{len} {bar:24} {msg}");
                 self.bar.set_position(*step);
+                self.n_steps = *n_steps;
                 self.first_step = Some((*step, Instant::now()));
             }
             Event::Step { step, loss, tokens_per_s, host_bytes, .. } => {
                 let left = self.first_step.map_or(String::new(), |(first, start)| {
                     let done = step.saturating_sub(first).max(1);
-                    let total = self.bar.length().unwrap_or(*step);
                     let per_step = start.elapsed().as_secs_f64() / done as f64;
-                    let seconds = per_step * total.saturating_sub(*step) as f64;
+                    let seconds = per_step * self.n_steps.saturating_sub(*step) as f64;
                     format!("  {} left", duration(seconds))
                 });
-                self.bar.set_message(format!(
+                let message = format!(
                     "loss {loss:.4}  {:.0} tokens/s  {}{left}",
                     tokens_per_s,
                     show::bytes(*host_bytes)
-                ));
+                );
+                if self.bar.is_hidden() && is_milestone(*step, self.n_steps) {
+                    say!("Step {step}/{} {message}", self.n_steps);
+                }
+                self.bar.set_message(message);
                 self.bar.set_position(*step);
             }
             Event::Eval { step, loss, perplexity, .. } => self.line(&format!(
@@ -292,14 +303,14 @@ impl Screen {
                 ..
             } => {
                 self.bar.finish();
-                println!(
+                say!(
                     "Memory: {} planned, {} allocated; {} the most the process held",
                     show::bytes(*planned_peak_bytes),
                     show::bytes(*allocated_peak_bytes),
                     show::bytes(*peak_rss_bytes)
                 );
                 if *allocated_outside_bytes > 0 {
-                    println!("Paged: {} outside", show::bytes(*allocated_outside_bytes));
+                    say!("Paged: {} outside", show::bytes(*allocated_outside_bytes));
                 }
             }
         }
@@ -308,15 +319,22 @@ impl Screen {
     fn line(&self, text: &str) {
         // Above the bar where there is one; a pipe has none and would lose the line.
         if self.bar.is_hidden() {
-            println!("{text}");
+            say!("{text}");
         } else {
-            self.bar.suspend(|| println!("{text}"));
+            self.bar.suspend(|| say!("{text}"));
         }
     }
 
     fn finish(&self) {
         self.bar.abandon();
     }
+}
+
+/// Whether a step is told where there is no terminal to draw a bar in: the first, and each that
+/// completes another tenth of the run.
+fn is_milestone(step: u64, n_steps: u64) -> bool {
+    let tenths = |step: u64| u128::from(step) * 10 / u128::from(n_steps.max(1));
+    step == 1 || tenths(step) > tenths(step.saturating_sub(1))
 }
 
 fn bar(length: u64, template: &str) -> ProgressBar {

@@ -1,7 +1,6 @@
 //! The verbs that answer at once.
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -23,13 +22,14 @@ use crate::{
         EvalArguments, ExportArguments, FormatArgument, GenerateArguments, InspectArguments,
         PlanArguments, QuantizeArgument,
     },
+    output::{self, say},
     show,
     train::{apply_columns, apply_sizes, precision},
 };
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(Failure::running)?;
-    println!("{text}");
+    say!("{text}");
     Ok(())
 }
 
@@ -40,7 +40,7 @@ pub fn devices(json: bool) -> Result<(), Failure> {
         return print_json(&serde_json::json!({ "devices": devices }));
     }
     for device in devices {
-        println!(
+        say!(
             "{:<6} {}\n       {} total, {} free; {} threads, {}, products in {}",
             device.id,
             device.name,
@@ -71,22 +71,22 @@ pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
         return print_json(&report);
     }
     show_plan(&arguments.model, &report);
-    println!("\nplanned in {:.2} ms", time.as_secs_f64() * 1e3);
+    say!("\nplanned in {:.2} ms", time.as_secs_f64() * 1e3);
     Ok(())
 }
 
 fn show_plan(model: &str, report: &PlanReport) {
-    println!(
+    say!(
         "{model}: {} parameters, {} layers\n",
         show::count(report.model.parameters),
         report.model.layers
     );
     let row = |name: &str, of: &dyn Fn(&nibble_run::MethodPlan) -> String| {
-        print!("{name:<14}");
+        output::write(format_args!("{name:<14}"));
         for method in &report.methods {
-            print!("{:>12}", of(method));
+            output::write(format_args!("{:>12}", of(method)));
         }
-        println!();
+        say!("");
     };
     row("", &|method| method.method.name().to_owned());
     row("weights", &|m| show::bytes(m.categories.weights));
@@ -100,7 +100,7 @@ fn show_plan(model: &str, report: &PlanReport) {
         let of = |of: fn(&PagingPlan) -> u64| {
             move |m: &nibble_run::MethodPlan| m.paging.map_or("–".into(), |p| show::bytes(of(&p)))
         };
-        println!("outside");
+        say!("outside");
         row("  optimizer", &of(|paging| paging.optimizer_bytes));
         row("  weights", &of(|paging| paging.weights_bytes));
         row("  activations", &of(|paging| paging.activations_bytes));
@@ -116,14 +116,14 @@ fn show_plan(model: &str, report: &PlanReport) {
         if method.smallest_bytes < method.peak_bytes {
             let least = show::bytes(method.smallest_bytes);
             let name = method.method.name();
-            println!("\n{name} fits in {least} with all paged that can be.");
+            say!("\n{name} fits in {least} with all paged that can be.");
         }
         if method.suggestions.is_empty() {
-            println!("\n{} does not fit at any length or batch.", method.method.name());
+            say!("\n{} does not fit at any length or batch.", method.method.name());
         } else {
-            println!("\n{} fits with", method.method.name());
+            say!("\n{} fits with", method.method.name());
             for suggestion in &method.suggestions {
-                println!("  {} ({})", suggestion.change, show::bytes(suggestion.peak_bytes));
+                say!("  {} ({})", suggestion.change, show::bytes(suggestion.peak_bytes));
             }
         }
     }
@@ -139,7 +139,7 @@ pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> 
     if json {
         return print_json(&inspection);
     }
-    println!(
+    say!(
         "{} examples ({}), {} tokens, {} of them trained on; {} cut at {} tokens, {} left out",
         show::count(inspection.examples as u64),
         inspection.format.name(),
@@ -150,19 +150,19 @@ pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> 
         inspection.skipped,
     );
     for line in &inspection.malformed {
-        println!("line {}: {}", line.line, line.error);
+        say!("line {}: {}", line.line, line.error);
     }
     for (i, sample) in inspection.samples.iter().enumerate() {
-        println!("\nExample {} (trained on: \u{27e6}…\u{27e7})", i + 1);
+        say!("\nExample {} (trained on: \u{27e6}…\u{27e7})", i + 1);
         let mut inside = false;
         for (piece, &trained) in sample.pieces.iter().zip(&sample.trained) {
             if trained != inside {
-                print!("{}", if trained { '\u{27e6}' } else { '\u{27e7}' });
+                output::write(format_args!("{}", if trained { '\u{27e6}' } else { '\u{27e7}' }));
                 inside = trained;
             }
-            print!("{piece}");
+            output::write(format_args!("{piece}"));
         }
-        println!("{}", if inside { "\u{27e7}" } else { "" });
+        say!("{}", if inside { "\u{27e7}" } else { "" });
     }
     Ok(())
 }
@@ -186,14 +186,14 @@ pub fn export(arguments: &ExportArguments, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&report);
     }
-    println!("Exported to {}", report.path.display());
-    println!(
+    say!("Exported to {}", report.path.display());
+    say!(
         "Verified: read back, its logits differ from the run's by at most {}",
         show::difference(report.max_abs_logit_diff)
     );
     if let Some(second) = report.second_max_abs_logit_diff {
         let second = show::difference(second);
-        println!("An independent implementation (candle) agrees within {second}");
+        say!("An independent implementation (candle) agrees within {second}");
     }
     Ok(())
 }
@@ -236,9 +236,8 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
             if json {
                 return true;
             }
-            print!("{piece}");
             // A closed pipe is a reason to stop.
-            std::io::stdout().flush().is_ok()
+            output::write(format_args!("{piece}"))
         })
         .map_err(Failure::running)?;
     let tokens_per_s = n_tokens as f64 / start.elapsed().as_secs_f64();
@@ -248,7 +247,7 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
             "text": text, "tokens": n_tokens, "tokens_per_s": tokens_per_s,
         }));
     }
-    println!();
+    say!("");
     Ok(())
 }
 
@@ -267,7 +266,7 @@ pub fn eval(arguments: &EvalArguments, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&evaluation);
     }
-    println!(
+    say!(
         "loss {:.4}, perplexity {:.3}, over {} trained tokens; {} examples cut",
         evaluation.loss,
         evaluation.perplexity,

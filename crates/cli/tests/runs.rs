@@ -126,6 +126,84 @@ fn an_interrupted_run_saves_and_resumes_bit_for_bit() {
     assert_eq!(last("whole"), last("interrupted"));
 }
 
+/// Killed between its last step and its last word, or told to stop there.
+#[test]
+fn a_resumed_run_says_what_was_left_to_say_and_no_word_twice() {
+    let place = Place::new();
+    place.json(&format!("{TRAIN} --steps 8 --eval-split 0.2 --sample 3 --out @run"));
+    let metrics = place.path("run").join("metrics.jsonl");
+    let whole = fs::read_to_string(&metrics).unwrap();
+    let last = files(&place.path("run").join("checkpoints").join("step-000008"));
+    let names = |text: &str| -> Vec<String> {
+        let name = |line| serde_json::from_str::<Value>(line).unwrap()["event"].to_string();
+        text.lines().map(name).filter(|name| name != "\"loading\"" && name != "\"ready\"").collect()
+    };
+    // The checkpoint comes first: however long the rest takes, what was trained is safe.
+    assert_eq!(names(&whole)[9..], ["\"checkpoint\"", "\"eval\"", "\"sample\"", "\"done\""]);
+    for n_lost in 1..=3 {
+        let n_lines = whole.lines().count() - n_lost;
+        let cut: String = whole.lines().take(n_lines).map(|line| format!("{line}\n")).collect();
+        fs::write(&metrics, cut).unwrap();
+        fs::remove_dir_all(place.path("run").join("report")).unwrap();
+        let events = place.json("resume @run");
+        assert_eq!(events.last().unwrap()["event"], "done", "{n_lost} lost");
+        assert_eq!(names(&fs::read_to_string(&metrics).unwrap()), names(&whole), "{n_lost} lost");
+        assert!(place.path("run").join("report").join("report.html").is_file());
+    }
+    assert_eq!(files(&place.path("run").join("checkpoints").join("step-000008")), last);
+    // A run that has said everything is left alone.
+    let before = fs::read(&metrics).unwrap();
+    assert!(place.error(2, "resume @run").contains("complete"));
+    assert_eq!(fs::read(&metrics).unwrap(), before);
+}
+
+#[test]
+fn a_run_goes_on_when_nobody_reads_its_output() {
+    let place = Place::new();
+    for json in ["--json", ""] {
+        let out = format!("run{json}");
+        let mut run = place
+            .command(&format!("{TRAIN} --steps 30 --out @{out} {json}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(run.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // The pipe is closed here.
+        let output = run.wait_with_output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && errors.is_empty(), "{errors}");
+        assert!(place.path(&out).join("checkpoints").join("step-000030").is_dir());
+    }
+}
+
+#[test]
+fn a_resumed_run_tells_that_its_examples_have_changed() {
+    let place = Place::new();
+    let train = format!("{TRAIN} --steps 4 --save-every 2 --out @run");
+    place.json(&train);
+    for (steps, changes) in [(6, false), (8, true), (10, false)] {
+        let settings = place.path("run").join("run.toml");
+        let text = fs::read_to_string(&settings).unwrap();
+        fs::write(
+            &settings,
+            text.replace(&format!("steps = {}", steps - 2), &format!("steps = {steps}")),
+        )
+        .unwrap();
+        if changes {
+            let data = place.path("data.jsonl");
+            let text = fs::read_to_string(&data).unwrap();
+            fs::write(&data, text.replacen("plus 0 is ", "plus 0 plus 0 is ", 1)).unwrap();
+        }
+        let events = place.json("resume @run");
+        let warned = event(&events, "warning")
+            .iter()
+            .any(|warning| warning["message"].as_str().unwrap().contains("has changed"));
+        assert_eq!(warned, changes, "to step {steps}");
+    }
+}
+
 /// A limit on the size of files stands in for a full disk: the system refuses to write more.
 #[cfg(unix)]
 #[test]
@@ -165,6 +243,46 @@ fn a_place_that_cannot_be_written_is_named() {
     place.json(&format!("{TRAIN} --steps 3 --out @run"));
     let error = place.error(1, "export @run --to @data.jsonl/adapter");
     assert!(error.contains("data.jsonl") && error.contains("permissions"), "{error}");
+}
+
+/// Neither a start nor an export that fails leaves anything behind, nor takes anything away.
+#[cfg(unix)]
+#[test]
+fn what_fails_leaves_every_folder_as_it_was() {
+    let place = Place::new();
+    let train = place.command(&format!("{TRAIN} --steps 3 --out @full"));
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$@\"", "sh"])
+        .arg(train.get_program())
+        .args(train.get_args())
+        .env("NIBBLE_CACHE", place.path("cache"))
+        .output()
+        .unwrap();
+    let error = String::from_utf8(limited.stderr).unwrap();
+    assert_eq!(limited.status.code(), Some(2), "{error}");
+    assert!(error.contains("free space"), "{error}");
+    assert!(!place.path("full").exists());
+
+    place.json(&format!("{TRAIN} --steps 3 --out @run"));
+    let precious = place.path("adapter.tmp").join("precious.txt");
+    fs::create_dir(place.path("adapter.tmp")).unwrap();
+    fs::write(&precious, "mine").unwrap();
+    let names = || -> Vec<_> {
+        let entries = fs::read_dir(place.path("")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    assert!(place.error(2, "export @run --to @adapter --step 2").contains("step 3"));
+    let weights = place.path("model").join("model.safetensors");
+    fs::rename(&weights, place.path("away")).unwrap();
+    place.error(1, "export @run --to @adapter");
+    fs::rename(place.path("away"), &weights).unwrap();
+    assert_eq!(names(), before);
+    place.json("export @run --to @adapter");
+    assert_eq!(fs::read_to_string(precious).unwrap(), "mine");
+    assert_eq!(names().len(), before.len() + 1);
 }
 
 #[test]
@@ -236,6 +354,11 @@ fn bad_input_is_one_line_that_says_what_to_do() {
         ("plan --model llama-9".to_owned(), "llama"),
         ("resume @model".to_owned(), "run.toml"),
         ("inspect --model @model --data @model/tokenizer.json".to_owned(), "columns"),
+        (train("--model @model --data @data.jsonl --bath 2"), "'--batch'"),
+        (train("--model @model"), "--data"),
+        (train("--model @model --data @data.jsonl --seq many"), "--seq"),
+        (train("--model @model --data @data.jsonl --budget many"), "8GiB"),
+        ("tarin".to_owned(), "train"),
     ] {
         let error = place.error(2, &arguments);
         assert!(error.contains(expected), "{arguments}: {error}");

@@ -20,6 +20,8 @@ fn data_code(error: &DataError) -> &'static str {
         DataError::Encode { .. } => "text_not_tokenized",
         DataError::Template { .. } => "template_fails",
         DataError::Empty { .. } => "data_empty",
+        DataError::Encoding { .. } => "data_encoding",
+        DataError::MostlyRefused { .. } => "template_refuses",
         DataError::UnknownColumns { .. } => "columns_unknown",
         DataError::MostlyMalformed { .. } => "data_malformed",
         DataError::Json { .. } => "data_no_json",
@@ -163,7 +165,7 @@ impl Explain for ExportError {
     fn code(&self) -> &'static str {
         match self {
             Self::Run(error) => error.code(),
-            Self::NoCheckpoint { .. } => "no_checkpoint",
+            Self::NoCheckpoint { .. } | Self::NoSuchStep { .. } => "no_checkpoint",
             Self::NoAdapter => "no_adapter",
             Self::Exists { .. } => "folder_not_empty",
             Self::Write { .. } => "export_unwritable",

@@ -42,12 +42,31 @@ impl RunFolder {
         if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(RunError::NotEmpty { path: path.to_owned() });
         }
-        fs::create_dir_all(path.join(CHECKPOINTS)).map_err(failed)?;
         let folder = Self { path: path.to_owned() };
-        let text =
-            toml::to_string_pretty(settings).map_err(|error| failed(io::Error::other(error)))?;
-        folder.replace(SETTINGS, text.as_bytes())?;
+        let write = || {
+            fs::create_dir_all(path.join(CHECKPOINTS)).map_err(failed)?;
+            let text = toml::to_string_pretty(settings)
+                .map_err(|error| failed(io::Error::other(error)))?;
+            folder.replace(SETTINGS, text.as_bytes())
+        };
+        if let Err(error) = write() {
+            // The same name is free for the next try.
+            folder.discard();
+            return Err(error);
+        }
         Ok(folder)
+    }
+
+    /// Removes what making the folder has put there, and the folder if nothing else is in it.
+    pub fn discard(&self) {
+        for name in [SETTINGS, PLAN, METRICS, PAGES, lock::LOCK] {
+            for file in [name.to_owned(), unfinished_name(name)] {
+                let _ = fs::remove_file(self.path.join(file));
+            }
+        }
+        // A folder with anything in it is not removed.
+        let _ = fs::remove_dir(self.path.join(CHECKPOINTS));
+        let _ = fs::remove_dir(&self.path);
     }
 
     /// Opens a run folder.
@@ -181,7 +200,7 @@ impl RunFolder {
     /// Writes `name` whole or not at all.
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
         let path = self.path.join(name);
-        let unfinished = self.path.join(format!("{name}.tmp"));
+        let unfinished = self.path.join(unfinished_name(name));
         let write = || {
             let mut file = File::create(&unfinished)?;
             file.write_all(bytes)?;
@@ -190,6 +209,11 @@ impl RunFolder {
         };
         write().map_err(|source| RunError::Write { path: path.clone(), source })
     }
+}
+
+/// What a file is called until it is whole.
+fn unfinished_name(name: &str) -> String {
+    format!("{name}.tmp")
 }
 
 /// Reads settings from any TOML file.

@@ -9,7 +9,7 @@ use std::{
 
 use crate::RunError;
 
-const LOCK: &str = "run.lock";
+pub(crate) const LOCK: &str = "run.lock";
 
 /// Held while a run trains; the system lets go of it however the process ends.
 #[derive(Debug)]

@@ -286,7 +286,7 @@ impl Default for RunSettings {
             packing: true,
             eval_split: 0.0,
             eval_every: 0,
-            save_every: 0,
+            save_every: 100,
             keep_checkpoints: 3,
             learning_rate: None,
             schedule: Schedule::Cosine,
@@ -326,7 +326,7 @@ impl RunSettings {
         let positive = "it must be a number above 0";
         let share = "it must be a number from 0 to below 1";
         let whole = "it must be 1 or more";
-        let rules: [(&'static str, f64, bool, &'static str); 16] = [
+        let rules: [(&'static str, f64, bool, &'static str); 17] = [
             ("sequence", self.sequence as f64, self.sequence > 1, "it must be 2 or more"),
             ("batch", self.batch as f64, self.batch > 0, whole),
             (
@@ -372,6 +372,12 @@ impl RunSettings {
                 positive,
             ),
             ("lora.dropout", self.lora.dropout, (0.0..1.0).contains(&self.lora.dropout), share),
+            (
+                "samples.temperature",
+                self.samples.temperature,
+                self.samples.temperature >= 0.0 && self.samples.temperature.is_finite(),
+                "it must be 0 (always the likeliest token) or more",
+            ),
             (
                 "samples.max_tokens",
                 self.samples.max_tokens as f64,

@@ -24,7 +24,7 @@ use crate::{
     devices,
     files::{SafetensorsWriter, TensorEntry},
     generate::{GenerateError, Session, SessionSettings},
-    model::{ModelSpec, Projection},
+    model::{ModelError, ModelSpec, Projection},
     train::checkpoint::MODEL_WEIGHTS,
     weights::{LayerTensor, ModelFolder, StoredType, TensorRole, WeightFormat},
 };
@@ -66,6 +66,16 @@ pub enum ExportError {
         /// The run folder.
         run: PathBuf,
     },
+    /// There is no checkpoint of the step that was asked for.
+    #[error("{run} has no checkpoint of step {step}; it has those of {}", list(steps))]
+    NoSuchStep {
+        /// The run folder.
+        run: PathBuf,
+        /// The step.
+        step: u64,
+        /// Those that there are.
+        steps: Vec<u64>,
+    },
     /// A format that the run's method does not have.
     #[error("this run trained every weight, so there is no adapter; export it as `merged`")]
     NoAdapter,
@@ -103,6 +113,10 @@ pub enum ExportError {
     },
 }
 
+fn list(steps: &[u64]) -> String {
+    steps.iter().map(|step| format!("step {step}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Tokens of the probe: enough for every layer's attention to mix, few enough to take seconds.
 const PROBE_TOKENS: usize = 24;
 
@@ -122,12 +136,20 @@ pub fn export(
 ) -> Result<ExportReport, ExportError> {
     let folder = RunFolder::open(run)?;
     let settings = folder.settings()?;
-    let checkpoint = folder
-        .checkpoints()?
-        .into_iter()
-        .rfind(|checkpoint| step.is_none_or(|step| checkpoint.step == step))
-        .ok_or_else(|| ExportError::NoCheckpoint { run: run.to_owned() })?
-        .path;
+    let checkpoints = folder.checkpoints()?;
+    let checkpoint = match (checkpoints.last(), step) {
+        (None, _) => return Err(ExportError::NoCheckpoint { run: run.to_owned() }),
+        (Some(last), None) => last.path.clone(),
+        (Some(_), Some(step)) => {
+            let of_step = checkpoints.iter().find(|checkpoint| checkpoint.step == step);
+            let no_such_step = || ExportError::NoSuchStep {
+                run: run.to_owned(),
+                step,
+                steps: checkpoints.iter().map(|checkpoint| checkpoint.step).collect(),
+            };
+            of_step.ok_or_else(no_such_step)?.path.clone()
+        }
+    };
     if settings.method == Method::Full && format == ExportFormat::Adapter {
         return Err(ExportError::NoAdapter);
     }
@@ -138,12 +160,7 @@ pub fn export(
     if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ExportError::Exists { path: to.to_owned() });
     }
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    let unfinished = to.with_file_name(format!("{name}.tmp"));
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).map_err(failed(&unfinished))?;
-    }
-    fs::create_dir_all(&unfinished).map_err(failed(&unfinished))?;
+    let unfinished = make_unfinished(to).map_err(failed(to))?;
     let source = Source::open(&settings, &checkpoint)?;
     let result = match format {
         ExportFormat::Adapter => export_adapter(source, &checkpoint, &unfinished),
@@ -161,6 +178,22 @@ pub fn export(
         let _ = fs::remove_dir_all(&unfinished);
     }
     report
+}
+
+/// Makes a folder beside `to` for what is not whole yet, under a name that nobody has used: whatever
+/// else lies there is somebody's.
+fn make_unfinished(to: &Path) -> io::Result<PathBuf> {
+    fs::create_dir_all(to.parent().unwrap_or(to))?;
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    for number in 0_u64.. {
+        let path = to.with_file_name(format!("{name}.{}-{number}.unfinished", std::process::id()));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 /// The run's model as it was trained, in f32 products, and its logits of the probe.
@@ -435,9 +468,12 @@ pub(crate) fn copy_companions(
 ) -> Result<(), ExportError> {
     let failed = |path: PathBuf| move |source| ExportError::Write { path, source };
     let path = model.join("config.json");
-    let text = fs::read_to_string(&path).map_err(failed(path.clone()))?;
-    let mut config: Value =
-        serde_json::from_str(&text).map_err(|error| failed(path)(error.into()))?;
+    let text = fs::read_to_string(&path)
+        .map_err(|source| ModelError::Read { path: path.clone(), source })
+        .map_err(GenerateError::from)?;
+    let mut config: Value = serde_json::from_str(&text)
+        .map_err(|source| ModelError::Json { path, source })
+        .map_err(GenerateError::from)?;
     if let Some(config) = config.as_object_mut()
         && let Some(dtype) = dtype
     {

@@ -210,8 +210,8 @@ pub fn answer<B: Backend>(
     mut on_text: impl FnMut(&str) -> bool,
 ) -> Result<(usize, Stop), GenerateError> {
     let text = template.render(&[Message::user(prompt)], true)?;
-    // The template writes the special tokens itself.
-    let ids = tokenizer.encode(&text, false)?;
+    // A model's own template writes the special tokens itself.
+    let ids = tokenizer.encode_prompt(&text, template.is_plain())?;
     let mut decoder = StreamDecoder::new(tokenizer);
     let mut n_tokens = 0;
     let mut failure = None;

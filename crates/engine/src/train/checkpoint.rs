@@ -48,12 +48,15 @@ pub struct RunState {
     pub loss: f64,
     /// Tokens seen.
     pub n_tokens: u64,
+    /// What tells the examples in tokens from others; absent in checkpoints of older Nibbles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_fingerprint: Option<u64>,
 }
 
 impl RunState {
     /// The state after `step` steps.
     pub fn new(step: u64, loss: f64, n_tokens: u64) -> Self {
-        Self { version: VERSION, step, loss, n_tokens }
+        Self { version: VERSION, step, loss, n_tokens, data_fingerprint: None }
     }
 }
 

@@ -73,7 +73,8 @@ pub enum TrainError {
     Store(#[from] StoreError),
     /// The loss is not a number any more.
     #[error(
-        "the {what} became {value} in step {step}; the model has diverged and the run was stopped. Try a tenth of the learning rate ({learning_rate:e}), more warm-up steps, or clip the gradient (--clip-norm 1); the last checkpoint is from before"
+        "the {what} became {value} in step {step}: the model has diverged, and the run was stopped. Start it again with a smaller learning rate (--lr {:e}, it was {learning_rate:e}), more warm-up steps (--warmup), or a clipped gradient (--clip-norm 1); checkpoints are from before",
+        learning_rate / 10.0
     )]
     Diverged {
         /// Loss or gradient norm.

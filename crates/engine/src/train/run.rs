@@ -4,8 +4,10 @@
 //! written as it goes, so that a run can be resumed after any end.
 
 use std::{
+    cell::Cell,
+    ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, Sender, TryRecvError},
+    sync::mpsc::{self, Receiver, Sender},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -14,7 +16,7 @@ use nibble_data::{
     BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
 };
 use nibble_kernels::{Cpu, Memory, Paging, attention::Segment, random::hash};
-use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunLock, RunSettings};
+use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunLock, RunSettings, read_metrics};
 use serde::Deserialize;
 
 use super::{
@@ -31,6 +33,7 @@ use crate::{
     devices::ResidentMemory,
     export::copy_companions,
     generate::{self, SamplingSettings},
+    model::ModelError,
     optimizer::OptimizerConfig,
     report,
     residency::open_store,
@@ -57,10 +60,22 @@ pub struct Outcome {
     pub n_steps: u64,
     /// The last step's mean loss.
     pub final_loss: f64,
-    /// The last checkpoint.
-    pub checkpoint: PathBuf,
-    /// Whether every step was done, as opposed to stopped before.
+    /// The last checkpoint; `None` where the run was stopped before there was one.
+    pub checkpoint: Option<PathBuf>,
+    /// Whether everything was done, as opposed to stopped before.
     pub complete: bool,
+}
+
+impl Outcome {
+    /// Told to stop before the first step of a sitting: nothing has changed since `checkpoint`.
+    fn stopped_while_loading(checkpoint: Option<PathBuf>) -> Result<Self, TrainError> {
+        let state = match &checkpoint {
+            Some(path) => checkpoint::read_state(path)?,
+            None => RunState::new(0, f64::NAN, 0),
+        };
+        let RunState { step, loss, .. } = state;
+        Ok(Self { n_steps: step, final_loss: loss, checkpoint, complete: false })
+    }
 }
 
 /// A run on its thread.
@@ -101,13 +116,29 @@ impl RunHandle {
 /// model's shape or the memory is found before this returns, and before anything is loaded.
 ///
 /// # Errors
-/// What is wrong, and what to do.
+/// What is wrong, and what to do; then no folder is left behind.
 pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError> {
     let prepared = prepare::prepare(settings)?;
     let folder = RunFolder::create(path, &prepared.settings)?;
-    let lock = folder.lock()?;
-    folder.write_plan(&prepared.report())?;
-    spawn(prepared, folder, lock, None)
+    let lock = folder.lock().and_then(|lock| {
+        folder.write_plan(&prepared.report())?;
+        Ok(lock)
+    });
+    match lock {
+        Ok(lock) => spawn(prepared, folder, lock, Begin::New),
+        Err(error) => {
+            folder.discard();
+            Err(error.into())
+        }
+    }
+}
+
+/// Where a sitting of a run begins.
+enum Begin {
+    /// In a folder that this sitting made.
+    New,
+    /// At a checkpoint, or from the beginning where there is none yet.
+    Again(Option<PathBuf>),
 }
 
 /// Goes on with the run in the folder `path` from its last whole checkpoint, or from the beginning
@@ -120,24 +151,31 @@ pub fn resume(path: &Path) -> Result<RunHandle, TrainError> {
     let lock = folder.lock()?;
     let prepared = prepare::prepare(folder.settings()?)?;
     let last = folder.checkpoints()?.pop();
-    spawn(prepared, folder, lock, last.map(|checkpoint| checkpoint.path))
+    spawn(prepared, folder, lock, Begin::Again(last.map(|checkpoint| checkpoint.path)))
 }
 
 fn spawn(
     prepared: Prepared,
     folder: RunFolder,
     lock: RunLock,
-    checkpoint: Option<PathBuf>,
+    begin: Begin,
 ) -> Result<RunHandle, TrainError> {
     let (event_sender, events) = mpsc::channel();
     let (commands, command_receiver) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name("nibble-run".into())
         .spawn(move || {
-            let link = Link { events: event_sender, commands: command_receiver };
-            let path = folder.path().to_owned();
-            let is_new = checkpoint.is_none() && !folder.metrics().exists();
-            match Run::open(prepared, folder, checkpoint.as_deref(), link) {
+            let link = Link {
+                events: event_sender,
+                commands: command_receiver,
+                wants_pause: Cell::new(false),
+                wants_stop: Cell::new(false),
+            };
+            let (is_new, checkpoint) = match begin {
+                Begin::New => (true, None),
+                Begin::Again(checkpoint) => (false, checkpoint),
+            };
+            match Run::open(prepared, folder.clone(), checkpoint.as_deref(), link) {
                 Ok(mut run) => {
                     let result = run.run();
                     if let Err(error) = &result {
@@ -146,11 +184,14 @@ fn spawn(
                     result
                 }
                 Err(error) => {
+                    if matches!(error, TrainError::Model(ModelError::Cancelled)) {
+                        return Outcome::stopped_while_loading(checkpoint);
+                    }
                     drop(lock);
                     if is_new {
                         // The folder holds settings alone, and the same name should be free for
                         // the next try.
-                        let _ = std::fs::remove_dir_all(path);
+                        folder.discard();
                     }
                     Err(error)
                 }
@@ -164,12 +205,33 @@ fn spawn(
 struct Link {
     events: Sender<Event>,
     commands: Receiver<Command>,
+    /// What the last of Pause and Resume asked for.
+    wants_pause: Cell<bool>,
+    /// Whether Stop has come; it is never taken back.
+    wants_stop: Cell<bool>,
 }
 
 impl Link {
     fn emit(&self, event: Event) {
         // Nobody listening is no reason to stop: the run folder has everything.
         let _ = self.events.send(event);
+    }
+
+    fn hear(&self, command: Command) {
+        match command {
+            Command::Pause => self.wants_pause.set(true),
+            Command::Resume => self.wants_pause.set(false),
+            Command::Stop => self.wants_stop.set(true),
+        }
+    }
+
+    /// Whether the run was told to stop. Asked within long work too, so that a person who wants to
+    /// end a run never waits for more than a step.
+    fn must_stop(&self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            self.hear(command);
+        }
+        self.wants_stop.get()
     }
 
     /// Takes the commands that have come; waits while paused. Returns whether to go on.
@@ -180,31 +242,22 @@ impl Link {
             Ok::<_, TrainError>(())
         };
         let mut paused = false;
-        loop {
-            let command = if paused {
-                self.commands.recv().map_err(|_| TryRecvError::Disconnected)
-            } else {
-                self.commands.try_recv()
-            };
-            match command {
-                Ok(Command::Stop) => return Ok(false),
-                Ok(Command::Pause) => {
-                    if !paused {
-                        tell(Event::Paused)?;
-                    }
-                    paused = true;
-                }
-                Ok(Command::Resume) => {
-                    if paused {
-                        tell(Event::Resumed)?;
-                    }
-                    paused = false;
-                }
-                Err(TryRecvError::Empty) => return Ok(true),
+        while !self.must_stop() {
+            let wants_pause = self.wants_pause.get();
+            if paused != wants_pause {
+                tell(if wants_pause { Event::Paused } else { Event::Resumed })?;
+                paused = wants_pause;
+            }
+            if !paused {
+                return Ok(true);
+            }
+            match self.commands.recv() {
+                Ok(command) => self.hear(command),
                 // A paused run whose handle is gone can never be told to go on: it is saved.
-                Err(TryRecvError::Disconnected) => return Ok(!paused),
+                Err(_) => return Ok(false),
             }
         }
+        Ok(false)
     }
 }
 
@@ -305,15 +358,18 @@ impl Run {
         let examples = Dataset::open(&settings.data, &column_mapping(&settings))?;
         let options = tokenize_options(&settings);
         let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &options)?;
-        let mut metrics = MetricsWriter::open(&folder, state.step)?;
-        let total_bytes = prepared.model.n_stored_bytes() as u64;
-        metrics.write(&Event::Loading { done_bytes: 0, total_bytes })?;
-        for message in warnings(&examples, &dataset) {
-            let event = Event::Warning { message };
-            metrics.write(&event)?;
-            link.emit(event);
-        }
+        let mut warnings = warnings(&examples, &dataset);
         drop(examples);
+        let data_fingerprint = dataset.fingerprint();
+        if state.data_fingerprint.is_some_and(|before| before != data_fingerprint) {
+            warnings.push(
+                "the examples are not those that the run began with (the dataset, its columns, the \
+                 tokenizer or the chat template has changed): it goes on with the new ones, and its \
+                 result will not be that of an uninterrupted run"
+                    .into(),
+            );
+        }
+        let state = RunState { data_fingerprint: Some(data_fingerprint), ..state };
 
         let (training, held_out) = dataset.split(settings.eval_split, settings.seed);
         let rows = (settings.batch, settings.sequence);
@@ -326,8 +382,20 @@ impl Run {
         let n_steps = settings
             .steps
             .unwrap_or_else(|| ((settings.epochs * steps_per_epoch as f64).ceil() as u64).max(1));
-        if state.step >= n_steps {
+        let told = read_metrics(&folder.metrics())?;
+        let is_done = told.iter().any(|event| matches!(event, Event::Done { .. }));
+        // One that ended between its last step and its last word has that word still to say.
+        if state.step > n_steps || state.step == n_steps && is_done {
             return Err(TrainError::Complete { path: folder.path().to_owned(), n_steps });
+        }
+        drop(told);
+        let mut metrics = MetricsWriter::open(&folder, state.step)?;
+        let total_bytes = prepared.model.n_stored_bytes() as u64;
+        metrics.write(&Event::Loading { done_bytes: 0, total_bytes })?;
+        for message in warnings {
+            let event = Event::Warning { message };
+            metrics.write(&event)?;
+            link.emit(event);
         }
 
         let planned = Planned {
@@ -381,7 +449,6 @@ impl Run {
         if self.state.step == 0 {
             self.sample()?;
         }
-        let mut saved = self.folder.checkpoint(self.state.step);
         let mut saved_step = self.state.step;
         while self.state.step < n_steps && self.link.goes_on(&mut self.metrics)? {
             self.step()?;
@@ -393,46 +460,58 @@ impl Run {
                 self.sample()?;
             }
             if due(self.settings.save_every, step) && step < n_steps {
-                saved = self.save()?;
+                self.save()?;
                 saved_step = step;
             }
         }
-        let complete = self.state.step == n_steps;
-        if complete {
-            self.evaluate()?;
-            self.sample()?;
-        }
+        // Before anything else: what was trained is safe, however long the rest takes.
         if saved_step < self.state.step {
-            saved = self.save()?;
+            self.save()?;
         }
-        let done = Event::Done {
-            planned_peak_bytes: self.planned.peak_bytes,
-            allocated_peak_bytes: self.trainer.allocated_bytes() as u64,
-            planned_host_bytes: self.planned.host_bytes,
-            planned_page_file_bytes: self.planned.page_file_bytes,
-            allocated_outside_bytes: self.trainer.device().stored_bytes(),
-            peak_rss_bytes: self.memory.peak_bytes(),
-            steps: self.state.step,
-            final_loss: self.state.loss,
-            adapter: saved.clone(),
-        };
-        if complete {
-            self.report(done)?;
-            if let Err(error) = report::write(&self.folder) {
-                // A run is no worse for a chart that could not be drawn.
-                let message = format!("the charts could not be drawn: {error}");
-                self.link.emit(Event::Warning { message });
+        let complete = self.state.step == n_steps && self.say_last_words()?;
+        let step = self.state.step;
+        let checkpoint = (step > 0).then(|| self.folder.checkpoint(step));
+        if let Some(adapter) = checkpoint.clone() {
+            let done = Event::Done {
+                planned_peak_bytes: self.planned.peak_bytes,
+                allocated_peak_bytes: self.trainer.allocated_bytes() as u64,
+                planned_host_bytes: self.planned.host_bytes,
+                planned_page_file_bytes: self.planned.page_file_bytes,
+                allocated_outside_bytes: self.trainer.device().stored_bytes(),
+                peak_rss_bytes: self.memory.peak_bytes(),
+                steps: step,
+                final_loss: self.state.loss,
+                adapter,
+            };
+            if complete {
+                self.report(done)?;
+                if let Err(error) = report::write(&self.folder) {
+                    // A run is no worse for a chart that could not be drawn.
+                    let message = format!("the charts could not be drawn: {error}");
+                    self.link.emit(Event::Warning { message });
+                }
+            } else {
+                // Only an end that is the end is remembered as one.
+                self.link.emit(done);
             }
-        } else {
-            // Only an end that is the end is remembered as one.
-            self.link.emit(done);
         }
-        Ok(Outcome {
-            n_steps: self.state.step,
-            final_loss: self.state.loss,
-            checkpoint: saved,
-            complete,
-        })
+        Ok(Outcome { n_steps: step, final_loss: self.state.loss, checkpoint, complete })
+    }
+
+    /// Evaluates and samples the trained model, unless a sitting before did. Returns whether all is
+    /// said: to stop now leaves it to the next sitting.
+    fn say_last_words(&mut self) -> Result<bool, TrainError> {
+        let last = self.state.step;
+        let (mut n_evaluations, mut n_samples) = (0, 0);
+        for event in read_metrics(&self.folder.metrics())? {
+            match event {
+                Event::Eval { step, .. } if step == last => n_evaluations += 1,
+                Event::Sample { step, .. } if step == last => n_samples += 1,
+                _ => {}
+            }
+        }
+        Ok((n_evaluations > 0 || self.evaluate()?)
+            && (n_samples >= self.settings.samples.prompts.len() || self.sample()?))
     }
 
     fn report(&mut self, event: Event) -> Result<(), TrainError> {
@@ -492,7 +571,8 @@ impl Run {
             return Err(diverged("gradient norm", grad_norm));
         }
         self.trainer.check_stores()?;
-        self.state = RunState::new(step, loss, self.state.n_tokens + n_tokens);
+        let n_tokens_seen = self.state.n_tokens + n_tokens;
+        self.state = RunState { step, loss, n_tokens: n_tokens_seen, ..self.state };
         let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
         let host_bytes = self.memory.bytes();
         self.report(Event::Step {
@@ -508,10 +588,15 @@ impl Run {
         })
     }
 
-    fn evaluate(&mut self) -> Result<(), TrainError> {
-        let Some(plan) = &mut self.evaluation else { return Ok(()) };
+    /// Measures the loss of the examples held out, if any are. Returns whether it was not asked to
+    /// stop before.
+    fn evaluate(&mut self) -> Result<bool, TrainError> {
+        let Some(plan) = &mut self.evaluation else { return Ok(true) };
         let (mut loss, mut n_targets) = (0.0, 0);
         for index in 0..plan.len() {
+            if self.link.must_stop() {
+                return Ok(false);
+            }
             self.batch.fill(plan, &self.dataset, 0, index);
             loss += self.trainer.evaluate(&self.batch.view())?;
             n_targets += self.batch.counts.n_targets as u64;
@@ -522,13 +607,16 @@ impl Run {
             loss,
             perplexity: loss.exp(),
             trained_tokens: n_targets,
-        })
+        })?;
+        Ok(true)
     }
 
-    fn sample(&mut self) -> Result<(), TrainError> {
+    /// Answers every prompt, if there are any. Returns whether it was not asked to stop before.
+    fn sample(&mut self) -> Result<bool, TrainError> {
         for index in 0..self.settings.samples.prompts.len() {
             let (device, decoder, layout) = self.trainer.parts();
-            let Some(layout) = &layout.generation else { return Ok(()) };
+            let Some(layout) = &layout.generation else { return Ok(true) };
+            let link = &self.link;
             let samples = &self.settings.samples;
             let prompt = samples.prompts[index].clone();
             let sampling = SamplingSettings {
@@ -538,7 +626,7 @@ impl Run {
                 ..SamplingSettings::default()
             };
             let mut text = String::new();
-            generate::answer(
+            let (_, stop) = generate::answer(
                 (device, decoder, layout),
                 &self.tokenizer,
                 &self.template,
@@ -546,25 +634,28 @@ impl Run {
                 &sampling,
                 |piece| {
                     text.push_str(piece);
-                    true
+                    !link.must_stop()
                 },
             )?;
+            if stop == generate::Stop::Asked {
+                return Ok(false);
+            }
             let step = self.state.step;
             self.report(Event::Sample { step, prompt, text: text.trim().to_owned() })?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn save(&mut self) -> Result<PathBuf, TrainError> {
+    fn save(&mut self) -> Result<(), TrainError> {
         let path = self.folder.checkpoint(self.state.step);
         checkpoint::write(&path, &mut self.trainer, self.adapter.as_ref(), &self.state)?;
         if self.adapter.is_none() {
             // Beside its configuration and tokenizer, a fully trained checkpoint is a model.
             copy_companions(&self.settings.model, None, &path)?;
         }
-        self.report(Event::Checkpoint { step: self.state.step, path: path.clone() })?;
+        self.report(Event::Checkpoint { step: self.state.step, path })?;
         self.folder.prune_checkpoints(self.settings.keep_checkpoints)?;
-        Ok(path)
+        Ok(())
     }
 }
 
@@ -589,7 +680,10 @@ fn open_trainer(
             done_bytes: progress.done_bytes as u64,
             total_bytes: progress.total_bytes as u64,
         });
-        std::ops::ControlFlow::Continue(())
+        match link.must_stop() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     };
     let weights = place_weights(&mut device, &prepared.model, layout, &paged, None, on_progress)?;
     let scale = adapter.map_or(1.0, AdapterConfig::scale);
@@ -613,13 +707,17 @@ fn open_trainer(
 /// What a person should know about a dataset that can be trained on.
 fn warnings(examples: &Dataset, dataset: &TokenizedDataset) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Some(first) = examples.malformed.first() {
-        warnings.push(format!(
-            "{} examples cannot be read and were left out; the first is line {}: {}",
-            examples.malformed.len(),
-            first.line,
-            first.error
-        ));
+    for (what, left_out) in
+        [("cannot be read", &examples.malformed), ("cannot be used", &dataset.refused)]
+    {
+        if let Some(first) = left_out.first() {
+            warnings.push(format!(
+                "{} examples {what} and were left out; the first is line {}: {}",
+                left_out.len(),
+                first.line,
+                first.error
+            ));
+        }
     }
     if dataset.n_cut > 0 {
         warnings.push(format!(
