@@ -73,7 +73,7 @@ fn reference(
     round: fn(f64) -> f64,
     round_input: fn(f64) -> f64,
 ) -> [Vec<f64>; 3] {
-    let OutputLossShape { n_rows, width, vocabulary, .. } = *shape;
+    let OutputLossShape { n_rows, width, .. } = *shape;
     let mut losses = vec![0.0; n_rows];
     let (mut dx, mut dweight) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
     let multiply_add = |sum: f64, a: f64, b: f64| round(sum + round(a * b));
@@ -94,10 +94,10 @@ fn reference(
             let expected = f64::from(u8::from(token == target));
             let probability = round(round(logit - log_sum_exp).exp());
             let dlogit = round_input(round(SCALE * round(probability - expected)));
-            for i in 0..width {
+            for (i, x) in x.iter().enumerate() {
                 let (at_x, at_weight) = (row * width + i, token * width + i);
                 dx[at_x] = multiply_add(dx[at_x], dlogit, weight[at_weight]);
-                dweight[at_weight] = multiply_add(dweight[at_weight], dlogit, x[i]);
+                dweight[at_weight] = multiply_add(dweight[at_weight], dlogit, *x);
             }
         }
     }
