@@ -51,7 +51,10 @@ fn main() {
     trainer.download(slice, &mut parameters);
     let adapter_folder = folder.join("adapter");
     fs::create_dir_all(&adapter_folder).unwrap();
-    peft::write(&adapter_folder, &config, &layout, &parameters).unwrap();
+    peft::write(&adapter_folder, &config, &layout, |tensor, values| {
+        values.copy_from_slice(&parameters[tensor.range()]);
+    })
+    .unwrap();
 
     let mut logits: Vec<f32> = Vec::new();
     for ids in &segments {

@@ -10,14 +10,14 @@ use std::{
 };
 
 use nibble_engine::{
-    adapter::{AdapterConfig, AdapterLayout, peft},
+    adapter::{AdapterConfig, AdapterLayout, peft::AdapterFolder},
     optimizer::StateFormat,
     plan::{MemoryPlan, Residency, Trainable, TrainingShape},
     residency::open_store,
     train::{MicroBatch, Trainer},
     weights::{EmbeddingFormat, ModelFolder, WeightFormat, load::unwatched, place_weights},
 };
-use nibble_kernels::{Compute, Cpu, DeviceKind, DeviceProfile, Isa, Memory, attention::Segment};
+use nibble_kernels::{Compute, Cpu, DeviceKind, DeviceProfile, Isa, attention::Segment};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -149,13 +149,14 @@ pub fn open_trainer(
 ) -> (Trainer<Cpu>, Option<(AdapterConfig, AdapterLayout)>) {
     let model = ModelFolder::open(folder).unwrap();
     let spec = model.spec().clone();
-    let adapter = setup.with_adapter.then(|| peft::read(&folder.join("adapter"), &spec).unwrap());
+    let adapter =
+        setup.with_adapter.then(|| AdapterFolder::open(&folder.join("adapter"), &spec).unwrap());
     let profile = f32_profile(setup.n_threads);
     let shape = TrainingShape {
         weight_format: setup.weight_format,
         embedding_format: EmbeddingFormat::F32,
         trainable: match &adapter {
-            Some((config, ..)) => {
+            Some(AdapterFolder { config, .. }) => {
                 Trainable::Adapter { targets: config.targets, rank: config.rank, dropout: false }
             }
             None => Trainable::Everything,
@@ -169,13 +170,13 @@ pub fn open_trainer(
         profile,
         spec,
     };
-    let scale = adapter.as_ref().map_or(1.0, |(config, ..)| config.scale());
+    let scale = adapter.as_ref().map_or(1.0, |adapter| adapter.config.scale());
     let cache = tempfile::tempdir().unwrap();
     let mut trainer = place_trainer(&model, shape, scale, cache.path());
-    let adapter = adapter.map(|(config, layout, values)| {
+    let adapter = adapter.map(|adapter| {
         let parameters = trainer.layout().trainable.parameters.unwrap();
-        trainer.device().upload(&values, parameters);
-        (config, layout)
+        adapter.upload(trainer.device(), parameters).unwrap();
+        (adapter.config, adapter.layout)
     });
     (trainer, adapter)
 }

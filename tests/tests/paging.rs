@@ -261,7 +261,8 @@ fn a_checkpoint_does_not_know_where_things_were() {
                 }
             });
             let state = checkpoint::RunState::new(2, 1.0, 10);
-            checkpoint::write(&path, &mut first, config.as_ref(), &state).unwrap();
+            checkpoint::write(&path, &mut first, config.as_ref(), model.files.path(), &state)
+                .unwrap();
             // What a step that was cut short leaves in the store is not there afterwards.
             step(&mut first, 3);
             drop(first);

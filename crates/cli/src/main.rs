@@ -9,7 +9,7 @@ mod verbs;
 
 use std::{io::Write, process::ExitCode};
 
-use clap::{Parser, error::ErrorKind};
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 
 use arguments::{Arguments, Verb};
 
@@ -33,7 +33,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match parse() {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
@@ -58,6 +58,22 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure),
     }
+}
+
+/// The arguments of this process. A number may be negative wherever a value is taken: what is wrong
+/// with `--lr -1` is the number, not that there is no flag `-1`.
+fn parse() -> Result<Arguments, clap::Error> {
+    let mut command = Arguments::command();
+    let names: Vec<_> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, |verb| {
+            verb.mut_args(|argument| {
+                let takes_value = argument.get_action().takes_values();
+                argument.allow_negative_numbers(takes_value)
+            })
+        });
+    }
+    Arguments::from_arg_matches(&command.try_get_matches()?)
 }
 
 /// Says what went wrong in one line, whatever the cause had in it.

@@ -5,8 +5,8 @@ use std::{path::Path, time::Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nibble_engine::train::{self, Command, Outcome, RunHandle, TrainError};
 use nibble_run::{
-    Columns, ComputePrecision, Event, Method, Optimizer, Paging, RunSettings, Schedule, TrainOn,
-    WeightPrecision, read_settings,
+    Columns, ComputePrecision, Event, Method, Optimizer, Paging, RunError, RunSettings, Schedule,
+    TrainOn, WeightPrecision, read_settings,
 };
 
 use crate::{
@@ -36,6 +36,7 @@ pub fn resume(arguments: &ResumeArguments, json: bool) -> Result<(), Failure> {
 /// What a person can mend is bad input; the rest are failures.
 pub fn failure(error: TrainError) -> Failure {
     match error {
+        TrainError::Run(RunError::Write { .. }) => Failure::running(error),
         TrainError::Run(_)
         | TrainError::Model(_)
         | TrainError::Data(_)

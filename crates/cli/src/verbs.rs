@@ -221,13 +221,14 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
     // As long a prompt again as the answer, or a page, whichever is more.
     let context = max_tokens.saturating_mul(2).max(1024);
     let settings = session_settings(model, adapter, quantize, compute, context);
-    let mut session = Session::open(&settings).map_err(Failure::input)?;
     let sampling = SamplingSettings {
         temperature: arguments.temperature,
         top_p: arguments.top_p,
         seed: arguments.seed,
         max_tokens,
     };
+    sampling.check().map_err(Failure::input)?;
+    let mut session = Session::open(&settings).map_err(Failure::input)?;
     let start = Instant::now();
     let mut text = String::new();
     let (n_tokens, _) = session

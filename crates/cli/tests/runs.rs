@@ -238,7 +238,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
 fn a_place_that_cannot_be_written_is_named() {
     let place = Place::new();
     // A folder below a file: refused by every system, to every user.
-    let error = place.error(2, &format!("{TRAIN} --steps 3 --out @data.jsonl/run"));
+    let error = place.error(1, &format!("{TRAIN} --steps 3 --out @data.jsonl/run"));
     assert!(error.contains("data.jsonl") && error.contains("permissions"), "{error}");
     place.json(&format!("{TRAIN} --steps 3 --out @run"));
     let error = place.error(1, "export @run --to @data.jsonl/adapter");
@@ -259,7 +259,7 @@ fn what_fails_leaves_every_folder_as_it_was() {
         .output()
         .unwrap();
     let error = String::from_utf8(limited.stderr).unwrap();
-    assert_eq!(limited.status.code(), Some(2), "{error}");
+    assert_eq!(limited.status.code(), Some(1), "{error}");
     assert!(error.contains("free space"), "{error}");
     assert!(!place.path("full").exists());
 
@@ -346,6 +346,16 @@ fn bad_input_is_one_line_that_says_what_to_do() {
         (train("--model @model --data @data.jsonl --seq 1000"), "128"),
         (train("--seq 32 --model @model --data @data.jsonl --rank 0"), "lora.rank"),
         (train("--seq 32 --model @model --data @data.jsonl --targets q_proj,banana"), "banana"),
+        (train("--seq 32 --model @model --data @data.jsonl --targets all-linear,kiwi"), "kiwi"),
+        (train("--seq 32 --model @model --data @data.jsonl --lr -1"), "learning_rate"),
+        (train("--model @model --data @data.jsonl --seq 0"), "sequence"),
+        (train("--model @model --data @data.jsonl --steps -3"), "--steps"),
+        ("generate --model @model --prompt x --temperature nan".to_owned(), "temperature"),
+        ("generate --model @model --prompt x --temperature -1".to_owned(), "temperature"),
+        ("generate --model @model --prompt x --top-p 7".to_owned(), "top-p"),
+        ("generate --model @model --prompt x --max-tokens 0".to_owned(), "max-tokens"),
+        ("eval --model @nowhere --data @data.jsonl".to_owned(), "config.json"),
+        ("eval --model @model --data @nowhere.jsonl".to_owned(), "nowhere.jsonl"),
         (
             train("--seq 32 --model @model --data @data.jsonl --budget 1KiB"),
             "choose a smaller model",

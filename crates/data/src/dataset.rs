@@ -399,6 +399,9 @@ impl Dataset {
         }
         let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
         if ending == "txt" || ending == "md" {
+            if *mapping != ColumnMapping::default() {
+                return Err(DataError::NoColumns { path: path.to_owned() });
+            }
             return Self::read_text(path, file);
         }
         let first = first_byte(&mut file).map_err(failed)?;

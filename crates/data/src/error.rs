@@ -79,6 +79,14 @@ pub enum DataError {
         /// The columns of the first example.
         found: String,
     },
+    /// Columns were named where there are none.
+    #[error(
+        "{path} is plain text, which has no columns; leave the names of columns out, or choose a file with one JSON object a line"
+    )]
+    NoColumns {
+        /// The file.
+        path: PathBuf,
+    },
     /// Most lines cannot be read.
     #[error(
         "{n_malformed} of {n_lines} examples in {path} cannot be read; the first is line {line}: {reason}. A dataset is a file with one JSON object a line, a JSON list of objects, or plain text (.txt)"

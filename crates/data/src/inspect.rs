@@ -61,7 +61,7 @@ pub fn inspect(
     let samples = dataset
         .examples
         .iter()
-        .map(|example| encode_example(example, tokenizer, template, options.train_on))
+        .map(|example| encode_example(example, tokenizer, template, options))
         .filter(|encoded| !matches!(encoded, Err(DataError::Template { .. })))
         .take(n_samples)
         .map(|encoded| {

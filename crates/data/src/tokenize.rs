@@ -65,7 +65,7 @@ impl TokenizedDataset {
         let mut tokenized = Self { starts: vec![0], ..Self::default() };
         let mut first_text = None;
         for (example, &line) in dataset.examples.iter().zip(&dataset.lines) {
-            match encode_example(example, tokenizer, template, options.train_on) {
+            match encode_example(example, tokenizer, template, options) {
                 Ok(encoded) => {
                     tokenized.push(&encoded, options.max_tokens);
                     first_text.get_or_insert(encoded.text);
@@ -157,7 +157,7 @@ impl TokenizedDataset {
     }
 }
 
-/// Tokenizes one example, whole.
+/// Tokenizes one example: at least as much of it as `options` keep, and all of a short one.
 ///
 /// # Errors
 /// When the tokenizer or the template fails.
@@ -165,8 +165,9 @@ pub fn encode_example(
     example: &Example,
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
-    train_on: TrainOn,
+    options: &TokenizeOptions,
 ) -> Result<EncodedExample, DataError> {
+    let TokenizeOptions { max_tokens, train_on } = *options;
     let (text, spans, written_by_template) = match example {
         Example::Text(text) => (text.clone(), vec![(0, text.len())], false),
         Example::Completion { prompt, completion } => {
@@ -179,7 +180,7 @@ pub fn encode_example(
         }
     };
     // A model's own template writes the special tokens itself.
-    let (mut ids, offsets) = tokenizer.encode_with_offsets(&text, !written_by_template)?;
+    let (mut ids, offsets) = tokenizer.encode_beginning(&text, !written_by_template, max_tokens)?;
     let mut trained: Vec<bool> = offsets
         .iter()
         .map(|&(start, end)| {

@@ -134,6 +134,33 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
+    /// As [`Self::encode_with_offsets`], of no more of the text than what its first `max_tokens`
+    /// tokens take and some behind them: a tokenizer holds a hundred bytes and more for each byte of
+    /// a text, and of a whole book in one example only the beginning is used.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_beginning(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        max_tokens: usize,
+    ) -> Result<(Vec<u32>, Vec<ByteSpan>), DataError> {
+        // Tokens next to a cut may differ from those of the whole text; these are beyond what is
+        // used.
+        const MARGIN_TOKENS: usize = 256;
+        let enough = max_tokens.saturating_add(MARGIN_TOKENS);
+        let mut n_bytes = enough.saturating_mul(8);
+        while let Some(end) = word_end(text, n_bytes) {
+            let (ids, offsets) = self.encode_with_offsets(&text[..end], add_special_tokens)?;
+            if ids.len() >= enough {
+                return Ok((ids, offsets));
+            }
+            n_bytes = n_bytes.saturating_mul(2);
+        }
+        self.encode_with_offsets(text, add_special_tokens)
+    }
+
     /// The ids of a text that the model is to go on with: with the tokens that it begins a text
     /// with where `add_special_tokens` says so, and without those that would end it.
     ///
@@ -162,6 +189,20 @@ impl Tokenizer {
             .decode(ids, skip_special_tokens)
             .map_err(|error| DataError::Encode { reason: error.to_string() })
     }
+}
+
+/// The end of the first word that ends at byte `start` of `text` or behind it (in a script without
+/// spaces, of a character near there); `None` where the text ends before.
+fn word_end(text: &str, start: usize) -> Option<usize> {
+    const LONGEST_WORD: usize = 4096;
+    let start = (start..text.len()).find(|&at| text.is_char_boundary(at))?;
+    let near = &text[start..];
+    let near = near.char_indices().take_while(|(at, _)| *at < LONGEST_WORD);
+    let end = near.zip(text[start..].chars().skip(1)).find_map(|((at, before), after)| {
+        let at = start + at + before.len_utf8();
+        (!before.is_whitespace() && after.is_whitespace()).then_some(at)
+    });
+    Some(end.unwrap_or(start))
 }
 
 /// The JSON object in a file; an empty one when there is no file.

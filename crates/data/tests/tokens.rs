@@ -27,9 +27,12 @@ const FORGETFUL: &str = "{% for message in messages %}\
 {{ message.role[0] + ':' + content.strip() + eos_token }}{% endfor %}\
 {% if add_generation_prompt %}{{ 'a:' }}{% endif %}";
 
+const WHOLE: TokenizeOptions =
+    TokenizeOptions { max_tokens: usize::MAX, train_on: TrainOn::Completions };
+
 /// The trained tokens' text between brackets, others plain.
 fn shade(example: &Example, template: &ChatTemplate, tokenizer: &Tokenizer) -> String {
-    let encoded = encode_example(example, tokenizer, template, TrainOn::Completions).unwrap();
+    let encoded = encode_example(example, tokenizer, template, &WHOLE).unwrap();
     let mut text = String::new();
     let mut inside = false;
     for (id, trained) in encoded.ids.iter().zip(&encoded.trained) {
@@ -104,7 +107,7 @@ fn a_template_that_refuses_says_why() {
     let tokenizer = tokenizer(folder.path());
     let template = ChatTemplate::new(Some(INSTRUCT.into()), Some("<s>"), Some("</s>")).unwrap();
     let example = chat(&[("system", "s"), ("user", "q"), ("assistant", "a")]);
-    let error = encode_example(&example, &tokenizer, &template, TrainOn::Completions).unwrap_err();
+    let error = encode_example(&example, &tokenizer, &template, &WHOLE).unwrap_err();
     assert!(error.to_string().contains("Only user and assistant roles"), "{error}");
     let broken = ChatTemplate::new(Some("{% for %}".into()), None, None).unwrap_err();
     assert!(matches!(broken, DataError::Template { .. }));
@@ -251,4 +254,29 @@ fn streamed_text_is_the_whole_text() {
     }
     text.extend(decoder.finish().unwrap());
     assert_eq!(text, tokenizer.decode(&ids, true).unwrap());
+}
+
+#[test]
+fn the_beginning_of_a_long_text_has_the_tokens_of_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let template = ChatTemplate::new(None, Some("<s>"), Some("</s>")).unwrap();
+    let words = "the quick brown fox, 12 dogs and \u{72d0}\u{72f8}\n\n  jump ".repeat(4000);
+    let one_word = "\u{72d0}\u{72f8}x".repeat(20_000);
+    for text in [words, one_word] {
+        let whole = encode_example(&Example::Text(text.clone()), &tokenizer, &template, &WHOLE);
+        let whole = whole.unwrap();
+        for max_tokens in [1, 7, 100, 3000] {
+            let options = TokenizeOptions { max_tokens, ..WHOLE };
+            let example = Example::Text(text.clone());
+            let beginning = encode_example(&example, &tokenizer, &template, &options).unwrap();
+            assert_eq!(beginning.ids[..max_tokens], whole.ids[..max_tokens]);
+            assert_eq!(beginning.trained[..max_tokens], whole.trained[..max_tokens]);
+            let n_most = 16 * (max_tokens + 256) + 4096;
+            assert!(beginning.ids.len() > max_tokens && beginning.ids.len() <= n_most);
+        }
+        let short = TokenizeOptions { max_tokens: whole.ids.len(), ..WHOLE };
+        let all = encode_example(&Example::Text(text), &tokenizer, &template, &short).unwrap();
+        assert_eq!(all, whole);
+    }
 }

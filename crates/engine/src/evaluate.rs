@@ -10,7 +10,7 @@ use nibble_kernels::{Backend, Compute, Cpu, DeviceSlice, attention::Segment};
 use serde::Serialize;
 
 use crate::{
-    adapter::{AdapterConfig, AdapterLayout, peft},
+    adapter::peft::AdapterFolder,
     decoder::{Adapter, BaseWeights, Decoder, PassRows, fill_rope_tables, loss},
     devices,
     generate::{GenerateError, SessionSettings},
@@ -55,16 +55,18 @@ pub struct Evaluation {
 /// # Errors
 /// When a file is missing or damaged, or the memory does not suffice.
 pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError> {
+    // All that can be wrong is found before the weights are loaded.
     let model = &settings.session.model;
+    let folder = ModelFolder::open(model)?;
+    let spec = folder.spec();
     let tokenizer = Tokenizer::open(model)?;
+    tokenizer.check_vocabulary(spec.vocabulary)?;
     let template = ChatTemplate::open(model, &tokenizer)?;
     let examples = Dataset::open(&settings.data, &settings.columns)?;
-    let mut evaluator = Evaluator::open(&settings.session)?;
-    let spec = &evaluator.decoder.spec;
-    tokenizer.check_vocabulary(spec.vocabulary)?;
     let max_tokens = settings.tokenize.max_tokens.min(spec.max_context);
     let options = TokenizeOptions { max_tokens, ..settings.tokenize };
     let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &options)?;
+    let mut evaluator = Evaluator::open(&settings.session)?;
     let everything: Vec<usize> = (0..dataset.len()).collect();
     let rows = (1, max_tokens);
     let mut plan = BatchPlan::new(&dataset, &everything, rows, true, 0);
@@ -115,7 +117,7 @@ impl Evaluator<Cpu> {
         let folder = ModelFolder::open(&settings.model)?;
         let spec = folder.spec().clone();
         let adapter =
-            settings.adapter.as_deref().map(|path| peft::read(path, &spec)).transpose()?;
+            settings.adapter.as_deref().map(|path| AdapterFolder::open(path, &spec)).transpose()?;
         let plain = match settings.profile.compute {
             Compute::F32 => WeightFormat::F32,
             Compute::Bf16 => WeightFormat::Bf16,
@@ -124,9 +126,9 @@ impl Evaluator<Cpu> {
             weight_format: settings.weight_format.unwrap_or(plain),
             embedding_format: EmbeddingFormat::beside(plain),
             trainable: match &adapter {
-                Some((config, ..)) => Trainable::Adapter {
-                    targets: config.targets,
-                    rank: config.rank,
+                Some(adapter) => Trainable::Adapter {
+                    targets: adapter.config.targets,
+                    rank: adapter.config.rank,
                     dropout: false,
                 },
                 None => Trainable::Everything,
@@ -157,7 +159,7 @@ impl Evaluator<Cpu> {
         folder: &ModelFolder,
         layout: WeightLayout,
         settings: &SessionSettings,
-        adapter: Option<(AdapterConfig, AdapterLayout, Vec<f32>)>,
+        adapter: Option<AdapterFolder>,
         shape: TrainingShape,
         regions: &mut Regions,
     ) -> Result<Self, GenerateError> {
@@ -171,9 +173,10 @@ impl Evaluator<Cpu> {
         let spec: &ModelSpec = &shape.spec;
         fill_rope_tables(&mut device, spec, layout.rope);
         let adapter = match (adapter, layout.adapter) {
-            (Some((config, adapter_layout, values)), Some(parameters)) => {
-                device.upload(&values, parameters);
-                Some(Adapter { layout: adapter_layout, parameters, scale: config.scale() })
+            (Some(folder), Some(parameters)) => {
+                folder.upload(&mut device, parameters)?;
+                let scale = folder.config.scale();
+                Some(Adapter { layout: folder.layout, parameters, scale })
             }
             _ => None,
         };

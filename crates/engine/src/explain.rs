@@ -23,6 +23,7 @@ fn data_code(error: &DataError) -> &'static str {
         DataError::Encoding { .. } => "data_encoding",
         DataError::MostlyRefused { .. } => "template_refuses",
         DataError::UnknownColumns { .. } => "columns_unknown",
+        DataError::NoColumns { .. } => "no_columns",
         DataError::MostlyMalformed { .. } => "data_malformed",
         DataError::Json { .. } => "data_no_json",
         DataError::NothingTrained { .. } => "nothing_trained",
@@ -130,6 +131,8 @@ impl Explain for CheckpointError {
     fn code(&self) -> &'static str {
         match self {
             Self::Write { .. } => "checkpoint_unwritable",
+            Self::NoSpace { .. } => "no_space",
+            Self::Companions(error) => error.code(),
             Self::Read { .. } => "checkpoint_unreadable",
             Self::Damaged { .. } => "checkpoint_damaged",
             Self::Adapter(error) => error.code(),
@@ -147,6 +150,7 @@ impl Explain for GenerateError {
             Self::Memory(error) => memory_code(error),
             Self::Threads(_) => "threads_refused",
             Self::Page(error) => page_code(error),
+            Self::Setting { .. } => "setting_impossible",
             Self::Sample(_) => "no_next_token",
             Self::DoesNotFit { .. } => "session_does_not_fit",
         }
@@ -195,7 +199,6 @@ impl Explain for TrainError {
             Self::Checkpoint(error) => error.code(),
             Self::Adapter(error) => error.code(),
             Self::Generate(error) => error.code(),
-            Self::Export(error) => error.code(),
             Self::NotDownloaded { .. } => "not_downloaded",
             Self::Page(error) | Self::Store(StoreError::Page(error)) => page_code(error),
             Self::Store(StoreError::Memory(error)) => memory_code(error),
@@ -216,7 +219,6 @@ impl Explain for TrainError {
                  folder"
             )),
             Self::Generate(error) => error.advice(),
-            Self::Export(error) => error.advice(),
             Self::Diverged { learning_rate, .. } => Some(format!(
                 "try a learning rate of {:e}, more warm-up steps, or clip the gradient to 1; the \
                  last checkpoint is from before the run diverged",

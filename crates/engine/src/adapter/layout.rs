@@ -3,6 +3,8 @@
 //! Parameters, gradients and both moments use this one layout, so that the optimizer is one pass
 //! over flat buffers and a checkpoint is a copy of them.
 
+use std::ops::Range;
+
 use nibble_kernels::{DeviceSlice, lora::LoraPair};
 
 use crate::model::{ModelSpec, Projection};
@@ -67,6 +69,11 @@ impl AdapterTensor {
     /// Elements.
     pub fn n_elements(&self) -> usize {
         self.shape[0] * self.shape[1]
+    }
+
+    /// Its elements in the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.n_elements()
     }
 }
 

@@ -3,9 +3,12 @@
 //! Only keys that every version of PEFT has read for years are written. Nibble's factor on a pair
 //! is alpha / R (or alpha / √R), exactly PEFT's, so that alpha stays the number the person chose.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use nibble_kernels::memory::MappedFile;
+use nibble_kernels::{DeviceSlice, Memory, memory::MappedFile};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
@@ -136,7 +139,7 @@ enum TargetModules {
     Pattern(String),
 }
 
-/// Writes an adapter: `parameters` in the order of `layout`.
+/// Writes an adapter, one matrix in memory at a time: `fill` is asked for the values of each.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -144,7 +147,7 @@ pub fn write(
     folder: &Path,
     config: &AdapterConfig,
     layout: &AdapterLayout,
-    parameters: &[f32],
+    mut fill: impl FnMut(&AdapterTensor, &mut [f32]),
 ) -> Result<(), AdapterError> {
     let path = folder.join(ADAPTER_WEIGHTS);
     let failed = |path: &Path, source| AdapterError::File { path: path.to_owned(), source };
@@ -153,10 +156,14 @@ pub fn write(
         dtype: Dtype::F32,
         shape: tensor.shape.to_vec(),
     });
-    // The layout's order is the file's, so that the flat buffer is written as it is.
+    let mut values = Vec::new();
     SafetensorsWriter::create(&path, &entries.collect::<Vec<_>>())
         .and_then(|mut writer| {
-            writer.write_values(parameters)?;
+            for tensor in layout.tensors() {
+                values.resize(tensor.n_elements(), 0.0);
+                fill(&tensor, &mut values);
+                writer.write_values(&values)?;
+            }
             writer.finish()
         })
         .map_err(|source| failed(&path, source))?;
@@ -260,26 +267,52 @@ pub fn read_config(folder: &Path) -> Result<AdapterConfig, AdapterError> {
     })
 }
 
-/// Reads the matrices of an adapter folder into a flat buffer in the order of its layout.
-///
-/// # Errors
-/// When a matrix is missing, has another shape than `spec` asks for, or is no float.
-pub fn read(
-    folder: &Path,
-    spec: &ModelSpec,
-) -> Result<(AdapterConfig, AdapterLayout, Vec<f32>), AdapterError> {
-    let config = read_config(folder)?;
-    let layout = AdapterLayout::new(spec, config.targets, config.rank);
-    let path = folder.join(ADAPTER_WEIGHTS);
-    let parameters = read_parameters(&path, &layout)?;
-    Ok((config, layout, parameters))
+/// An adapter folder whose settings are read, and fit a model.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    /// Its settings.
+    pub config: AdapterConfig,
+    /// The order of its numbers in memory.
+    pub layout: AdapterLayout,
+    weights: PathBuf,
 }
 
-/// Reads the matrices of `layout` from the safetensors file at `path`.
+impl AdapterFolder {
+    /// Reads the settings of the adapter in `folder`, for a model like `spec`.
+    ///
+    /// # Errors
+    /// As [`read_config`].
+    pub fn open(folder: &Path, spec: &ModelSpec) -> Result<Self, AdapterError> {
+        let config = read_config(folder)?;
+        let layout = AdapterLayout::new(spec, config.targets, config.rank);
+        Ok(Self { config, layout, weights: folder.join(ADAPTER_WEIGHTS) })
+    }
+
+    /// Reads its matrices to `parameters` on `device`.
+    ///
+    /// # Errors
+    /// As [`read_parameters`].
+    pub fn upload<M: Memory>(
+        &self,
+        device: &mut M,
+        parameters: DeviceSlice<f32>,
+    ) -> Result<(), AdapterError> {
+        read_parameters(&self.weights, &self.layout, |tensor, values| {
+            device.upload(values, parameters.slice(tensor.range()));
+        })
+    }
+}
+
+/// Reads the matrices of `layout` from the safetensors file at `path`, one in memory at a time, which
+/// `place` is handed.
 ///
 /// # Errors
-/// As [`read`].
-pub fn read_parameters(path: &Path, layout: &AdapterLayout) -> Result<Vec<f32>, AdapterError> {
+/// When a matrix is missing, has another shape than the layout asks for, or is no float.
+pub fn read_parameters(
+    path: &Path,
+    layout: &AdapterLayout,
+    mut place: impl FnMut(&AdapterTensor, &[f32]),
+) -> Result<(), AdapterError> {
     let failed = |source| AdapterError::File { path: path.to_owned(), source };
     let file = MappedFile::open(path).map_err(|error| failed(std::io::Error::other(error)))?;
     let tensors = SafeTensors::deserialize(&file)
@@ -292,7 +325,7 @@ pub fn read_parameters(path: &Path, layout: &AdapterLayout) -> Result<Vec<f32>, 
             layout.tensors().count()
         )));
     }
-    let mut parameters = vec![0.0; layout.len()];
+    let mut values = Vec::new();
     for tensor in layout.tensors() {
         let name = tensor_name(&tensor);
         let view =
@@ -304,16 +337,17 @@ pub fn read_parameters(path: &Path, layout: &AdapterLayout) -> Result<Vec<f32>, 
                 tensor.shape
             )));
         }
-        let values = &mut parameters[tensor.start..tensor.start + tensor.n_elements()];
         let stored_type = match view.dtype() {
             Dtype::F32 => StoredType::F32,
             Dtype::F16 => StoredType::F16,
             Dtype::BF16 => StoredType::Bf16,
             other => return Err(mismatch(format!("`{name}` is stored as {other}"))),
         };
-        convert(stored_type, view.data(), values);
+        values.resize(tensor.n_elements(), 0.0);
+        convert(stored_type, view.data(), &mut values);
+        place(&tensor, &values);
     }
-    Ok(parameters)
+    Ok(())
 }
 
 /// A matrix's name in the file.

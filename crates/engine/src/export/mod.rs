@@ -161,12 +161,11 @@ pub fn export(
         return Err(ExportError::Exists { path: to.to_owned() });
     }
     let unfinished = make_unfinished(to).map_err(failed(to))?;
-    let source = Source::open(&settings, &checkpoint)?;
-    let result = match format {
+    let written = Source::open(&settings, &checkpoint).and_then(|source| match format {
         ExportFormat::Adapter => export_adapter(source, &checkpoint, &unfinished),
         ExportFormat::Merged => export_merged(source, &unfinished),
-    };
-    let report = result.and_then(|report| {
+    });
+    let report = written.and_then(|report| {
         // An empty folder at the place is the person's own choice of it.
         if to.exists() {
             fs::remove_dir(to).map_err(failed(to))?;

@@ -32,6 +32,35 @@ impl Default for SamplingSettings {
     }
 }
 
+impl SamplingSettings {
+    /// Refuses impossible values.
+    ///
+    /// # Errors
+    /// The first setting that is impossible, and what it must be.
+    pub fn check(&self) -> Result<(), GenerateError> {
+        let Self { temperature, top_p, max_tokens, .. } = *self;
+        let rules = [
+            (
+                "temperature",
+                temperature,
+                temperature >= 0.0 && temperature.is_finite(),
+                "it must be 0 (always the likeliest token) or more",
+            ),
+            (
+                "top-p",
+                top_p,
+                top_p > 0.0 && top_p <= 1.0,
+                "it must be above 0 and at most 1 (all tokens)",
+            ),
+            ("max-tokens", max_tokens as f64, max_tokens > 0, "it must be 1 or more"),
+        ];
+        match rules.into_iter().find(|(.., holds, _)| !holds) {
+            Some((name, value, _, rule)) => Err(GenerateError::Setting { name, value, rule }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -51,7 +80,8 @@ pub enum Stop {
 /// A prompt longer than the context keeps its end, which is what the answer continues.
 ///
 /// # Errors
-/// When no next token can be chosen, or a page of the weights could not be moved.
+/// When a setting is impossible, no next token can be chosen, or a page of the weights could not be
+/// moved.
 pub fn generate<B: Backend>(
     (device, decoder, layout): (&mut B, &mut Decoder, &GenerationLayout),
     prompt: &[u32],
@@ -59,6 +89,7 @@ pub fn generate<B: Backend>(
     settings: &SamplingSettings,
     mut on_token: impl FnMut(u32) -> bool,
 ) -> Result<Stop, GenerateError> {
+    settings.check()?;
     let sampling = if settings.temperature <= 0.0 {
         Sampling::ArgMax
     } else {

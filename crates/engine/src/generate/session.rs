@@ -10,11 +10,14 @@ use nibble_kernels::{
 
 use super::{SamplingSettings, Stop, generate};
 use crate::{
-    adapter::{AdapterError, peft},
+    adapter::{
+        AdapterError,
+        peft::{self, AdapterFolder},
+    },
     decoder::{Adapter, Decoder, fill_rope_tables},
     devices,
     model::{ModelError, ModelSpec},
-    plan::{GenerationShape, Regions, SessionLayout},
+    plan::{GenerationShape, Regions, SessionLayout, size},
     weights::{
         EmbeddingFormat, ModelFolder, PagedLayers, WeightFormat, WeightLayout, load::unwatched,
         place_weights,
@@ -39,6 +42,16 @@ pub enum GenerateError {
     /// The threads could not be started.
     #[error("the worker threads could not be started: {0}")]
     Threads(String),
+    /// A setting of the sampling has an impossible value.
+    #[error("{name} is {value}; {rule}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it must be.
+        rule: &'static str,
+    },
     /// A page of the weights could not be moved.
     #[error(transparent)]
     Page(#[from] PageError),
@@ -49,7 +62,8 @@ pub enum GenerateError {
     Sample(#[from] candle_core::Error),
     /// Too little memory.
     #[error(
-        "writing text with this model needs {needed_bytes} bytes and {available_bytes} are available; choose a smaller model, NF4 weights or a shorter context"
+        "writing text with this model needs {} and {} is available; choose a smaller model, NF4 weights or a shorter context",
+        size(*needed_bytes), size(*available_bytes)
     )]
     DoesNotFit {
         /// The plan's peak.
@@ -111,7 +125,7 @@ impl<B: Backend> Session<B> {
         let template = ChatTemplate::open(&settings.model, &tokenizer)?;
         let spec = folder.spec().clone();
         let adapter =
-            settings.adapter.as_deref().map(|path| peft::read(path, &spec)).transpose()?;
+            settings.adapter.as_deref().map(|path| AdapterFolder::open(path, &spec)).transpose()?;
 
         let plain = match settings.profile.compute {
             Compute::F32 => WeightFormat::F32,
@@ -121,7 +135,7 @@ impl<B: Backend> Session<B> {
         let weights =
             WeightLayout::with_embedding_format(&spec, format, EmbeddingFormat::beside(plain));
         let shape = GenerationShape {
-            adapter: adapter.as_ref().map(|(config, ..)| (config.rank, config.targets)),
+            adapter: adapter.as_ref().map(|adapter| (adapter.config.rank, adapter.config.targets)),
             context: settings.context.min(spec.max_context).max(1),
             profile: settings.profile,
             spec: spec.clone(),
@@ -140,9 +154,10 @@ impl<B: Backend> Session<B> {
         let layout = regions.resolve(arena, |regions| SessionLayout::new(regions, &shape));
         fill_rope_tables(&mut device, &spec, layout.rope);
         let adapter = match (adapter, layout.adapter) {
-            (Some((config, adapter_layout, values)), Some(parameters)) => {
-                device.upload(&values, parameters);
-                Some(Adapter { layout: adapter_layout, parameters, scale: config.scale() })
+            (Some(folder), Some(parameters)) => {
+                folder.upload(&mut device, parameters)?;
+                let scale = folder.config.scale();
+                Some(Adapter { layout: folder.layout, parameters, scale })
             }
             _ => None,
         };

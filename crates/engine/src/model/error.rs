@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use nibble_kernels::{MemoryError, paging::PageError};
 
+use crate::plan::size;
+
 /// Why a model could not be described, opened, loaded or written.
 ///
 /// Each message says what is wrong, where, and what to do about it.
@@ -29,8 +31,9 @@ pub enum ModelError {
     },
     /// The disk has not enough room.
     #[error(
-        "not enough room in {folder}: {needed_bytes} bytes are needed and {available_bytes} are \
-         free; free some space or choose another folder (environment variable NIBBLE_CACHE)"
+        "not enough room in {folder}: {} is needed and {} is free; free some space or choose another \
+         folder (environment variable NIBBLE_CACHE)",
+        size(*needed_bytes), size(*available_bytes)
     )]
     NoSpace {
         /// Where the file was to go.

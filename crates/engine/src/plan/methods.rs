@@ -60,7 +60,8 @@ fn projection_names() -> String {
     Projection::ALL.map(Projection::name).join(", ")
 }
 
-fn size(bytes: u64) -> String {
+/// A size as messages give it.
+pub fn size(bytes: u64) -> String {
     const GIB: f64 = (1_u64 << 30) as f64;
     match bytes as f64 {
         bytes if bytes < 0.1 * GIB => format!("{:.1} MiB", bytes * 1024.0 / GIB),
@@ -167,16 +168,12 @@ pub fn training_shape(
 /// # Errors
 /// When a name is unknown.
 pub fn targets(names: &[String]) -> Result<Targets, PlanError> {
-    if names.iter().any(|name| name == "all-linear") {
-        return Ok(Targets::all_linear());
-    }
-    names
-        .iter()
-        .map(|name| {
-            Projection::from_name(name)
-                .ok_or_else(|| PlanError::UnknownTarget { name: name.clone() })
-        })
-        .collect()
+    let is_all = |name: &&String| *name == "all-linear";
+    let named = names.iter().filter(|name| !is_all(name)).map(|name| {
+        Projection::from_name(name).ok_or_else(|| PlanError::UnknownTarget { name: name.clone() })
+    });
+    let named: Targets = named.collect::<Result<_, _>>()?;
+    Ok(if names.iter().any(|name| is_all(&name)) { Targets::all_linear() } else { named })
 }
 
 /// The plan of one method, held against `budget_bytes`.

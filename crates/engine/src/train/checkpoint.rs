@@ -23,10 +23,12 @@ use serde::{Deserialize, Serialize};
 
 use super::trainer::Trainer;
 use crate::{
-    adapter::{AdapterConfig, AdapterError, peft},
+    adapter::{AdapterConfig, AdapterError, AdapterTensor, peft},
     decoder::BaseWeights,
+    export::{ExportError, copy_companions},
     files::{SafetensorsWriter, TensorEntry},
     optimizer::{MomentParts, OptimizerStates, TrainedRole},
+    plan::size,
     residency::Stored,
     weights::layout::TensorParts,
 };
@@ -73,6 +75,19 @@ pub enum CheckpointError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A checkpoint would not find room.
+    #[error(
+        "each checkpoint of this run takes {} and {} is free where {path} is; free some space, or choose another place for the run (--out)",
+        size(*needed_bytes), size(*available_bytes)
+    )]
+    NoSpace {
+        /// The folder of checkpoints.
+        path: PathBuf,
+        /// What one takes.
+        needed_bytes: u64,
+        /// What is free.
+        available_bytes: u64,
+    },
     /// A file could not be read.
     #[error("could not read the checkpoint {path}: {source}")]
     Read {
@@ -92,12 +107,29 @@ pub enum CheckpointError {
     /// The adapter's files.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// The model's configuration or tokenizer could not be taken along.
+    #[error(transparent)]
+    Companions(#[from] ExportError),
     /// What lies outside the device could not be reached.
     #[error(transparent)]
     Page(#[from] PageError),
 }
 
-/// Writes a checkpoint of `trainer` at `path`, whole or not at all.
+/// Bytes of the large files of a checkpoint of `trainer`.
+pub fn n_bytes<B: Backend>(trainer: &Trainer<B>) -> u64 {
+    let trained = match (&trainer.decoder().adapter, trainer.layout().trainable.parameters) {
+        (Some(_), Some(parameters)) => (parameters.len() * size_of::<f32>()) as u64,
+        _ => n_tensor_bytes(&weight_tensors(&trainer.decoder().weights)),
+    };
+    trained + n_tensor_bytes(&moment_tensors(trainer.states()))
+}
+
+fn n_tensor_bytes(tensors: &[StoredTensor]) -> u64 {
+    tensors.iter().map(|tensor| tensor.entry().n_bytes()).sum()
+}
+
+/// Writes a checkpoint of `trainer` at `path`, whole or not at all. Beside the configuration and the
+/// tokenizer of `base`, which come along where everything is trained, it is a model.
 ///
 /// # Errors
 /// When the disk is full or refuses.
@@ -105,12 +137,13 @@ pub fn write<B: Backend>(
     path: &Path,
     trainer: &mut Trainer<B>,
     adapter: Option<&AdapterConfig>,
+    base: &Path,
     state: &RunState,
 ) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = path.with_file_name(format!("{name}.tmp"));
-    let result = write_files(&unfinished, trainer, adapter, state).and_then(|()| {
+    let result = write_files(&unfinished, trainer, adapter, base, state).and_then(|()| {
         if path.exists() {
             fs::remove_dir_all(path).map_err(failed)?;
         }
@@ -128,6 +161,7 @@ fn write_files<B: Backend>(
     folder: &Path,
     trainer: &mut Trainer<B>,
     adapter: Option<&AdapterConfig>,
+    base: &Path,
     state: &RunState,
 ) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write { path: folder.to_owned(), source };
@@ -138,9 +172,11 @@ fn write_files<B: Backend>(
     let trainable = trainer.layout().trainable;
     match (&trainer.decoder().adapter, trainable.parameters, adapter) {
         (Some(adapter), Some(parameters), Some(config)) => {
-            let mut values = vec![0.0; parameters.len()];
-            trainer.download(parameters, &mut values);
-            peft::write(folder, config, &adapter.layout, &values).map_err(|error| match error {
+            let layout = adapter.layout.clone();
+            let fill = |tensor: &AdapterTensor, values: &mut [f32]| {
+                trainer.download(parameters.slice(tensor.range()), values);
+            };
+            peft::write(folder, config, &layout, fill).map_err(|error| match error {
                 AdapterError::File { source, .. } => failed(source),
                 other => other.into(),
             })?;
@@ -148,6 +184,10 @@ fn write_files<B: Backend>(
         _ => {
             let tensors = weight_tensors(&trainer.decoder().weights);
             write_tensors(&folder.join(MODEL_WEIGHTS), trainer, &tensors)?;
+            copy_companions(base, None, folder).map_err(|error| match error {
+                ExportError::Write { source, .. } => failed(source),
+                other => other.into(),
+            })?;
         }
     }
     let moments = moment_tensors(trainer.states());
@@ -197,8 +237,10 @@ pub fn read<B: Backend>(
     match (trainer.decoder().adapter.clone(), trainable.parameters) {
         (Some(adapter), Some(parameters)) => {
             let path = folder.join(peft::ADAPTER_WEIGHTS);
-            let values = peft::read_parameters(&path, &adapter.layout)?;
-            trainer.device().upload(&values, parameters);
+            let device = trainer.device();
+            peft::read_parameters(&path, &adapter.layout, |tensor, values| {
+                device.upload(values, parameters.slice(tensor.range()));
+            })?;
         }
         _ => {
             let tensors = weight_tensors(&trainer.decoder().weights);
@@ -217,6 +259,12 @@ struct StoredTensor {
     dtype: Dtype,
     shape: Vec<usize>,
     runs: Vec<Stored>,
+}
+
+impl StoredTensor {
+    fn entry(&self) -> TensorEntry {
+        TensorEntry { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }
+    }
 }
 
 /// Every tensor of a block of weights, under its name in model files.
@@ -284,12 +332,7 @@ fn write_tensors<B: Backend>(
     tensors: &[StoredTensor],
 ) -> Result<(), CheckpointError> {
     let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
-    let entries = tensors.iter().map(|tensor| TensorEntry {
-        name: tensor.name.clone(),
-        dtype: tensor.dtype,
-        shape: tensor.shape.clone(),
-    });
-    let entries: Vec<_> = entries.collect();
+    let entries: Vec<_> = tensors.iter().map(StoredTensor::entry).collect();
     let mut writer = SafetensorsWriter::create(path, &entries).map_err(failed)?;
     let mut chunk = Vec::new();
     for run in tensors.iter().flat_map(|tensor| &tensor.runs) {

@@ -1,14 +1,15 @@
 //! Training: a step, a run around it, and what survives a run.
 
 pub mod checkpoint;
+mod handle;
 mod initialise;
 mod prepare;
 mod run;
 mod schedule;
 mod trainer;
 
+pub use handle::{Command, Outcome, RunHandle, resume, start};
 pub use prepare::{Prepared, column_mapping, compute, prepare, tokenize_options};
-pub use run::{Command, Outcome, RunHandle, resume, start};
 pub use schedule::LearningRate;
 pub use trainer::{MicroBatch, Trainer};
 
@@ -52,9 +53,6 @@ pub enum TrainError {
     /// A sample.
     #[error(transparent)]
     Generate(#[from] GenerateError),
-    /// A model's companions could not be copied.
-    #[error(transparent)]
-    Export(#[from] crate::export::ExportError),
     /// The model is known by its shape alone.
     #[error(
         "`{id}` is known by its shape only; download {repository} into a folder and give that folder as --model"

@@ -1,14 +1,9 @@
-//! A run: from settings to a trained adapter, on a background thread behind a handle.
-//!
-//! Events come out, commands go in; whoever shows the run needs nothing else. The run folder is
-//! written as it goes, so that a run can be resumed after any end.
+//! A run: from settings to a trained adapter. The run folder is written as it goes, so that a run
+//! can be resumed after any end.
 
 use std::{
-    cell::Cell,
     ops::ControlFlow,
-    path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, Sender},
-    thread::JoinHandle,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -16,14 +11,14 @@ use nibble_data::{
     BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
 };
 use nibble_kernels::{Cpu, Memory, Paging, attention::Segment, random::hash};
-use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunLock, RunSettings, read_metrics};
-use serde::Deserialize;
+use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunSettings, read_metrics};
 
 use super::{
     TrainError,
-    checkpoint::{self, RunState},
+    checkpoint::{self, CheckpointError, RunState},
+    handle::{Link, Outcome},
     initialise::initial_adapter,
-    prepare::{self, Prepared, column_mapping, tokenize_options},
+    prepare::{Prepared, column_mapping, tokenize_options},
     schedule::LearningRate,
     trainer::{MicroBatch, Trainer},
 };
@@ -31,235 +26,13 @@ use crate::{
     adapter::AdapterConfig,
     decoder::DropoutMask,
     devices::ResidentMemory,
-    export::copy_companions,
     generate::{self, SamplingSettings},
-    model::ModelError,
     optimizer::OptimizerConfig,
+    plan::size,
     report,
     residency::open_store,
     weights::{load::LoadProgress, place_weights},
 };
-
-/// What a running run can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
-pub enum Command {
-    /// Hold before the next step.
-    Pause,
-    /// Go on.
-    Resume,
-    /// Write a checkpoint and end.
-    Stop,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    /// Steps done, of all sittings.
-    pub n_steps: u64,
-    /// The last step's mean loss.
-    pub final_loss: f64,
-    /// The last checkpoint; `None` where the run was stopped before there was one.
-    pub checkpoint: Option<PathBuf>,
-    /// Whether everything was done, as opposed to stopped before.
-    pub complete: bool,
-}
-
-impl Outcome {
-    /// Told to stop before the first step of a sitting: nothing has changed since `checkpoint`.
-    fn stopped_while_loading(checkpoint: Option<PathBuf>) -> Result<Self, TrainError> {
-        let state = match &checkpoint {
-            Some(path) => checkpoint::read_state(path)?,
-            None => RunState::new(0, f64::NAN, 0),
-        };
-        let RunState { step, loss, .. } = state;
-        Ok(Self { n_steps: step, final_loss: loss, checkpoint, complete: false })
-    }
-}
-
-/// A run on its thread.
-#[derive(Debug)]
-pub struct RunHandle {
-    events: Receiver<Event>,
-    commands: Sender<Command>,
-    thread: JoinHandle<Result<Outcome, TrainError>>,
-}
-
-impl RunHandle {
-    /// What happens, in order; ends when the run does.
-    pub fn events(&self) -> &Receiver<Event> {
-        &self.events
-    }
-
-    /// Tells the run something; a run that has ended does not hear it.
-    pub fn send(&self, command: Command) {
-        let _ = self.commands.send(command);
-    }
-
-    /// A way to send commands from elsewhere, such as a signal handler.
-    pub fn commands(&self) -> Sender<Command> {
-        self.commands.clone()
-    }
-
-    /// Waits for the end.
-    ///
-    /// # Errors
-    /// Whatever ended the run.
-    pub fn join(self) -> Result<Outcome, TrainError> {
-        drop(self.events);
-        self.thread.join().unwrap_or(Err(TrainError::Panicked))
-    }
-}
-
-/// Starts a new run in the folder `path`. Everything that can be wrong with the settings, the
-/// model's shape or the memory is found before this returns, and before anything is loaded.
-///
-/// # Errors
-/// What is wrong, and what to do; then no folder is left behind.
-pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError> {
-    let prepared = prepare::prepare(settings)?;
-    let folder = RunFolder::create(path, &prepared.settings)?;
-    let lock = folder.lock().and_then(|lock| {
-        folder.write_plan(&prepared.report())?;
-        Ok(lock)
-    });
-    match lock {
-        Ok(lock) => spawn(prepared, folder, lock, Begin::New),
-        Err(error) => {
-            folder.discard();
-            Err(error.into())
-        }
-    }
-}
-
-/// Where a sitting of a run begins.
-enum Begin {
-    /// In a folder that this sitting made.
-    New,
-    /// At a checkpoint, or from the beginning where there is none yet.
-    Again(Option<PathBuf>),
-}
-
-/// Goes on with the run in the folder `path` from its last whole checkpoint, or from the beginning
-/// when it has none.
-///
-/// # Errors
-/// As [`start`]; or when the run is complete, or is being trained already.
-pub fn resume(path: &Path) -> Result<RunHandle, TrainError> {
-    let folder = RunFolder::open(path)?;
-    let lock = folder.lock()?;
-    let prepared = prepare::prepare(folder.settings()?)?;
-    let last = folder.checkpoints()?.pop();
-    spawn(prepared, folder, lock, Begin::Again(last.map(|checkpoint| checkpoint.path)))
-}
-
-fn spawn(
-    prepared: Prepared,
-    folder: RunFolder,
-    lock: RunLock,
-    begin: Begin,
-) -> Result<RunHandle, TrainError> {
-    let (event_sender, events) = mpsc::channel();
-    let (commands, command_receiver) = mpsc::channel();
-    let thread = std::thread::Builder::new()
-        .name("nibble-run".into())
-        .spawn(move || {
-            let link = Link {
-                events: event_sender,
-                commands: command_receiver,
-                wants_pause: Cell::new(false),
-                wants_stop: Cell::new(false),
-            };
-            let (is_new, checkpoint) = match begin {
-                Begin::New => (true, None),
-                Begin::Again(checkpoint) => (false, checkpoint),
-            };
-            match Run::open(prepared, folder.clone(), checkpoint.as_deref(), link) {
-                Ok(mut run) => {
-                    let result = run.run();
-                    if let Err(error) = &result {
-                        run.remember(error);
-                    }
-                    result
-                }
-                Err(error) => {
-                    if matches!(error, TrainError::Model(ModelError::Cancelled)) {
-                        return Outcome::stopped_while_loading(checkpoint);
-                    }
-                    drop(lock);
-                    if is_new {
-                        // The folder holds settings alone, and the same name should be free for
-                        // the next try.
-                        folder.discard();
-                    }
-                    Err(error)
-                }
-            }
-        })
-        .map_err(|error| TrainError::Threads(error.to_string()))?;
-    Ok(RunHandle { events, commands, thread })
-}
-
-/// The thread's ends of the handle's channels.
-struct Link {
-    events: Sender<Event>,
-    commands: Receiver<Command>,
-    /// What the last of Pause and Resume asked for.
-    wants_pause: Cell<bool>,
-    /// Whether Stop has come; it is never taken back.
-    wants_stop: Cell<bool>,
-}
-
-impl Link {
-    fn emit(&self, event: Event) {
-        // Nobody listening is no reason to stop: the run folder has everything.
-        let _ = self.events.send(event);
-    }
-
-    fn hear(&self, command: Command) {
-        match command {
-            Command::Pause => self.wants_pause.set(true),
-            Command::Resume => self.wants_pause.set(false),
-            Command::Stop => self.wants_stop.set(true),
-        }
-    }
-
-    /// Whether the run was told to stop. Asked within long work too, so that a person who wants to
-    /// end a run never waits for more than a step.
-    fn must_stop(&self) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
-            self.hear(command);
-        }
-        self.wants_stop.get()
-    }
-
-    /// Takes the commands that have come; waits while paused. Returns whether to go on.
-    fn goes_on(&self, metrics: &mut MetricsWriter) -> Result<bool, TrainError> {
-        let mut tell = |event: Event| {
-            metrics.write(&event)?;
-            self.emit(event);
-            Ok::<_, TrainError>(())
-        };
-        let mut paused = false;
-        while !self.must_stop() {
-            let wants_pause = self.wants_pause.get();
-            if paused != wants_pause {
-                tell(if wants_pause { Event::Paused } else { Event::Resumed })?;
-                paused = wants_pause;
-            }
-            if !paused {
-                return Ok(true);
-            }
-            match self.commands.recv() {
-                Ok(command) => self.hear(command),
-                // A paused run whose handle is gone can never be told to go on: it is saved.
-                Err(_) => return Ok(false),
-            }
-        }
-        Ok(false)
-    }
-}
 
 /// A micro-batch on the host.
 #[derive(Debug)]
@@ -311,7 +84,7 @@ impl HostBatch {
 }
 
 /// A run on its thread.
-struct Run {
+pub(super) struct Run {
     settings: RunSettings,
     folder: RunFolder,
     link: Link,
@@ -341,7 +114,8 @@ struct Planned {
 }
 
 impl Run {
-    fn open(
+    /// Everything of a run in memory, at its checkpoint.
+    pub(super) fn open(
         mut prepared: Prepared,
         folder: RunFolder,
         checkpoint: Option<&Path>,
@@ -432,6 +206,7 @@ impl Run {
             state,
             planned,
         };
+        run.check_space()?;
         run.report(Event::Ready {
             n_steps,
             step: state.step,
@@ -442,8 +217,43 @@ impl Run {
         Ok(run)
     }
 
+    /// Refuses to begin where not even the next checkpoint finds room on the disk, and warns where
+    /// not all that are kept will: after hours of training either costs more than now.
+    fn check_space(&mut self) -> Result<(), TrainError> {
+        let (save_every, keep) = (self.settings.save_every, self.settings.keep_checkpoints as u64);
+        let (step, n_steps) = (self.state.step, self.learning_rate.n_steps);
+        let n_saves = |step: u64| step.checked_div(save_every).unwrap_or(0);
+        // The last one is written whatever its number.
+        let n_to_come = n_saves(n_steps.saturating_sub(1)).saturating_sub(n_saves(step)) + 1;
+        let path = self.folder.checkpoint(n_steps);
+        let path = path.parent().unwrap_or(&path).to_owned();
+        let n_now = self.folder.checkpoints()?.len() as u64;
+        let all = n_now + n_to_come;
+        // Before an old one goes a new one is whole.
+        let n_most = if keep == 0 { all } else { all.min(keep.saturating_add(1)) };
+        let each_bytes = checkpoint::n_bytes(&self.trainer);
+        // Where the system cannot say, writing will tell.
+        let available_bytes = fs4::available_space(&path).unwrap_or(u64::MAX);
+        if step < n_steps && each_bytes > available_bytes {
+            let needed_bytes = each_bytes;
+            return Err(CheckpointError::NoSpace { path, needed_bytes, available_bytes }.into());
+        }
+        let needed_bytes = n_most.saturating_sub(n_now).saturating_mul(each_bytes);
+        if needed_bytes > available_bytes {
+            let message = format!(
+                "the checkpoints of this run will take another {} and {} is free on its disk; \
+                 save less often (--save-every), keep fewer (keep_checkpoints in run.toml), or \
+                 free some space",
+                size(needed_bytes),
+                size(available_bytes)
+            );
+            self.report(Event::Warning { message })?;
+        }
+        Ok(())
+    }
+
     /// Every step, until the last or a command to stop.
-    fn run(&mut self) -> Result<Outcome, TrainError> {
+    pub(super) fn run(&mut self) -> Result<Outcome, TrainError> {
         let n_steps = self.learning_rate.n_steps;
         let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         if self.state.step == 0 {
@@ -521,7 +331,7 @@ impl Run {
     }
 
     /// Writes down what ended the run, for those who open its folder later.
-    fn remember(&mut self, error: &TrainError) {
+    pub(super) fn remember(&mut self, error: &TrainError) {
         let (message, hint) = error.explanation();
         let failed = Event::Failed { code: error.code().into(), message, hint };
         // A disk that is full takes no more lines; the handle tells the error in any case.
@@ -648,11 +458,8 @@ impl Run {
 
     fn save(&mut self) -> Result<(), TrainError> {
         let path = self.folder.checkpoint(self.state.step);
-        checkpoint::write(&path, &mut self.trainer, self.adapter.as_ref(), &self.state)?;
-        if self.adapter.is_none() {
-            // Beside its configuration and tokenizer, a fully trained checkpoint is a model.
-            copy_companions(&self.settings.model, None, &path)?;
-        }
+        let (adapter, base) = (self.adapter.as_ref(), &self.settings.model);
+        checkpoint::write(&path, &mut self.trainer, adapter, base, &self.state)?;
         self.report(Event::Checkpoint { step: self.state.step, path })?;
         self.folder.prune_checkpoints(self.settings.keep_checkpoints)?;
         Ok(())
@@ -696,8 +503,10 @@ fn open_trainer(
             if let (Some(adapter), Some(parameters)) =
                 (trainer.decoder().adapter.clone(), trainer.layout().trainable.parameters)
             {
-                let values = initial_adapter(&adapter.layout, prepared.settings.seed);
-                trainer.device().upload(&values, parameters);
+                let device = trainer.device();
+                initial_adapter(&adapter.layout, prepared.settings.seed, |tensor, values| {
+                    device.upload(values, parameters.slice(tensor.range()));
+                });
             }
         }
     }
