@@ -1,25 +1,6 @@
 //! Numbers as people read them.
 
-/// Bytes in GiB or MiB, with three digits.
-pub fn bytes(n: u64) -> String {
-    if n == 0 {
-        return "0".into();
-    }
-    let n = n as f64;
-    let (value, unit) = match n {
-        n if n >= 1024.0 * 1024.0 * 1024.0 => (n / (1024.0 * 1024.0 * 1024.0), "GiB"),
-        n if n >= 1024.0 * 1024.0 => (n / (1024.0 * 1024.0), "MiB"),
-        n => (n / 1024.0, "KiB"),
-    };
-    let digits = if value >= 100.0 {
-        0
-    } else if value >= 10.0 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.digits$} {unit}")
-}
+pub use nibble_run::size as bytes;
 
 /// A length of time with two digits or more.
 pub fn seconds(seconds: f64) -> String {
@@ -54,10 +35,6 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(bytes(5_368_709_120), "5.00 GiB");
-        assert_eq!(bytes(123_456_789), "118 MiB");
-        assert_eq!(bytes(0), "0");
-        assert_eq!(bytes(1536), "1.50 KiB");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(999), "999");
         assert_eq!(difference(0.0), "0");

@@ -134,6 +134,7 @@ pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> 
     let mut settings = RunSettings { sequence: arguments.seq, ..RunSettings::default() };
     apply_columns(&mut settings, &arguments.columns);
     settings.data.clone_from(&arguments.data);
+    settings.check().map_err(Failure::input)?;
     let inspection =
         preview::inspect(&arguments.model, &settings, arguments.limit).map_err(Failure::input)?;
     if json {
@@ -256,6 +257,7 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
 pub fn eval(arguments: &EvalArguments, json: bool) -> Result<(), Failure> {
     let EvalArguments { model, adapter, data, quantize, compute, seq, columns } = arguments.clone();
     let mut settings = RunSettings { sequence: seq, ..RunSettings::default() };
+    settings.check().map_err(Failure::input)?;
     apply_columns(&mut settings, &columns);
     let settings = EvaluateSettings {
         session: session_settings(model, adapter, quantize, compute, seq),

@@ -216,7 +216,7 @@ impl Columns {
                     let within = |error| format!("message {}: {error}", i + 1);
                     Ok(Message {
                         role: string(message, "role").map_err(within)?,
-                        content: string(message, "content").map_err(within)?,
+                        content: content(message).map_err(within)?,
                     })
                 };
                 conversation(messages.iter().enumerate().map(message))
@@ -266,6 +266,20 @@ fn string(row: &Map<String, Value>, column: &str) -> Result<String, String> {
         Some(_) => Err(format!("`{column}` is no text")),
         None => Err(format!("there is no `{column}`")),
     }
+}
+
+/// What a message says: a text, or a list of parts that are texts.
+fn content(message: &Map<String, Value>) -> Result<String, String> {
+    let Some(Value::Array(parts)) = message.get("content") else {
+        return string(message, "content");
+    };
+    let text = |(i, part): (usize, &Value)| match part {
+        Value::String(text) => Ok(text.clone()),
+        _ => part.get("text").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| {
+            format!("part {} of `content` is no text; only texts can be trained on", i + 1)
+        }),
+    };
+    parts.iter().enumerate().map(text).collect()
 }
 
 fn array<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a Vec<Value>, String> {

@@ -40,6 +40,11 @@ fn formats_are_recognised() {
             chat.clone(),
         ),
         (
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"q"}]},{"role":"assistant","content":["a"]}]}"#,
+            Format::Messages,
+            chat.clone(),
+        ),
+        (
             r#"{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"}]}"#,
             Format::ShareGpt,
             chat,

@@ -203,6 +203,7 @@ impl Explain for TrainError {
             Self::Page(error) | Self::Store(StoreError::Page(error)) => page_code(error),
             Self::Store(StoreError::Memory(error)) => memory_code(error),
             Self::Diverged { .. } => "diverged",
+            Self::DamagedModel { .. } => "model_damaged",
             Self::Complete { .. } => "run_complete",
             Self::Threads(_) => "threads_refused",
             Self::Panicked => "defect",

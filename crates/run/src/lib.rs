@@ -36,7 +36,7 @@ pub use lock::RunLock;
 pub use naming::new_run_path;
 pub use plan::{
     Category, CategoryBytes, MethodPlan, ModelSummary, PagingPlan, PlanReport, PlannedRegion,
-    Residence, SuggestedSettings, Suggestion,
+    Residence, SuggestedSettings, Suggestion, size,
 };
 pub use settings::{
     Columns, ComputePrecision, LoraSettings, Method, Optimizer, Paging, RunSettings,

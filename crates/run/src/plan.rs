@@ -187,3 +187,37 @@ pub struct PlanReport {
     /// A plan for each method.
     pub methods: Vec<MethodPlan>,
 }
+
+/// Bytes as people read them: in GiB, MiB or KiB, with three digits.
+pub fn size(n: u64) -> String {
+    if n == 0 {
+        return "0".into();
+    }
+    let n = n as f64;
+    let (value, unit) = match n {
+        n if n >= 1024.0 * 1024.0 * 1024.0 => (n / (1024.0 * 1024.0 * 1024.0), "GiB"),
+        n if n >= 1024.0 * 1024.0 => (n / (1024.0 * 1024.0), "MiB"),
+        n => (n / 1024.0, "KiB"),
+    };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(size(5_368_709_120), "5.00 GiB");
+        assert_eq!(size(123_456_789), "118 MiB");
+        assert_eq!(size(0), "0");
+        assert_eq!(size(1536), "1.50 KiB");
+    }
+}

@@ -312,6 +312,13 @@ impl Default for RunSettings {
     }
 }
 
+/// Tokens of a micro-batch: beyond what any memory holds the activations of, and within what every
+/// offset of a plan can count.
+const MOST_BATCH_TOKENS: usize = 1 << 24;
+
+/// More threads than any machine's cores only cost memory.
+const MOST_THREADS: usize = 1024;
+
 impl RunSettings {
     /// The highest learning rate.
     pub fn learning_rate(&self) -> f64 {
@@ -326,9 +333,26 @@ impl RunSettings {
         let positive = "it must be a number above 0";
         let share = "it must be a number from 0 to below 1";
         let whole = "it must be 1 or more";
-        let rules: [(&'static str, f64, bool, &'static str); 17] = [
-            ("sequence", self.sequence as f64, self.sequence > 1, "it must be 2 or more"),
+        let rules: [(&'static str, f64, bool, &'static str); 19] = [
+            (
+                "sequence",
+                self.sequence as f64,
+                (2..=MOST_BATCH_TOKENS).contains(&self.sequence),
+                "it must be from 2 to 16,777,216",
+            ),
             ("batch", self.batch as f64, self.batch > 0, whole),
+            (
+                "batch",
+                self.batch as f64,
+                self.batch.saturating_mul(self.sequence) <= MOST_BATCH_TOKENS,
+                "with the sequence length it must make at most 16,777,216 tokens",
+            ),
+            (
+                "threads",
+                self.threads.unwrap_or(1) as f64,
+                self.threads.is_none_or(|threads| (1..=MOST_THREADS).contains(&threads)),
+                "it must be from 1 to 1024",
+            ),
             (
                 "gradient_accumulation",
                 self.gradient_accumulation as f64,

@@ -7,6 +7,7 @@ use nibble_data::{ChatTemplate, Message, StreamDecoder, Tokenizer};
 use nibble_kernels::{
     Backend, Compute, Cpu, DeviceProfile, memory::MemoryError, paging::PageError,
 };
+use nibble_run::size;
 
 use super::{SamplingSettings, Stop, generate};
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     decoder::{Adapter, Decoder, fill_rope_tables},
     devices,
     model::{ModelError, ModelSpec},
-    plan::{GenerationShape, Regions, SessionLayout, size},
+    plan::{GenerationShape, Regions, SessionLayout},
     weights::{
         EmbeddingFormat, ModelFolder, PagedLayers, WeightFormat, WeightLayout, load::unwatched,
         place_weights,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use nibble_kernels::{MemoryError, paging::PageError};
 
-use crate::plan::size;
+use nibble_run::size;
 
 /// Why a model could not be described, opened, loaded or written.
 ///

@@ -2,7 +2,7 @@
 
 use nibble_kernels::{Compute, DeviceProfile};
 use nibble_run::{
-    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, PlanReport, RunSettings,
+    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, PlanReport, RunSettings, size,
 };
 
 use super::{
@@ -58,15 +58,6 @@ pub enum PlanError {
 
 fn projection_names() -> String {
     Projection::ALL.map(Projection::name).join(", ")
-}
-
-/// A size as messages give it.
-pub fn size(bytes: u64) -> String {
-    const GIB: f64 = (1_u64 << 30) as f64;
-    match bytes as f64 {
-        bytes if bytes < 0.1 * GIB => format!("{:.1} MiB", bytes * 1024.0 / GIB),
-        bytes => format!("{:.2} GiB", bytes / GIB),
-    }
 }
 
 /// What a budget must be at least, unless it has just been said.

@@ -23,7 +23,7 @@ pub use evaluation::EvaluationLayout;
 pub use generation::{GenerationLayout, GenerationShape, SessionLayout};
 pub use methods::{
     PageRates, PlanError, PlanSettings, check, compare_methods, method_plan, model_summary,
-    planned_method, size, targets, training_shape,
+    planned_method, targets, training_shape,
 };
 pub use moments::Moments;
 pub use regions::{OutsideRegion, Region, Regions};

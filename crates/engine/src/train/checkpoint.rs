@@ -18,6 +18,7 @@ use std::{
 use nibble_kernels::{
     Backend, MemoryError, adamw::n_moment_blocks, memory::MappedFile, paging::PageError,
 };
+use nibble_run::size;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,6 @@ use crate::{
     export::{ExportError, copy_companions},
     files::{SafetensorsWriter, TensorEntry},
     optimizer::{MomentParts, OptimizerStates, TrainedRole},
-    plan::size,
     residency::Stored,
     weights::layout::TensorParts,
 };

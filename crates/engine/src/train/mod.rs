@@ -84,6 +84,14 @@ pub enum TrainError {
         /// The learning rate of the run.
         learning_rate: f64,
     },
+    /// The loss is not a number before anything was trained.
+    #[error(
+        "the loss is {value} before anything was trained: the model's weights are damaged or do not belong to its config.json; download the model again"
+    )]
+    DamagedModel {
+        /// The loss.
+        value: f64,
+    },
     /// There is nothing left to do.
     #[error("the run {path} is complete after {n_steps} steps; start another, or export it")]
     Complete {

@@ -11,7 +11,7 @@ use nibble_data::{
     BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
 };
 use nibble_kernels::{Cpu, Memory, Paging, attention::Segment, random::hash};
-use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunSettings, read_metrics};
+use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunSettings, read_metrics, size};
 
 use super::{
     TrainError,
@@ -28,7 +28,6 @@ use crate::{
     devices::ResidentMemory,
     generate::{self, SamplingSettings},
     optimizer::OptimizerConfig,
-    plan::size,
     report,
     residency::open_store,
     weights::{load::LoadProgress, place_weights},
@@ -371,6 +370,9 @@ impl Run {
             step,
             learning_rate: self.learning_rate.peak,
         };
+        if !loss.is_finite() && step == 1 {
+            return Err(TrainError::DamagedModel { value: loss });
+        }
         if !loss.is_finite() {
             return Err(diverged("loss", loss));
         }
