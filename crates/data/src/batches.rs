@@ -4,7 +4,9 @@
 //! unpacked, at most `rows`. Which examples share a micro-batch is decided once for the run; each
 //! epoch visits the micro-batches in an order of its own, so that every epoch has as many.
 
-use crate::TokenizedDataset;
+use std::collections::VecDeque;
+
+use crate::{DataError, TokenizedDataset, tokenize::TRAINED};
 
 /// Where a micro-batch is written; each slice as long as [`BatchPlan::capacity`].
 #[derive(Debug)]
@@ -35,18 +37,31 @@ pub struct BatchCounts {
 }
 
 /// The examples of one micro-batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MicroBatchPlan {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MicroBatchPlan<'a> {
     /// Their numbers in the dataset.
-    pub examples: Vec<usize>,
+    pub examples: &'a [u32],
     /// Trained tokens.
     pub n_targets: usize,
+}
+
+/// A micro-batch that may still take examples.
+#[derive(Debug, Default)]
+struct OpenMicroBatch {
+    examples: Vec<u32>,
+    n_tokens: usize,
+    n_targets: usize,
 }
 
 /// Every micro-batch of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchPlan {
-    micro_batches: Vec<MicroBatchPlan>,
+    /// The examples of every micro-batch behind one another.
+    examples: Vec<u32>,
+    /// Where those of each begin, and the end of the last.
+    starts: Vec<usize>,
+    /// Trained tokens of each.
+    n_targets: Vec<usize>,
     capacity: usize,
     seed: u64,
     /// The order of the epoch below; kept, so that another epoch allocates nothing.
@@ -71,31 +86,47 @@ impl BatchPlan {
         shuffle(&mut shuffled, hash(seed, u64::MAX));
         /// Micro-batches that are still open to examples: enough to fill gaps, few to search.
         const OPEN: usize = 64;
-        let mut micro_batches: Vec<(MicroBatchPlan, usize)> = Vec::new();
-        let mut first_open = 0;
+        let mut open: VecDeque<OpenMicroBatch> = VecDeque::with_capacity(OPEN);
+        let mut plan = Self {
+            examples: Vec::with_capacity(examples.len()),
+            starts: vec![0],
+            n_targets: Vec::new(),
+            capacity,
+            seed,
+            order: Vec::new(),
+            epoch: None,
+        };
         for example in shuffled {
             let len = dataset.example_len(example);
             assert!(len <= sequence, "an example of {len} tokens in a row of {sequence}");
-            let n_targets = dataset.example_trained(example);
-            let room = micro_batches[first_open..].iter_mut().find(|(plan, n_tokens)| {
-                n_tokens + len <= capacity && (packing || plan.examples.len() < rows)
+            let room = open.iter().position(|batch| {
+                batch.n_tokens + len <= capacity && (packing || batch.examples.len() < rows)
             });
-            match room {
-                Some((plan, n_tokens)) => {
-                    plan.examples.push(example);
-                    plan.n_targets += n_targets;
-                    *n_tokens += len;
+            let at = room.unwrap_or_else(|| {
+                if open.len() == OPEN
+                    && let Some(full) = open.pop_front()
+                {
+                    plan.push(&full);
                 }
-                None => {
-                    let plan = MicroBatchPlan { examples: vec![example], n_targets };
-                    micro_batches.push((plan, len));
-                    first_open = micro_batches.len().saturating_sub(OPEN).max(first_open);
-                }
-            }
+                open.push_back(OpenMicroBatch::default());
+                open.len() - 1
+            });
+            let batch = &mut open[at];
+            batch.examples.push(example as u32);
+            batch.n_targets += dataset.example_trained(example);
+            batch.n_tokens += len;
         }
-        let micro_batches: Vec<_> = micro_batches.into_iter().map(|(plan, _)| plan).collect();
-        let order = (0..micro_batches.len()).collect();
-        Self { micro_batches, capacity, seed, order, epoch: None }
+        for batch in &open {
+            plan.push(batch);
+        }
+        plan.order = (0..plan.len()).collect();
+        plan
+    }
+
+    fn push(&mut self, batch: &OpenMicroBatch) {
+        self.examples.extend_from_slice(&batch.examples);
+        self.starts.push(self.examples.len());
+        self.n_targets.push(batch.n_targets);
     }
 
     /// Tokens that a micro-batch has room for.
@@ -105,16 +136,16 @@ impl BatchPlan {
 
     /// Micro-batches of an epoch.
     pub fn len(&self) -> usize {
-        self.micro_batches.len()
+        self.n_targets.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.micro_batches.is_empty()
+        self.n_targets.is_empty()
     }
 
     /// The micro-batch at `index` of `epoch`.
-    pub fn micro_batch(&mut self, epoch: u64, index: usize) -> &MicroBatchPlan {
+    pub fn micro_batch(&mut self, epoch: u64, index: usize) -> MicroBatchPlan<'_> {
         if self.epoch != Some(epoch) {
             for (i, slot) in self.order.iter_mut().enumerate() {
                 *slot = i;
@@ -122,10 +153,17 @@ impl BatchPlan {
             shuffle(&mut self.order, hash(self.seed, epoch));
             self.epoch = Some(epoch);
         }
-        &self.micro_batches[self.order[index]]
+        let number = self.order[index];
+        MicroBatchPlan {
+            examples: &self.examples[self.starts[number]..self.starts[number + 1]],
+            n_targets: self.n_targets[number],
+        }
     }
 
     /// Writes the micro-batch at `index` of `epoch`.
+    ///
+    /// # Errors
+    /// When the tokens cannot be read.
     ///
     /// # Panics
     /// When a buffer is shorter than [`BatchPlan::capacity`].
@@ -135,30 +173,33 @@ impl BatchPlan {
         epoch: u64,
         index: usize,
         buffers: &mut BatchBuffers<'_>,
-    ) -> BatchCounts {
+    ) -> Result<BatchCounts, DataError> {
         let mut counts = BatchCounts::default();
-        for &example in &self.micro_batch(epoch, index).examples {
-            let (ids, trained) = dataset.example(example);
+        for &example in self.micro_batch(epoch, index).examples {
             let start = counts.n_tokens;
-            let end = start + ids.len();
-            buffers.ids[start..end].copy_from_slice(ids);
+            let end = start + dataset.example_len(example as usize);
+            let ids = &mut buffers.ids[start..end];
+            dataset.read_example(example as usize, ids)?;
             for (position, slot) in buffers.positions[start..end].iter_mut().enumerate() {
                 *slot = position as u32;
             }
             let (first, n) = (start as u32, ids.len() as u32);
             buffers.segments[counts.n_segments] = [first, n, first, n];
-            for (i, next) in ids.iter().enumerate().skip(1) {
-                if trained[i] {
+            for (i, word) in ids.iter_mut().enumerate() {
+                let is_trained = *word & TRAINED != 0;
+                *word &= !TRAINED;
+                // The first token is predicted by nothing.
+                if is_trained && i > 0 {
                     buffers.target_rows[counts.n_targets] = (start + i - 1) as u32;
-                    buffers.targets[counts.n_targets] = *next;
+                    buffers.targets[counts.n_targets] = *word;
                     counts.n_targets += 1;
                 }
             }
             counts.n_tokens = end;
             counts.n_segments += 1;
-            counts.longest_segment = counts.longest_segment.max(ids.len());
+            counts.longest_segment = counts.longest_segment.max(n as usize);
         }
-        counts
+        Ok(counts)
     }
 }
 

@@ -1,12 +1,18 @@
 //! Reading examples: which format a file has, and what is wrong with its lines.
 
 use std::{
+    cell::Cell,
+    fmt,
     fs::File,
-    io::{BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Cursor, Read},
+    ops::ControlFlow,
     path::Path,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, SeqAccess, Visitor},
+};
 use serde_json::{Map, Value};
 
 use crate::DataError;
@@ -46,6 +52,19 @@ pub enum Example {
     },
     /// A conversation, of which the assistant's turns are trained.
     Messages(Vec<Message>),
+}
+
+impl Example {
+    /// Bytes of its texts.
+    pub(crate) fn n_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Completion { prompt, completion } => prompt.len() + completion.len(),
+            Self::Messages(messages) => {
+                messages.iter().map(|message| message.role.len() + message.content.len()).sum()
+            }
+        }
+    }
 }
 
 /// What the examples of a file look like.
@@ -102,18 +121,22 @@ pub struct MalformedLine {
     pub error: String,
 }
 
-/// The examples of a file.
+/// What a file of examples is, beside the examples themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// What they look like.
+    /// What its examples look like.
     pub format: Format,
-    /// Those that can be read.
-    pub examples: Vec<Example>,
-    /// Where each of them is: the line that it begins in, from 1; in a JSON list, its number.
-    pub lines: Vec<usize>,
+    /// How many can be read.
+    pub n_examples: usize,
     /// Those that cannot.
     pub malformed: Vec<MalformedLine>,
 }
+
+/// What is done with each example, as soon as it is read: it gets the example's place (the line that
+/// it begins in, from 1; in a JSON list, its number), the example, and how many bytes of the file
+/// are read. To break ends the reading, which then asks no more of the file.
+pub type OnExample<'a> =
+    &'a mut dyn FnMut(usize, Example, u64) -> Result<ControlFlow<()>, DataError>;
 
 /// How the fields of a row become an example.
 #[derive(Clone, Debug)]
@@ -290,31 +313,40 @@ fn array<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a Vec<Value>
     }
 }
 
-/// Gathers rows into examples; the first row whose columns are known decides the format.
+/// Turns rows into examples; the first row whose columns are known decides the format.
 struct Reader<'a> {
     path: &'a Path,
     mapping: &'a ColumnMapping,
+    on_example: OnExample<'a>,
     columns: Option<Columns>,
     unknown: Option<String>,
-    examples: Vec<Example>,
-    lines: Vec<usize>,
+    n_examples: usize,
     malformed: Vec<MalformedLine>,
+    /// Whether somebody has seen enough.
+    is_over: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn new(path: &'a Path, mapping: &'a ColumnMapping) -> Self {
+    fn new(path: &'a Path, mapping: &'a ColumnMapping, on_example: OnExample<'a>) -> Self {
         Self {
             path,
             mapping,
+            on_example,
             columns: None,
             unknown: None,
-            examples: Vec::new(),
-            lines: Vec::new(),
+            n_examples: 0,
             malformed: Vec::new(),
+            is_over: false,
         }
     }
 
-    fn row(&mut self, line: usize, row: Result<Value, String>) {
+    /// Takes the row at `line`, `n_read` bytes into the file. Returns whether to go on.
+    fn row(
+        &mut self,
+        line: usize,
+        row: Result<Value, String>,
+        n_read: u64,
+    ) -> Result<bool, DataError> {
         let example = row.and_then(|row| match row {
             Value::Object(row) => {
                 if self.columns.is_none() {
@@ -338,13 +370,23 @@ impl<'a> Reader<'a> {
             }
             _ => Err("it is no JSON object".into()),
         });
+        self.take(line, example, n_read)
+    }
+
+    fn take(
+        &mut self,
+        line: usize,
+        example: Result<Example, String>,
+        n_read: u64,
+    ) -> Result<bool, DataError> {
         match example {
             Ok(example) => {
-                self.examples.push(example);
-                self.lines.push(line);
+                self.n_examples += 1;
+                self.is_over |= (self.on_example)(line, example, n_read)?.is_break();
             }
             Err(error) => self.malformed.push(MalformedLine { line, error }),
         }
+        Ok(!self.is_over)
     }
 
     fn finish(self) -> Result<Dataset, DataError> {
@@ -353,14 +395,23 @@ impl<'a> Reader<'a> {
             (None, Some(found)) => Err(DataError::UnknownColumns { path, found }),
             (None, None) if self.malformed.is_empty() => Err(DataError::Empty { path }),
             (columns, _) => {
-                refuse_mostly_malformed(&path, self.examples.len(), &self.malformed)?;
+                let Self { n_examples, malformed, .. } = self;
+                // A few bad lines are left out; where most are bad, the file is not what it was
+                // taken for.
+                match malformed.first() {
+                    Some(first) if malformed.len() > n_examples && !self.is_over => {
+                        return Err(DataError::MostlyMalformed {
+                            path,
+                            n_malformed: malformed.len(),
+                            n_lines: n_examples + malformed.len(),
+                            line: first.line,
+                            reason: first.error.clone(),
+                        });
+                    }
+                    _ => {}
+                }
                 let Some(columns) = columns else { return Err(DataError::Empty { path }) };
-                Ok(Dataset {
-                    format: columns.format(),
-                    examples: self.examples,
-                    lines: self.lines,
-                    malformed: self.malformed,
-                })
+                Ok(Dataset { format: columns.format(), n_examples, malformed })
             }
         }
     }
@@ -370,24 +421,6 @@ impl<'a> Reader<'a> {
 fn names(row: &Map<String, Value>) -> String {
     let names: Vec<_> = row.keys().map(|name| format!("`{name}`")).collect();
     names.join(", ")
-}
-
-/// A few bad lines are left out; where most are bad, the file is not what it was taken for.
-fn refuse_mostly_malformed(
-    path: &Path,
-    n_examples: usize,
-    malformed: &[MalformedLine],
-) -> Result<(), DataError> {
-    match malformed.first() {
-        Some(first) if malformed.len() > n_examples => Err(DataError::MostlyMalformed {
-            path: path.to_owned(),
-            n_malformed: malformed.len(),
-            n_lines: n_examples + malformed.len(),
-            line: first.line,
-            reason: first.error.clone(),
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// One line of JSON. The parser counts lines from that line on, which would only confuse.
@@ -401,123 +434,200 @@ fn parse_line(line: &[u8]) -> Result<Value, String> {
 
 impl Dataset {
     /// Reads a JSON-lines file (an object a line), a JSON file (a list of objects, or an object
-    /// that holds one), or a plain text file (one text a paragraph between empty lines).
+    /// that holds one), or a plain text file (one text a paragraph between empty lines), one example
+    /// in memory at a time.
     ///
     /// # Errors
-    /// When the file cannot be read, its columns are not known, or most examples are malformed.
-    pub fn open(path: &Path, mapping: &ColumnMapping) -> Result<Self, DataError> {
+    /// When the file cannot be read, its columns are not known, or most examples are malformed; or
+    /// what `on_example` says.
+    pub fn read(
+        path: &Path,
+        mapping: &ColumnMapping,
+        on_example: OnExample<'_>,
+    ) -> Result<Self, DataError> {
         let failed = |source| DataError::Read { path: path.to_owned(), source };
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
         if let Some(encoding) = wide_encoding(file.fill_buf().map_err(failed)?) {
             return Err(DataError::Encoding { path: path.to_owned(), encoding });
         }
+        let reader = Reader::new(path, mapping, on_example);
         let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
         if ending == "txt" || ending == "md" {
             if *mapping != ColumnMapping::default() {
                 return Err(DataError::NoColumns { path: path.to_owned() });
             }
-            return Self::read_text(path, file);
+            return read_text(reader, file);
         }
-        let first = first_byte(&mut file).map_err(failed)?;
-        if first == Some(b'[') || ending == "json" {
-            return Self::read_json(path, file, mapping);
+        match first_byte(&mut file).map_err(failed)? {
+            Some(b'[') => read_list(reader, file),
+            Some(b'{') if ending == "json" => read_object(reader, file),
+            _ => read_lines(reader, file),
         }
-        let mut reader = Reader::new(path, mapping);
-        let mut line = Vec::new();
-        for number in 1.. {
-            line.clear();
-            if file.read_until(b'\n', &mut line).map_err(failed)? == 0 {
-                break;
-            }
-            let text = line.trim_ascii();
-            if !text.is_empty() {
-                reader.row(number, parse_line(text));
-            }
-        }
-        reader.finish()
     }
+}
 
-    fn read_json(
-        path: &Path,
-        mut file: impl Read,
-        mapping: &ColumnMapping,
-    ) -> Result<Self, DataError> {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)
+fn read_lines(mut reader: Reader<'_>, mut file: impl BufRead) -> Result<Dataset, DataError> {
+    let path = reader.path;
+    let mut line = Vec::new();
+    let mut n_read = 0;
+    for number in 1.. {
+        line.clear();
+        let n = file
+            .read_until(b'\n', &mut line)
             .map_err(|source| DataError::Read { path: path.to_owned(), source })?;
-        let value = match serde_json::from_slice(&bytes) {
-            Ok(value) => value,
-            Err(error) => {
-                // Many a JSON-lines file is called .json.
-                let mut reader = Reader::new(path, mapping);
-                for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-                    if !line.trim_ascii().is_empty() {
-                        reader.row(i + 1, parse_line(line));
-                    }
-                }
-                return match reader.finish() {
-                    Ok(dataset) => Ok(dataset),
-                    Err(_) => {
-                        Err(DataError::Json { path: path.to_owned(), reason: error.to_string() })
-                    }
-                };
-            }
-        };
-        let rows = match value {
-            Value::Array(rows) => rows,
-            // An object that holds the list under any one name; else the only example itself.
-            Value::Object(fields) => {
-                let mut lists = fields.iter().filter(|(_, value)| {
-                    value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object))
-                });
-                let known = Columns::recognise(mapping, &fields).is_some();
-                match (lists.next(), lists.next()) {
-                    (Some((_, Value::Array(rows))), None) if !known => rows.clone(),
-                    _ => vec![Value::Object(fields)],
-                }
-            }
-            other => vec![other],
-        };
-        let mut reader = Reader::new(path, mapping);
-        for (i, row) in rows.into_iter().enumerate() {
-            reader.row(i + 1, Ok(row));
+        n_read += n as u64;
+        let text = line.trim_ascii();
+        if n == 0 || !text.is_empty() && !reader.row(number, parse_line(text), n_read)? {
+            break;
         }
-        reader.finish()
+    }
+    reader.finish()
+}
+
+/// A list of objects, each read when it comes.
+fn read_list(mut reader: Reader<'_>, file: impl BufRead) -> Result<Dataset, DataError> {
+    struct Rows<'r, 'a> {
+        reader: &'r mut Reader<'a>,
+        n_read: &'r Cell<u64>,
+        failure: &'r mut Option<DataError>,
     }
 
-    fn read_text(path: &Path, file: impl BufRead) -> Result<Self, DataError> {
-        let (mut examples, mut lines, mut malformed) = (Vec::new(), Vec::new(), Vec::new());
-        let mut paragraph = String::new();
-        for (i, line) in file.split(b'\n').enumerate() {
-            let line = line.map_err(|source| DataError::Read { path: path.to_owned(), source })?;
-            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
-            match std::str::from_utf8(line) {
-                Ok(text) if text.trim().is_empty() => {
-                    if !paragraph.is_empty() {
-                        examples.push(Example::Text(std::mem::take(&mut paragraph)));
+    impl<'de> Visitor<'de> for Rows<'_, '_> {
+        type Value = ();
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list of objects")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+            let mut number = 0;
+            while let Some(row) = rows.next_element::<Value>()? {
+                number += 1;
+                match self.reader.row(number, Ok(row), self.n_read.get()) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(A::Error::custom("enough is read")),
+                    Err(error) => {
+                        *self.failure = Some(error);
+                        return Err(A::Error::custom("the row was refused"));
                     }
-                }
-                Ok(text) => {
-                    if paragraph.is_empty() {
-                        lines.push(i + 1);
-                    } else {
-                        paragraph.push('\n');
-                    }
-                    paragraph.push_str(text.trim_end());
-                }
-                Err(error) => {
-                    malformed.push(MalformedLine { line: i + 1, error: error.to_string() });
                 }
             }
+            Ok(())
         }
-        if !paragraph.is_empty() {
-            examples.push(Example::Text(paragraph));
+    }
+
+    let path = reader.path.to_owned();
+    let n_read = Cell::new(0);
+    let mut failure = None;
+    let mut parser = serde_json::Deserializer::from_reader(Counted { file, n_read: &n_read });
+    let rows = Rows { reader: &mut reader, n_read: &n_read, failure: &mut failure };
+    let read = parser.deserialize_seq(rows).and_then(|()| parser.end());
+    match (failure, read) {
+        (Some(failure), _) => Err(failure),
+        (None, Err(error)) if !reader.is_over => Err(match error.is_io() {
+            true => DataError::Read { path, source: error.into() },
+            false => DataError::Json { path, reason: error.to_string() },
+        }),
+        _ => reader.finish(),
+    }
+}
+
+/// An object that holds the list under any one name; else the only example itself, or the first of
+/// many, for many a JSON-lines file is called .json.
+fn read_object(mut reader: Reader<'_>, mut file: impl BufRead) -> Result<Dataset, DataError> {
+    let failed = |source| DataError::Read { path: reader.path.to_owned(), source };
+    let mut first = Vec::new();
+    file.read_until(b'\n', &mut first).map_err(failed)?;
+    if serde_json::from_slice::<Value>(&first).is_ok()
+        && first_byte(&mut file).map_err(failed)?.is_some()
+    {
+        return read_lines(reader, Cursor::new(first).chain(file));
+    }
+    let mut bytes = first;
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    let n_bytes = bytes.len() as u64;
+    let fields = match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(fields)) => fields,
+        Ok(_) => return reader.finish(),
+        Err(error) => {
+            let path = reader.path.to_owned();
+            return read_lines(reader, Cursor::new(bytes)).map_err(|failure| match failure {
+                // Neither as a whole nor line by line: what is wrong with the whole says more.
+                DataError::MostlyMalformed { .. } => {
+                    DataError::Json { path, reason: error.to_string() }
+                }
+                other => other,
+            });
         }
-        refuse_mostly_malformed(path, examples.len(), &malformed)?;
-        if examples.is_empty() {
-            return Err(DataError::Empty { path: path.to_owned() });
+    };
+    let mut lists = fields.iter().filter(|(_, value)| {
+        value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object))
+    });
+    let known = Columns::recognise(reader.mapping, &fields).is_some();
+    let rows = match (lists.next(), lists.next()) {
+        (Some((_, Value::Array(rows))), None) if !known => rows.clone(),
+        _ => vec![Value::Object(fields)],
+    };
+    for (i, row) in rows.into_iter().enumerate() {
+        if !reader.row(i + 1, Ok(row), n_bytes)? {
+            break;
         }
-        Ok(Self { format: Format::Text, examples, lines, malformed })
+    }
+    reader.finish()
+}
+
+fn read_text(mut reader: Reader<'_>, file: impl BufRead) -> Result<Dataset, DataError> {
+    let path = reader.path.to_owned();
+    reader.columns = Some(Columns::Text(String::new()));
+    let mut paragraph = (0, String::new());
+    let mut n_read = 0;
+    for (i, line) in file.split(b'\n').enumerate() {
+        let line = line.map_err(|source| DataError::Read { path: path.clone(), source })?;
+        n_read += line.len() as u64 + 1;
+        let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
+        let go_on = match std::str::from_utf8(line) {
+            Ok(text) if !text.trim().is_empty() => {
+                let (first, words) = &mut paragraph;
+                if words.is_empty() {
+                    *first = i + 1;
+                } else {
+                    words.push('\n');
+                }
+                words.push_str(text.trim_end());
+                true
+            }
+            Ok(_) if paragraph.1.is_empty() => true,
+            Ok(_) => {
+                let (first, words) = std::mem::take(&mut paragraph);
+                reader.take(first, Ok(Example::Text(words)), n_read)?
+            }
+            Err(error) => reader.take(i + 1, Err(error.to_string()), n_read)?,
+        };
+        if !go_on {
+            return reader.finish();
+        }
+    }
+    let (first, words) = paragraph;
+    if !words.is_empty() {
+        reader.take(first, Ok(Example::Text(words)), n_read)?;
+    }
+    if reader.n_examples == 0 && reader.malformed.is_empty() {
+        return Err(DataError::Empty { path });
+    }
+    reader.finish()
+}
+
+/// Counts the bytes that are read through it.
+struct Counted<'a, R> {
+    file: R,
+    n_read: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.n_read.set(self.n_read.get() + n as u64);
+        Ok(n)
     }
 }
 

@@ -13,6 +13,19 @@ pub enum DataError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The tokens could not be put aside.
+    #[error(
+        "could not write the dataset's tokens to a temporary file in {folder}: {source}; free some space there"
+    )]
+    Write {
+        /// Where the file is.
+        folder: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Whoever asked for it wants it no more.
+    #[error("the reading of the dataset was broken off")]
+    Cancelled,
     /// The model has no tokenizer.
     #[error(
         "there is no tokenizer.json in {folder}; download it with the model (models with only a tokenizer.model must be converted with transformers first)"

@@ -1,10 +1,12 @@
 //! What a person sees of a dataset before training on it.
 
+use std::{ops::ControlFlow, path::Path};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChatTemplate, DataError, Dataset, Format, MalformedLine, TokenizeOptions, TokenizedDataset,
-    Tokenizer, encode_example,
+    ColumnMapping, DataError, Dataset, EncodedExample, Encoder, Format, MalformedLine,
+    TokenizedDataset,
 };
 
 /// A line that cannot be read.
@@ -46,41 +48,36 @@ pub struct InspectedSample {
     pub pieces: Vec<String>,
 }
 
-/// Looks at `dataset` as training with `options` would, with its first `n_samples` examples.
+/// Looks at the file at `path` as training with `encoder` would, with its first `n_samples` examples.
 ///
 /// # Errors
-/// When the tokenizer or the template fails, or nothing would be trained on.
+/// When the file cannot be read, the tokenizer or the template fails, or nothing would be trained
+/// on.
 pub fn inspect(
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    options: &TokenizeOptions,
+    path: &Path,
+    mapping: &ColumnMapping,
+    encoder: Encoder<'_>,
     n_samples: usize,
 ) -> Result<Inspection, DataError> {
-    let tokenized = TokenizedDataset::build(dataset, tokenizer, template, options)?;
-    let samples = dataset
-        .examples
-        .iter()
-        .map(|example| encode_example(example, tokenizer, template, options))
-        .filter(|encoded| !matches!(encoded, Err(DataError::Template { .. })))
-        .take(n_samples)
-        .map(|encoded| {
-            let mut encoded = encoded?;
-            encoded.ids.truncate(options.max_tokens);
-            encoded.trained.truncate(options.max_tokens);
-            let pieces = encoded
-                .ids
-                .iter()
-                .map(|&id| tokenizer.decode(&[id], false))
-                .collect::<Result<_, _>>()?;
-            let crate::EncodedExample { text, ids, trained } = encoded;
-            Ok(InspectedSample { text, ids, trained, pieces })
-        })
-        .collect::<Result<_, DataError>>()?;
-    let mut malformed = [dataset.malformed.as_slice(), &tokenized.refused].concat();
+    let unwatched = &mut |_| ControlFlow::Continue(());
+    let tokenized = TokenizedDataset::read(path, mapping, encoder, None, unwatched)?;
+    let mut samples = Vec::new();
+    if n_samples > 0 {
+        Dataset::read(path, mapping, &mut |_, example, _| {
+            match encoder.encode(&example) {
+                Ok(encoded) => samples.push(InspectedSample::new(encoded, &encoder)?),
+                // It is counted with the malformed lines.
+                Err(DataError::Template { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            let is_enough = samples.len() == n_samples;
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+    }
+    let mut malformed = [tokenized.source.malformed.as_slice(), &tokenized.refused].concat();
     malformed.sort_by_key(|malformed| malformed.line);
     Ok(Inspection {
-        format: dataset.format,
+        format: tokenized.source.format,
         examples: tokenized.len(),
         tokens: tokenized.n_tokens(),
         trained_tokens: tokenized.n_trained,
@@ -89,4 +86,15 @@ pub fn inspect(
         malformed,
         samples,
     })
+}
+
+impl InspectedSample {
+    fn new(encoded: EncodedExample, encoder: &Encoder<'_>) -> Result<Self, DataError> {
+        let EncodedExample { text, mut ids, mut trained } = encoded;
+        ids.truncate(encoder.options.max_tokens);
+        trained.truncate(encoder.options.max_tokens);
+        let pieces = ids.iter().map(|&id| encoder.tokenizer.decode(&[id], false));
+        let pieces = pieces.collect::<Result<_, _>>()?;
+        Ok(Self { text, ids, trained, pieces })
+    }
 }

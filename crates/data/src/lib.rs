@@ -1,8 +1,10 @@
 //! Text in, masked token batches out.
 //!
 //! ```text
-//! file ── Dataset ── (ChatTemplate, Tokenizer) ── TokenizedDataset ── BatchPlan ── micro-batches
+//! file ── Dataset ── Encoder (Tokenizer, ChatTemplate) ── TokenizedDataset ── BatchPlan ── micro-batches
 //! ```
+//! A dataset is never in memory as a whole, neither its texts nor its tokens.
+//!
 //! Knows nothing of models, devices or runs.
 
 mod batches;
@@ -14,9 +16,9 @@ mod tokenize;
 mod tokenizer;
 
 pub use batches::{BatchBuffers, BatchCounts, BatchPlan, MicroBatchPlan};
-pub use dataset::{ColumnMapping, Dataset, Example, Format, MalformedLine, Message};
+pub use dataset::{ColumnMapping, Dataset, Example, Format, MalformedLine, Message, OnExample};
 pub use error::DataError;
 pub use inspect::{InspectedLine, InspectedSample, Inspection, inspect};
 pub use template::ChatTemplate;
-pub use tokenize::{EncodedExample, TokenizeOptions, TokenizedDataset, TrainOn, encode_example};
+pub use tokenize::{EncodedExample, Encoder, TokenizeOptions, TokenizedDataset, TrainOn};
 pub use tokenizer::{ByteSpan, StreamDecoder, Tokenizer};

@@ -1,7 +1,16 @@
 //! Examples to tokens, and which of them are trained on.
 
+use std::{
+    fs::File,
+    io::{BufWriter, Read, Seek, SeekFrom, Write},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    thread,
+};
+
 use crate::{
-    ChatTemplate, DataError, Dataset, Example, MalformedLine, Message, Tokenizer, batches::hash,
+    ChatTemplate, ColumnMapping, DataError, Dataset, Example, MalformedLine, Message, Tokenizer,
+    batches::hash,
 };
 
 /// Which tokens the loss counts.
@@ -14,7 +23,7 @@ pub enum TrainOn {
     Everything,
 }
 
-/// How examples become tokens.
+/// What is kept of examples, and trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenizeOptions {
     /// The longest example; the rest is cut off.
@@ -34,13 +43,12 @@ pub struct EncodedExample {
     pub trained: Vec<bool>,
 }
 
-/// The examples of a dataset in tokens, behind one another.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The examples of a dataset in tokens, behind one another in a file without a name: a dataset may
+/// be larger than the memory, and what it takes of it is in no plan.
+#[derive(Debug)]
 pub struct TokenizedDataset {
-    ids: Vec<u32>,
-    trained: Vec<bool>,
-    /// First token of each example, and the end of the last.
-    starts: Vec<usize>,
+    /// The file that the examples were read from.
+    pub source: Dataset,
     /// Examples that were cut.
     pub n_cut: usize,
     /// Examples of which nothing to train on was left.
@@ -49,71 +57,221 @@ pub struct TokenizedDataset {
     pub n_trained: usize,
     /// Conversations that the chat template refuses, which are left out.
     pub refused: Vec<MalformedLine>,
+    tokens: File,
+    /// Where it was made, for errors.
+    folder: PathBuf,
+    /// First token of each example, and the end of the last.
+    starts: Vec<u64>,
+    /// Tokens of each example that are trained on.
+    n_trained_of: Vec<u32>,
+    fingerprint: u64,
 }
 
-impl TokenizedDataset {
-    /// Tokenizes every example of `dataset`, but for conversations that the template refuses.
+/// The bit of a stored token that tells whether it is trained on; ids are far below it.
+pub(crate) const TRAINED: u32 = 1 << 31;
+
+/// How examples become tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoder<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The model's chat template.
+    pub template: &'a ChatTemplate,
+    /// What is kept and trained.
+    pub options: TokenizeOptions,
+}
+
+impl Encoder<'_> {
+    /// Tokenizes one example: at least as much of it as the options keep, and all of a short one.
     ///
     /// # Errors
-    /// When the tokenizer fails, the template refuses most, or nothing would be trained on.
-    pub fn build(
-        dataset: &Dataset,
-        tokenizer: &Tokenizer,
-        template: &ChatTemplate,
-        options: &TokenizeOptions,
-    ) -> Result<Self, DataError> {
-        let mut tokenized = Self { starts: vec![0], ..Self::default() };
-        let mut first_text = None;
-        for (example, &line) in dataset.examples.iter().zip(&dataset.lines) {
-            match encode_example(example, tokenizer, template, options) {
+    /// When the tokenizer or the template fails.
+    pub fn encode(&self, example: &Example) -> Result<EncodedExample, DataError> {
+        encode_example(example, self.tokenizer, self.template, &self.options)
+    }
+
+    /// Tokenizes examples on all cores; the results are in their order.
+    fn encode_all(&self, examples: &[(usize, Example)]) -> Vec<Result<EncodedExample, DataError>> {
+        let n_threads = thread::available_parallelism().map_or(1, usize::from);
+        let share = examples.len().div_ceil(n_threads).max(1);
+        thread::scope(|scope| {
+            let encode = |(_, example): &(usize, Example)| self.encode(example);
+            let encode_share = move |examples: &[(usize, Example)]| {
+                examples.iter().map(encode).collect::<Vec<_>>()
+            };
+            let threads: Vec<_> = examples
+                .chunks(share)
+                .map(|examples| scope.spawn(move || encode_share(examples)))
+                .collect();
+            let results = threads.into_iter().flat_map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            results.collect()
+        })
+    }
+}
+
+/// Gathers examples until they are worth the threads that tokenize them, and writes their tokens.
+struct Writer<'a> {
+    encoder: Encoder<'a>,
+    tokens: BufWriter<File>,
+    folder: PathBuf,
+    pending: Vec<(usize, Example)>,
+    pending_bytes: usize,
+    words: Vec<u32>,
+    starts: Vec<u64>,
+    n_trained_of: Vec<u32>,
+    n_cut: usize,
+    n_skipped: usize,
+    n_trained: usize,
+    refused: Vec<MalformedLine>,
+    fingerprint: u64,
+    first_text: Option<String>,
+}
+
+impl Writer<'_> {
+    /// Takes an example. Returns whether those before were worth tokenizing now.
+    fn push(&mut self, line: usize, example: Example) -> Result<bool, DataError> {
+        /// Text that keeps every core busy for long beside the start of a thread.
+        const ENOUGH_BYTES: usize = 1 << 20;
+        self.pending_bytes += example.n_bytes();
+        self.pending.push((line, example));
+        let is_enough = self.pending_bytes >= ENOUGH_BYTES;
+        if is_enough {
+            self.write_pending()?;
+        }
+        Ok(is_enough)
+    }
+
+    fn write_pending(&mut self) -> Result<(), DataError> {
+        let pending = std::mem::take(&mut self.pending);
+        self.pending_bytes = 0;
+        for (result, (line, _)) in self.encoder.encode_all(&pending).into_iter().zip(pending) {
+            match result {
                 Ok(encoded) => {
-                    tokenized.push(&encoded, options.max_tokens);
-                    first_text.get_or_insert(encoded.text);
+                    self.write(&encoded)?;
+                    self.first_text.get_or_insert(encoded.text);
                 }
                 Err(DataError::Template { reason }) => {
                     let error = format!("the chat template refuses it: {reason}");
-                    tokenized.refused.push(MalformedLine { line, error });
+                    self.refused.push(MalformedLine { line, error });
                 }
                 Err(error) => return Err(error),
             }
         }
-        if let Some(first) = tokenized.refused.first()
-            && 2 * tokenized.refused.len() > dataset.examples.len()
-        {
-            return Err(DataError::MostlyRefused {
-                n_refused: tokenized.refused.len(),
-                n_examples: dataset.examples.len(),
-                line: first.line,
-                reason: first.error.clone(),
-            });
-        }
-        if tokenized.is_empty() {
-            let text = first_text.unwrap_or_default();
-            let short: String = text.chars().take(200).collect();
-            let example = format!("{short:?}");
-            return Err(DataError::NothingTrained { example });
-        }
-        Ok(tokenized)
+        Ok(())
     }
 
-    fn push(&mut self, encoded: &EncodedExample, max_tokens: usize) {
-        let n_tokens = encoded.ids.len().min(max_tokens);
+    fn write(&mut self, encoded: &EncodedExample) -> Result<(), DataError> {
+        let n_tokens = encoded.ids.len().min(self.encoder.options.max_tokens);
         self.n_cut += usize::from(n_tokens < encoded.ids.len());
         // The first token is predicted by nothing.
         let n_trained = encoded.trained[..n_tokens].iter().skip(1).filter(|&&t| t).count();
         if n_trained == 0 {
             self.n_skipped += 1;
-            return;
+            return Ok(());
         }
+        self.fingerprint = hash(self.fingerprint, n_tokens as u64);
+        self.words.clear();
+        for (&id, &trained) in encoded.ids.iter().zip(&encoded.trained).take(n_tokens) {
+            self.fingerprint = hash(self.fingerprint, u64::from(id) << 1 | u64::from(trained));
+            self.words.push(if trained { id | TRAINED } else { id });
+        }
+        self.tokens
+            .write_all(bytemuck::cast_slice(&self.words))
+            .map_err(|source| DataError::Write { folder: self.folder.clone(), source })?;
         self.n_trained += n_trained;
-        self.ids.extend_from_slice(&encoded.ids[..n_tokens]);
-        self.trained.extend_from_slice(&encoded.trained[..n_tokens]);
-        self.starts.push(self.ids.len());
+        self.n_trained_of.push(n_trained as u32);
+        self.starts.push(self.starts.last().copied().unwrap_or(0) + n_tokens as u64);
+        Ok(())
+    }
+
+    fn finish(mut self, source: Dataset) -> Result<TokenizedDataset, DataError> {
+        self.write_pending()?;
+        if let Some(first) = self.refused.first()
+            && 2 * self.refused.len() > source.n_examples
+        {
+            return Err(DataError::MostlyRefused {
+                n_refused: self.refused.len(),
+                n_examples: source.n_examples,
+                line: first.line,
+                reason: first.error.clone(),
+            });
+        }
+        if self.n_trained_of.is_empty() {
+            let text = self.first_text.unwrap_or_default();
+            let short: String = text.chars().take(200).collect();
+            let example = format!("{short:?}");
+            return Err(DataError::NothingTrained { example });
+        }
+        let folder = self.folder;
+        let failed = |source| DataError::Write { folder: folder.clone(), source };
+        let tokens = self.tokens.into_inner().map_err(|error| failed(error.into_error()))?;
+        Ok(TokenizedDataset {
+            source,
+            n_cut: self.n_cut,
+            n_skipped: self.n_skipped,
+            n_trained: self.n_trained,
+            refused: self.refused,
+            tokens,
+            folder,
+            starts: self.starts,
+            n_trained_of: self.n_trained_of,
+            fingerprint: self.fingerprint,
+        })
+    }
+}
+
+impl TokenizedDataset {
+    /// Reads the file at `path` and tokenizes its examples, but for conversations that the template
+    /// refuses. The tokens go to a file without a name in `folder` (`None`: the system's for what is
+    /// temporary). `on_progress` is told how many bytes of the file are read, and may break it off.
+    ///
+    /// # Errors
+    /// When the file cannot be read, the tokenizer fails, the template refuses most, nothing would
+    /// be trained on, or the tokens find no room; [`DataError::Cancelled`] when it was broken off.
+    pub fn read(
+        path: &Path,
+        mapping: &ColumnMapping,
+        encoder: Encoder<'_>,
+        folder: Option<&Path>,
+        on_progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Self, DataError> {
+        let tokens = match folder {
+            Some(folder) => tempfile::tempfile_in(folder),
+            None => tempfile::tempfile(),
+        };
+        let folder = folder.map_or_else(std::env::temp_dir, Path::to_owned);
+        let tokens =
+            tokens.map_err(|source| DataError::Write { folder: folder.clone(), source })?;
+        let mut writer = Writer {
+            encoder,
+            tokens: BufWriter::with_capacity(1 << 20, tokens),
+            folder,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            words: Vec::new(),
+            starts: vec![0],
+            n_trained_of: Vec::new(),
+            n_cut: 0,
+            n_skipped: 0,
+            n_trained: 0,
+            refused: Vec::new(),
+            fingerprint: 0,
+            first_text: None,
+        };
+        let source = Dataset::read(path, mapping, &mut |line, example, n_read| {
+            if writer.push(line, example)? && on_progress(n_read).is_break() {
+                return Err(DataError::Cancelled);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        writer.finish(source)
     }
 
     /// Examples that are trained on.
     pub fn len(&self) -> usize {
-        self.starts.len().saturating_sub(1)
+        self.n_trained_of.len()
     }
 
     /// Whether there are none.
@@ -123,45 +281,38 @@ impl TokenizedDataset {
 
     /// Tokens of all examples.
     pub fn n_tokens(&self) -> usize {
-        self.ids.len()
+        self.starts.last().map_or(0, |&end| end as usize)
     }
 
     /// A number that tells these examples in these tokens, and what is trained of them, from
     /// others.
     pub fn fingerprint(&self) -> u64 {
-        let mut fingerprint = 0;
-        for index in 0..self.len() {
-            let (ids, trained) = self.example(index);
-            fingerprint = hash(fingerprint, ids.len() as u64);
-            for (&id, &trained) in ids.iter().zip(trained) {
-                fingerprint = hash(fingerprint, u64::from(id) << 1 | u64::from(trained));
-            }
-        }
-        fingerprint
+        self.fingerprint
     }
 
     /// Tokens of one example.
     pub fn example_len(&self, index: usize) -> usize {
-        self.starts[index + 1] - self.starts[index]
-    }
-
-    /// Tokens of one example, and whether each is trained on.
-    pub fn example(&self, index: usize) -> (&[u32], &[bool]) {
-        let range = self.starts[index]..self.starts[index + 1];
-        (&self.ids[range.clone()], &self.trained[range])
+        (self.starts[index + 1] - self.starts[index]) as usize
     }
 
     /// Tokens of one example that are trained on.
     pub fn example_trained(&self, index: usize) -> usize {
-        self.example(index).1.iter().skip(1).filter(|&&trained| trained).count()
+        self.n_trained_of[index] as usize
+    }
+
+    /// Reads one example into `words`, as long as it: each is a token's id, with [`TRAINED`] where
+    /// it is trained on.
+    pub(crate) fn read_example(&self, index: usize, words: &mut [u32]) -> Result<(), DataError> {
+        let start = self.starts[index] * size_of::<u32>() as u64;
+        let mut tokens = &self.tokens;
+        tokens
+            .seek(SeekFrom::Start(start))
+            .and_then(|_| tokens.read_exact(bytemuck::cast_slice_mut(words)))
+            .map_err(|source| DataError::Read { path: self.folder.clone(), source })
     }
 }
 
-/// Tokenizes one example: at least as much of it as `options` keep, and all of a short one.
-///
-/// # Errors
-/// When the tokenizer or the template fails.
-pub fn encode_example(
+fn encode_example(
     example: &Example,
     tokenizer: &Tokenizer,
     template: &ChatTemplate,

@@ -7,27 +7,23 @@ mod common;
 use std::collections::HashMap;
 
 use nibble_data::{
-    BatchBuffers, BatchPlan, ChatTemplate, Dataset, Example, Format, TokenizeOptions,
-    TokenizedDataset, TrainOn,
+    BatchBuffers, BatchPlan, ChatTemplate, Encoder, TokenizeOptions, TokenizedDataset, TrainOn,
 };
+use serde_json::json;
 
 /// Examples of many lengths, each with a text of its own.
 fn dataset(n: usize, max_tokens: usize) -> TokenizedDataset {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = common::tokenizer(folder.path());
     let template = ChatTemplate::new(None, None, Some("</s>")).unwrap();
-    let examples = (0..n).map(|i| Example::Completion {
-        prompt: format!("{i}:"),
-        completion: "x".repeat(1 + i * 7 % 23),
-    });
-    let dataset = Dataset {
-        format: Format::PromptCompletion,
-        examples: examples.collect(),
-        lines: (1..=n).collect(),
-        malformed: Vec::new(),
-    };
+    let data = folder.path().join("data.jsonl");
+    let rows: Vec<_> = (0..n)
+        .map(|i| json!({ "prompt": format!("{i}:"), "completion": "x".repeat(1 + i * 7 % 23) }))
+        .collect();
+    common::write_rows(&data, &rows);
     let options = TokenizeOptions { max_tokens, train_on: TrainOn::Completions };
-    TokenizedDataset::build(&dataset, &tokenizer, &template, &options).unwrap()
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    common::read_tokens(&data, encoder).unwrap()
 }
 
 #[test]
@@ -48,21 +44,18 @@ fn every_epoch_visits_every_example_once() {
                 let mut n_targets = 0;
                 let mut order = Vec::new();
                 for index in 0..plan.len() {
-                    let planned = plan.micro_batch(epoch, index).clone();
-                    order.push(planned.examples.clone());
-                    let counts = plan.fill(
-                        &dataset,
-                        epoch,
-                        index,
-                        &mut BatchBuffers {
-                            ids: &mut ids,
-                            positions: &mut positions,
-                            segments: &mut segments,
-                            target_rows: &mut target_rows,
-                            targets: &mut targets,
-                        },
-                    );
-                    assert_eq!(counts.n_targets, planned.n_targets);
+                    let planned = plan.micro_batch(epoch, index);
+                    order.push(planned.examples.to_vec());
+                    let n_planned_targets = planned.n_targets;
+                    let mut buffers = BatchBuffers {
+                        ids: &mut ids,
+                        positions: &mut positions,
+                        segments: &mut segments,
+                        target_rows: &mut target_rows,
+                        targets: &mut targets,
+                    };
+                    let counts = plan.fill(&dataset, epoch, index, &mut buffers).unwrap();
+                    assert_eq!(counts.n_targets, n_planned_targets);
                     assert!(packing || counts.n_segments <= rows);
                     n_targets += counts.n_targets;
                     let mut end = 0;
@@ -92,7 +85,7 @@ fn every_epoch_visits_every_example_once() {
             assert_ne!(orders[0], orders[1], "each epoch has an order of its own");
             let mut again = BatchPlan::new(&dataset, &all, (rows, sequence), packing, seed);
             let order: Vec<_> =
-                (0..again.len()).map(|i| again.micro_batch(2, i).examples.clone()).collect();
+                (0..again.len()).map(|i| again.micro_batch(2, i).examples.to_vec()).collect();
             assert_eq!(order, orders[2], "and it is the same in every process");
         }
     }

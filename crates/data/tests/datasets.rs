@@ -2,9 +2,27 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ops::{ControlFlow, Deref};
+
 use nibble_data::{ColumnMapping, DataError, Dataset, Example, Format, Message};
 
-fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Dataset, DataError> {
+/// A whole file.
+#[derive(Debug, PartialEq)]
+struct Whole {
+    dataset: Dataset,
+    examples: Vec<Example>,
+    lines: Vec<usize>,
+}
+
+impl Deref for Whole {
+    type Target = Dataset;
+
+    fn deref(&self) -> &Dataset {
+        &self.dataset
+    }
+}
+
+fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Whole, DataError> {
     read_mapped(name, content, &ColumnMapping::default())
 }
 
@@ -12,11 +30,18 @@ fn read_mapped(
     name: &str,
     content: impl AsRef<[u8]>,
     mapping: &ColumnMapping,
-) -> Result<Dataset, DataError> {
+) -> Result<Whole, DataError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     std::fs::write(&path, content).unwrap();
-    Dataset::open(&path, mapping)
+    let (mut examples, mut lines) = (Vec::new(), Vec::new());
+    let dataset = Dataset::read(&path, mapping, &mut |line, example, _| {
+        examples.push(example);
+        lines.push(line);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    assert_eq!(dataset.n_examples, examples.len());
+    Ok(Whole { dataset, examples, lines })
 }
 
 #[test]
@@ -137,7 +162,8 @@ fn files_that_cannot_be_trained_on_say_why() {
         let error = read(name, content).unwrap_err().to_string();
         assert!(error.contains(expected), "{content:?}: {error}");
     }
-    let missing = Dataset::open("/no/such/file.jsonl".as_ref(), &ColumnMapping::default());
+    let path = "/no/such/file.jsonl".as_ref();
+    let missing = Dataset::read(path, &ColumnMapping::default(), &mut |_, _, _| unreachable!());
     assert!(missing.unwrap_err().to_string().contains("/no/such/file.jsonl"));
 }
 

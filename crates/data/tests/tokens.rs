@@ -4,10 +4,12 @@
 
 mod common;
 
-use common::{tokenizer, write_tokenizer};
+use std::ops::ControlFlow;
+
+use common::{read_tokens, tokenizer, write_rows, write_tokenizer};
 use nibble_data::{
-    ChatTemplate, DataError, Dataset, Example, Format, Message, StreamDecoder, TokenizeOptions,
-    TokenizedDataset, Tokenizer, TrainOn, encode_example, inspect,
+    BatchBuffers, BatchPlan, ChatTemplate, ColumnMapping, DataError, Encoder, Example, Message,
+    StreamDecoder, TokenizeOptions, TokenizedDataset, Tokenizer, TrainOn, inspect,
 };
 use serde_json::json;
 
@@ -32,7 +34,7 @@ const WHOLE: TokenizeOptions =
 
 /// The trained tokens' text between brackets, others plain.
 fn shade(example: &Example, template: &ChatTemplate, tokenizer: &Tokenizer) -> String {
-    let encoded = encode_example(example, tokenizer, template, &WHOLE).unwrap();
+    let encoded = Encoder { tokenizer, template, options: WHOLE }.encode(example).unwrap();
     let mut text = String::new();
     let mut inside = false;
     for (id, trained) in encoded.ids.iter().zip(&encoded.trained) {
@@ -107,7 +109,8 @@ fn a_template_that_refuses_says_why() {
     let tokenizer = tokenizer(folder.path());
     let template = ChatTemplate::new(Some(INSTRUCT.into()), Some("<s>"), Some("</s>")).unwrap();
     let example = chat(&[("system", "s"), ("user", "q"), ("assistant", "a")]);
-    let error = encode_example(&example, &tokenizer, &template, &WHOLE).unwrap_err();
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options: WHOLE };
+    let error = encoder.encode(&example).unwrap_err();
     assert!(error.to_string().contains("Only user and assistant roles"), "{error}");
     let broken = ChatTemplate::new(Some("{% for %}".into()), None, None).unwrap_err();
     assert!(matches!(broken, DataError::Template { .. }));
@@ -119,25 +122,22 @@ fn conversations_that_the_template_refuses_are_counted_by_their_number() {
     let tokenizer = tokenizer(folder.path());
     let template = ChatTemplate::new(Some(INSTRUCT.into()), Some("<s>"), Some("</s>")).unwrap();
     let options = TokenizeOptions { max_tokens: 40, train_on: TrainOn::Completions };
-    let good = chat(&[("user", "q"), ("assistant", "a")]);
-    let refused = chat(&[("system", "s"), ("user", "q"), ("assistant", "a")]);
-    let dataset = |examples: Vec<Example>| Dataset {
-        format: Format::Messages,
-        lines: (1..=examples.len()).map(|i| 2 * i).collect(),
-        examples,
-        malformed: Vec::new(),
-    };
-    let some = dataset(vec![good.clone(), refused.clone(), good.clone()]);
-    let tokenized = TokenizedDataset::build(&some, &tokenizer, &template, &options).unwrap();
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let good = json!({ "messages": [turn("user", "q"), turn("assistant", "a")] });
+    let mut refused = good.clone();
+    refused["messages"].as_array_mut().unwrap().insert(0, turn("system", "s"));
+    let data = folder.path().join("data.jsonl");
+    write_rows(&data, &[good.clone(), refused.clone(), good.clone()]);
+    let tokenized = read_tokens(&data, encoder).unwrap();
     assert_eq!((tokenized.len(), tokenized.refused.len()), (2, 1));
-    assert_eq!(tokenized.refused[0].line, 4);
+    assert_eq!(tokenized.refused[0].line, 2);
     assert!(tokenized.refused[0].error.contains("Only user and assistant roles"));
-    let inspection = inspect(&some, &tokenizer, &template, &options, 3).unwrap();
+    let inspection = inspect(&data, &ColumnMapping::default(), encoder, 3).unwrap();
     assert_eq!((inspection.samples.len(), inspection.malformed.len()), (2, 1));
-    let most = dataset(vec![good, refused.clone(), refused]);
-    let error = TokenizedDataset::build(&most, &tokenizer, &template, &options).unwrap_err();
-    let error = error.to_string();
-    assert!(error.contains("2 of 3") && error.contains("line 4"), "{error}");
+    write_rows(&data, &[good, refused.clone(), refused]);
+    let error = read_tokens(&data, encoder).unwrap_err().to_string();
+    assert!(error.contains("2 of 3") && error.contains("line 2"), "{error}");
 }
 
 #[test]
@@ -209,23 +209,74 @@ fn cut_and_skipped_examples_are_counted_and_nothing_to_train_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = tokenizer(folder.path());
     let template = ChatTemplate::new(None, None, Some("</s>")).unwrap();
-    let pair = |prompt: &str, completion: &str| Example::Completion {
-        prompt: prompt.into(),
-        completion: completion.into(),
-    };
+    let pair =
+        |prompt: &str, completion: &str| json!({ "prompt": prompt, "completion": completion });
     let options = TokenizeOptions { max_tokens: 6, train_on: TrainOn::Completions };
-    let dataset = |examples: Vec<Example>| {
-        let lines = (1..=examples.len()).collect();
-        Dataset { format: Format::PromptCompletion, examples, lines, malformed: Vec::new() }
-    };
-    let examples = vec![pair("ab", "cd"), pair("abc", "defgh"), pair("abcdefgh", "i")];
-    let tokenized =
-        TokenizedDataset::build(&dataset(examples), &tokenizer, &template, &options).unwrap();
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let data = folder.path().join("data.jsonl");
+    write_rows(&data, &[pair("ab", "cd"), pair("abc", "defgh"), pair("abcdefgh", "i")]);
+    let tokenized = read_tokens(&data, encoder).unwrap();
     assert_eq!((tokenized.len(), tokenized.n_cut, tokenized.n_skipped), (2, 2, 1));
     assert_eq!((tokenized.n_tokens(), tokenized.n_trained), (5 + 6, 3 + 3));
-    let hopeless = dataset(vec![pair("abcdefgh", "i")]);
-    let error = TokenizedDataset::build(&hopeless, &tokenizer, &template, &options).unwrap_err();
+    write_rows(&data, &[pair("abcdefgh", "i")]);
+    let error = read_tokens(&data, encoder).unwrap_err();
     assert!(error.to_string().contains("abcdefghi"), "{error}");
+}
+
+/// More text than is tokenized at a time, on however many cores: the same tokens, in order.
+#[test]
+fn many_examples_are_tokenized_in_their_order_and_told_as_they_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(folder.path());
+    let template = ChatTemplate::new(None, None, Some("</s>")).unwrap();
+    let options = TokenizeOptions { max_tokens: 3000, train_on: TrainOn::Completions };
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let texts: Vec<String> = (0..2000).map(|i| format!("{i} ").repeat(1 + i % 577)).collect();
+    let rows: Vec<_> = texts.iter().map(|text| json!({ "text": text })).collect();
+    let data = folder.path().join("data.jsonl");
+    write_rows(&data, &rows);
+    let n_bytes = std::fs::metadata(&data).unwrap().len();
+    assert!(n_bytes > 2 << 20);
+    let mut told = Vec::new();
+    let tokenized = TokenizedDataset::read(
+        &data,
+        &ColumnMapping::default(),
+        encoder,
+        Some(folder.path()),
+        &mut |n_read| {
+            told.push(n_read);
+            ControlFlow::Continue(())
+        },
+    )
+    .unwrap();
+    assert!(told.len() >= 2 && told.is_sorted() && *told.last().unwrap() <= n_bytes, "{told:?}");
+    assert_eq!(tokenized.len(), texts.len());
+    for (i, text) in texts.iter().enumerate() {
+        let n_tokens = text.len() + 1;
+        assert_eq!(tokenized.example_len(i), n_tokens.min(3000), "example {i}");
+    }
+    let everything: Vec<usize> = (0..texts.len()).collect();
+    let mut plan = BatchPlan::new(&tokenized, &everything, (1, 3000), false, 0);
+    let (mut ids, mut positions) = (vec![0; 3000], vec![0; 3000]);
+    let (mut target_rows, mut targets) = (vec![0; 3000], vec![0; 3000]);
+    let mut segments = vec![[0; 4]; 3000];
+    for index in 0..plan.len() {
+        let example = plan.micro_batch(0, index).examples[0] as usize;
+        let mut buffers = BatchBuffers {
+            ids: &mut ids,
+            positions: &mut positions,
+            segments: &mut segments,
+            target_rows: &mut target_rows,
+            targets: &mut targets,
+        };
+        let counts = plan.fill(&tokenized, 0, index, &mut buffers).unwrap();
+        let whole = encoder.encode(&Example::Text(texts[example].clone())).unwrap();
+        assert_eq!(ids[..counts.n_tokens], whole.ids[..counts.n_tokens], "example {example}");
+    }
+    let broken_off = &mut |_| ControlFlow::Break(());
+    let columns = ColumnMapping::default();
+    let error = TokenizedDataset::read(&data, &columns, encoder, None, broken_off).unwrap_err();
+    assert!(matches!(error, DataError::Cancelled), "{error}");
 }
 
 #[test]
@@ -264,19 +315,19 @@ fn the_beginning_of_a_long_text_has_the_tokens_of_the_whole() {
     let words = "the quick brown fox, 12 dogs and \u{72d0}\u{72f8}\n\n  jump ".repeat(4000);
     let one_word = "\u{72d0}\u{72f8}x".repeat(20_000);
     for text in [words, one_word] {
-        let whole = encode_example(&Example::Text(text.clone()), &tokenizer, &template, &WHOLE);
-        let whole = whole.unwrap();
+        let encoder = |options| Encoder { tokenizer: &tokenizer, template: &template, options };
+        let example = Example::Text(text);
+        let whole = encoder(WHOLE).encode(&example).unwrap();
         for max_tokens in [1, 7, 100, 3000] {
             let options = TokenizeOptions { max_tokens, ..WHOLE };
-            let example = Example::Text(text.clone());
-            let beginning = encode_example(&example, &tokenizer, &template, &options).unwrap();
+            let beginning = encoder(options).encode(&example).unwrap();
             assert_eq!(beginning.ids[..max_tokens], whole.ids[..max_tokens]);
             assert_eq!(beginning.trained[..max_tokens], whole.trained[..max_tokens]);
             let n_most = 16 * (max_tokens + 256) + 4096;
             assert!(beginning.ids.len() > max_tokens && beginning.ids.len() <= n_most);
         }
         let short = TokenizeOptions { max_tokens: whole.ids.len(), ..WHOLE };
-        let all = encode_example(&Example::Text(text), &tokenizer, &template, &short).unwrap();
+        let all = encoder(short).encode(&example).unwrap();
         assert_eq!(all, whole);
     }
 }

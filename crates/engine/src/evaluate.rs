@@ -1,9 +1,9 @@
 //! The loss of a model, with or without an adapter, on a dataset.
 
-use std::path::PathBuf;
+use std::{ops::ControlFlow, path::PathBuf};
 
 use nibble_data::{
-    BatchBuffers, BatchPlan, ChatTemplate, ColumnMapping, Dataset, TokenizeOptions,
+    BatchBuffers, BatchPlan, ChatTemplate, ColumnMapping, Encoder, TokenizeOptions,
     TokenizedDataset, Tokenizer,
 };
 use nibble_kernels::{Backend, Compute, Cpu, DeviceSlice, attention::Segment};
@@ -62,10 +62,12 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
     let tokenizer = Tokenizer::open(model)?;
     tokenizer.check_vocabulary(spec.vocabulary)?;
     let template = ChatTemplate::open(model, &tokenizer)?;
-    let examples = Dataset::open(&settings.data, &settings.columns)?;
     let max_tokens = settings.tokenize.max_tokens.min(spec.max_context);
     let options = TokenizeOptions { max_tokens, ..settings.tokenize };
-    let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &options)?;
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let unwatched = &mut |_| ControlFlow::Continue(());
+    let (data, columns) = (&settings.data, &settings.columns);
+    let dataset = TokenizedDataset::read(data, columns, encoder, None, unwatched)?;
     let mut evaluator = Evaluator::open(&settings.session)?;
     let everything: Vec<usize> = (0..dataset.len()).collect();
     let rows = (1, max_tokens);
@@ -83,7 +85,7 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
             target_rows: &mut target_rows,
             targets: &mut targets,
         };
-        let counts = plan.fill(&dataset, 0, index, &mut buffers);
+        let counts = plan.fill(&dataset, 0, index, &mut buffers)?;
         total += evaluator.loss(&MicroBatch {
             ids: &ids[..counts.n_tokens],
             positions: &positions[..counts.n_tokens],

@@ -14,6 +14,8 @@ use crate::{
 fn data_code(error: &DataError) -> &'static str {
     match error {
         DataError::Read { .. } => "data_unreadable",
+        DataError::Write { .. } => "tokens_unwritable",
+        DataError::Cancelled => "cancelled",
         DataError::NoTokenizer { .. } => "no_tokenizer",
         DataError::Tokenizer { .. } => "tokenizer_damaged",
         DataError::Vocabulary { .. } => "tokenizer_of_another_model",

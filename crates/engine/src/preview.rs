@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nibble_data::{ChatTemplate, Dataset, Inspection, Tokenizer};
+use nibble_data::{ChatTemplate, Encoder, Inspection, Tokenizer};
 use nibble_run::{ModelSummary, PlanReport, RunSettings};
 use serde::Serialize;
 
@@ -105,9 +105,10 @@ pub fn inspect(
 ) -> Result<Inspection, TrainError> {
     let tokenizer = Tokenizer::open(model)?;
     let template = ChatTemplate::open(model, &tokenizer)?;
-    let dataset = Dataset::open(&settings.data, &train::column_mapping(settings))?;
     let options = train::tokenize_options(settings);
-    Ok(nibble_data::inspect(&dataset, &tokenizer, &template, &options, n_samples)?)
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let columns = train::column_mapping(settings);
+    Ok(nibble_data::inspect(&settings.data, &columns, encoder, n_samples)?)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! A tokenizer of single bytes and a few special tokens, which shows every boundary.
 
-use std::path::Path;
+#![allow(dead_code, reason = "each test uses a part of it")]
 
-use nibble_data::Tokenizer;
-use serde_json::json;
+use std::{ops::ControlFlow, path::Path};
+
+use nibble_data::{ColumnMapping, DataError, Encoder, TokenizedDataset, Tokenizer};
+use serde_json::{Value, json};
 
 /// Writes a model folder's tokenizer files: an id for each printable ASCII character and the line
 /// break, then the special tokens.
@@ -38,4 +40,16 @@ pub fn write_tokenizer(folder: &Path, settings: serde_json::Value) {
 pub fn tokenizer(folder: &Path) -> Tokenizer {
     write_tokenizer(folder, json!({ "eos_token": "</s>", "bos_token": { "content": "<s>" } }));
     Tokenizer::open(folder).unwrap()
+}
+
+/// Writes a JSON-lines file.
+pub fn write_rows(path: &Path, rows: &[Value]) {
+    let lines: Vec<_> = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(path, lines.concat()).unwrap();
+}
+
+/// The tokens of a file with columns that are recognised.
+pub fn read_tokens(path: &Path, encoder: Encoder<'_>) -> Result<TokenizedDataset, DataError> {
+    let unwatched = &mut |_| ControlFlow::Continue(());
+    TokenizedDataset::read(path, &ColumnMapping::default(), encoder, None, unwatched)
 }

@@ -4,11 +4,13 @@
 
 use std::{
     cell::Cell,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::mpsc::{self, Receiver, Sender},
     thread::JoinHandle,
 };
 
+use nibble_data::DataError;
 use nibble_run::{Event, MetricsWriter, RunFolder, RunLock, RunSettings};
 use serde::Deserialize;
 
@@ -164,7 +166,12 @@ fn spawn(
                     result
                 }
                 Err(error) => {
-                    if matches!(error, TrainError::Model(ModelError::Cancelled)) {
+                    let is_cancelled = matches!(
+                        error,
+                        TrainError::Model(ModelError::Cancelled)
+                            | TrainError::Data(DataError::Cancelled)
+                    );
+                    if is_cancelled {
                         return Outcome::stopped_while_loading(checkpoint);
                     }
                     drop(lock);
@@ -195,6 +202,12 @@ impl Link {
     pub(super) fn emit(&self, event: Event) {
         // Nobody listening is no reason to stop: the run folder has everything.
         let _ = self.events.send(event);
+    }
+
+    /// Tells how far loading has come. Breaks it off when the run was told to stop.
+    pub(super) fn load(&self, done_bytes: u64, total_bytes: u64) -> ControlFlow<()> {
+        self.emit(Event::Loading { done_bytes, total_bytes });
+        if self.must_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn hear(&self, command: Command) {

@@ -8,7 +8,8 @@ use std::{
 };
 
 use nibble_data::{
-    BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, Dataset, TokenizedDataset, Tokenizer,
+    BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, DataError, Encoder, TokenizedDataset,
+    Tokenizer,
 };
 use nibble_kernels::{Cpu, Memory, Paging, attention::Segment, random::hash};
 use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunSettings, read_metrics, size};
@@ -56,7 +57,13 @@ impl HostBatch {
         }
     }
 
-    fn fill(&mut self, plan: &mut BatchPlan, dataset: &TokenizedDataset, epoch: u64, index: usize) {
+    fn fill(
+        &mut self,
+        plan: &mut BatchPlan,
+        dataset: &TokenizedDataset,
+        epoch: u64,
+        index: usize,
+    ) -> Result<(), DataError> {
         let mut buffers = BatchBuffers {
             ids: &mut self.ids,
             positions: &mut self.positions,
@@ -64,7 +71,8 @@ impl HostBatch {
             target_rows: &mut self.target_rows,
             targets: &mut self.targets,
         };
-        self.counts = plan.fill(dataset, epoch, index, &mut buffers);
+        self.counts = plan.fill(dataset, epoch, index, &mut buffers)?;
+        Ok(())
     }
 
     fn view(&self) -> MicroBatch<'_> {
@@ -128,11 +136,21 @@ impl Run {
         let tokenizer = Tokenizer::open(&settings.model)?;
         tokenizer.check_vocabulary(prepared.model.spec().vocabulary)?;
         let template = ChatTemplate::open(&settings.model, &tokenizer)?;
-        let examples = Dataset::open(&settings.data, &column_mapping(&settings))?;
-        let options = tokenize_options(&settings);
-        let dataset = TokenizedDataset::build(&examples, &tokenizer, &template, &options)?;
-        let mut warnings = warnings(&examples, &dataset);
-        drop(examples);
+        let encoder = Encoder {
+            tokenizer: &tokenizer,
+            template: &template,
+            options: tokenize_options(&settings),
+        };
+        // Reading the dataset is the first part of loading, the model the second.
+        let data_bytes = std::fs::metadata(&settings.data).map_or(0, |metadata| metadata.len());
+        let total_bytes = data_bytes + prepared.model.n_stored_bytes() as u64;
+        let columns = column_mapping(&settings);
+        let place = Some(folder.path());
+        let dataset =
+            TokenizedDataset::read(&settings.data, &columns, encoder, place, &mut |done_bytes| {
+                link.load(done_bytes.min(data_bytes), total_bytes)
+            })?;
+        let mut warnings = warnings(&dataset);
         let data_fingerprint = dataset.fingerprint();
         if state.data_fingerprint.is_some_and(|before| before != data_fingerprint) {
             warnings.push(
@@ -163,7 +181,6 @@ impl Run {
         }
         drop(told);
         let mut metrics = MetricsWriter::open(&folder, state.step)?;
-        let total_bytes = prepared.model.n_stored_bytes() as u64;
         metrics.write(&Event::Loading { done_bytes: 0, total_bytes })?;
         for message in warnings {
             let event = Event::Warning { message };
@@ -178,7 +195,11 @@ impl Run {
         };
         let adapter = prepared.adapter_config();
         let page_file = folder.page_file();
-        let trainer = open_trainer(&mut prepared, adapter.as_ref(), checkpoint, &page_file, &link)?;
+        let on_progress = &mut |progress: LoadProgress| {
+            link.load(data_bytes + progress.done_bytes as u64, total_bytes)
+        };
+        let place = (checkpoint, page_file.as_path());
+        let trainer = open_trainer(&mut prepared, adapter.as_ref(), place, on_progress)?;
         let learning_rate = LearningRate {
             peak: settings.learning_rate(),
             schedule: settings.schedule,
@@ -351,7 +372,7 @@ impl Run {
         self.trainer.clear_gradients();
         let (mut loss, mut n_tokens) = (0.0, 0);
         for index in first..last {
-            self.batch.fill(&mut self.training, &self.dataset, epoch, index);
+            self.batch.fill(&mut self.training, &self.dataset, epoch, index)?;
             n_tokens += self.batch.counts.n_tokens as u64;
             let dropout =
                 self.adapter.as_ref().filter(|adapter| adapter.dropout > 0.0).map(|adapter| {
@@ -409,7 +430,7 @@ impl Run {
             if self.link.must_stop() {
                 return Ok(false);
             }
-            self.batch.fill(plan, &self.dataset, 0, index);
+            self.batch.fill(plan, &self.dataset, 0, index)?;
             loss += self.trainer.evaluate(&self.batch.view())?;
             n_targets += self.batch.counts.n_targets as u64;
         }
@@ -473,9 +494,8 @@ impl Run {
 fn open_trainer(
     prepared: &mut Prepared,
     adapter: Option<&AdapterConfig>,
-    checkpoint: Option<&Path>,
-    page_file: &Path,
-    link: &Link,
+    (checkpoint, page_file): (Option<&Path>, &Path),
+    on_progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
 ) -> Result<Trainer<Cpu>, TrainError> {
     let shape = prepared.plan.shape();
     let mut device =
@@ -484,16 +504,6 @@ fn open_trainer(
     let _ = std::fs::remove_file(page_file);
     let store = open_store(&mut device, &prepared.plan, page_file)?;
     let (layout, paged) = (shape.weight_layout(), shape.paged_layers(store));
-    let on_progress = &mut |progress: LoadProgress| {
-        link.emit(Event::Loading {
-            done_bytes: progress.done_bytes as u64,
-            total_bytes: progress.total_bytes as u64,
-        });
-        match link.must_stop() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    };
     let weights = place_weights(&mut device, &prepared.model, layout, &paged, None, on_progress)?;
     let scale = adapter.map_or(1.0, AdapterConfig::scale);
     let mut trainer = Trainer::new(device, &mut prepared.plan, weights, scale, store)?;
@@ -516,10 +526,11 @@ fn open_trainer(
 }
 
 /// What a person should know about a dataset that can be trained on.
-fn warnings(examples: &Dataset, dataset: &TokenizedDataset) -> Vec<String> {
+fn warnings(dataset: &TokenizedDataset) -> Vec<String> {
     let mut warnings = Vec::new();
+    let source = &dataset.source;
     for (what, left_out) in
-        [("cannot be read", &examples.malformed), ("cannot be used", &dataset.refused)]
+        [("cannot be read", &source.malformed), ("cannot be used", &dataset.refused)]
     {
         if let Some(first) = left_out.first() {
             warnings.push(format!(
@@ -533,8 +544,7 @@ fn warnings(examples: &Dataset, dataset: &TokenizedDataset) -> Vec<String> {
     if dataset.n_cut > 0 {
         warnings.push(format!(
             "{} of {} examples are longer than the sequence length and were cut",
-            dataset.n_cut,
-            examples.examples.len()
+            dataset.n_cut, source.n_examples
         ));
     }
     if dataset.n_skipped > 0 {
