@@ -1,6 +1,8 @@
-//! The project's own commands: `cargo xtask run | test | bench | tidy | reference | starter | datasets`.
+//! The project's own commands: `cargo xtask run | test | bench | tidy | dist | reference | starter |
+//! datasets`.
 
 mod bench;
+mod dist;
 mod first_run;
 mod reference;
 mod starter;
@@ -22,6 +24,7 @@ cargo xtask COMMAND
                      check formatting, lints, every test and the house's rules
   bench [SHAPE ...]  measure speed and memory, beside PEFT + bitsandbytes where Python is there
   bench window       measure the windows: start, memory, size, frames
+  dist               build what people install: an archive and, on Linux, a Debian package
   tidy               check the house's rules alone
   starter            train the starter model again, from nothing
   datasets           write the example datasets again
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         },
         Some("starter") => starter::starter(),
         Some("datasets") => starter::write_datasets(),
+        Some("dist") => window::prepare(false).and_then(|()| dist::dist()).map(drop),
         Some("tidy") => tidy::tidy(),
         Some("reference") => reference::reference().map_err(Error::from),
         Some("help" | "--help" | "-h") | None => {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::Command};
 
 use crate::{
-    Error, cargo, release_folder, root, run,
+    Error, cargo, dist, release_folder, root, run,
     system::{self, succeeds},
 };
 
@@ -67,9 +67,23 @@ pub fn test_window() -> Result<(), Error> {
     }
     // The window is held against the command line.
     cargo("building the command line", &["build", "--package", "nibble-cli"])?;
+    cargo("building the monitor", &["build", "--package", "nibble-monitor"])?;
     let test = ["test", "--package", CRATE, "--test", "window"];
     let alone = ["--", "--ignored", "--test-threads=1", "--skip", "figures"];
     cargo("a test of the window", &[&test[..], &alone].concat())
+}
+
+/// All that people run: the command line, the app and the monitor.
+pub const PROGRAMS: [&str; 3] = ["nibble", "nibble-studio", "nibble-monitor"];
+
+/// Builds the page and every program, to be used.
+///
+/// # Errors
+/// When something does not build.
+pub fn build_programs() -> Result<(), Error> {
+    build_page()?;
+    let packages = ["--package", "nibble-cli", "--package", CRATE, "--package", "nibble-monitor"];
+    cargo("building the programs", &[&["build", "--release"], &packages[..]].concat())
 }
 
 /// What the windows cost: starting, memory, size, frames.
@@ -78,12 +92,8 @@ pub fn test_window() -> Result<(), Error> {
 /// When something does not build.
 pub fn bench() -> Result<(), Error> {
     prepare(true)?;
-    build_page()?;
-    let programs = ["nibble", "nibble-studio", "nibble-monitor"];
-    let build = ["build", "--release"];
-    let packages = ["--package", "nibble-cli", "--package", CRATE, "--package", "nibble-monitor"];
-    cargo("building the programs", &[&build[..], &packages].concat())?;
-    for program in programs {
+    dist::dist()?;
+    for program in PROGRAMS {
         let path = release_folder().join(format!("{program}{}", std::env::consts::EXE_SUFFIX));
         let metadata =
             path.metadata().map_err(|source| Error::File { path: path.clone(), source })?;
