@@ -2,9 +2,10 @@
 //! those alone that its capability names.
 
 /// Every command of the app.
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 24] = [
     "startup",
     "save_preferences",
+    "models",
     "open_model",
     "plan",
     "inspect",

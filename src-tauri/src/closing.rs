@@ -14,7 +14,7 @@ use crate::{error::CommandError, state::Studio, tray};
 /// The window's label, here and in its capability.
 pub const MAIN: &str = "main";
 
-/// The event that asks the page to ask the person.
+/// The event that asks the page to ask the person; it says whether there is a tray to train on in.
 const CLOSE_REQUESTED: &str = "close-requested";
 
 /// What to do with the runs.
@@ -45,7 +45,7 @@ pub fn on_window_event(window: &Window, event: &WindowEvent) {
     if let WindowEvent::CloseRequested { api, .. } = event
         && window.state::<Arc<Studio>>().trainings.any_active()
         // A page that cannot be asked must not keep the window from closing.
-        && window.emit(CLOSE_REQUESTED, ()).is_ok()
+        && window.emit(CLOSE_REQUESTED, tray::has_place()).is_ok()
     {
         api.prevent_close();
     }

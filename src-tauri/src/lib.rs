@@ -9,7 +9,9 @@
 pub mod built_in;
 mod closing;
 mod commands;
+mod dropping;
 pub mod error;
+mod monitor;
 mod notifications;
 pub mod preferences;
 pub mod state;
@@ -19,9 +21,8 @@ mod tray;
 mod types;
 pub mod watching;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
-use serde::Serialize;
 use tauri::{
     App, DragDropEvent, Emitter, Manager, RunEvent, Window, WindowEvent, webview::PageLoadEvent,
 };
@@ -29,6 +30,7 @@ use tauri::{
 use crate::{
     built_in::BuiltIn,
     closing::StaysOpen,
+    dropping::Dropped,
     preferences::{MemoryFile, Preferences, Theme},
     state::Studio,
 };
@@ -36,15 +38,21 @@ use crate::{
 /// The event that tells the page what was dropped on it.
 const FILES_DROPPED: &str = "files-dropped";
 
-/// What was dropped on the window.
-#[derive(Clone, Serialize)]
-struct FilesDropped<'a> {
-    paths: &'a [PathBuf],
-}
+/// The event that tells the page whether something is held over it.
+const FILES_HELD: &str = "files-held";
 
 /// Runs the app until its end.
 pub fn run() {
-    let app = tauri::Builder::default()
+    let mut builder = tauri::Builder::default();
+    // A test's app is not the one that the person may have open.
+    if std::env::var_os("TAURI_AUTOMATION").is_none() {
+        builder = builder.plugin(tauri_plugin_single_instance::init(|app, _, _| {
+            if let Err(error) = closing::open(app) {
+                eprintln!("the window could not be opened: {error}");
+            }
+        }));
+    }
+    let app = builder
         .plugin(tauri_plugin_dialog::init())
         .plugin(tauri_plugin_notification::init())
         .plugin(tauri_plugin_opener::init())
@@ -60,6 +68,7 @@ pub fn run() {
         .invoke_handler(tauri::generate_handler![
             commands::models::startup,
             commands::models::save_preferences,
+            commands::models::models,
             commands::models::open_model,
             commands::plans::plan,
             commands::datasets::inspect,
@@ -116,9 +125,17 @@ fn set_up(app: &App) -> tauri::Result<()> {
 }
 
 fn on_window_event(window: &Window, event: &WindowEvent) {
-    if let WindowEvent::DragDrop(DragDropEvent::Drop { paths, .. }) = event {
+    if let WindowEvent::DragDrop(event) = event {
         // A page that is loading misses a drop, as it would miss a click.
-        let _ = window.emit(FILES_DROPPED, FilesDropped { paths });
+        let _ = match event {
+            DragDropEvent::Enter { .. } => window.emit(FILES_HELD, true),
+            DragDropEvent::Drop { paths, .. } => {
+                let dropped: Vec<_> = paths.iter().map(|path| Dropped::at(path)).collect();
+                window.emit(FILES_HELD, false).and_then(|()| window.emit(FILES_DROPPED, dropped))
+            }
+            DragDropEvent::Leave => window.emit(FILES_HELD, false),
+            _ => Ok(()),
+        };
     }
     closing::on_window_event(window, event);
 }

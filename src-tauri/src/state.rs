@@ -119,8 +119,14 @@ impl Studio {
         })
     }
 
-    fn preferences(&self) -> Preferences {
+    /// What the person set.
+    pub fn preferences(&self) -> Preferences {
         lock(&self.memory).memory().preferences.clone()
+    }
+
+    /// The models in the models' folder.
+    pub fn models(&self) -> Vec<ModelChoice> {
+        ModelChoice::in_folder(&self.preferences().models_folder)
     }
 
     /// Remembers what the person set.

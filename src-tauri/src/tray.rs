@@ -2,7 +2,6 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     sync::{Arc, mpsc},
 };
 
@@ -34,15 +33,22 @@ pub fn show(app: &AppHandle) -> bool {
     asked.is_ok() && receiver.recv().unwrap_or(false)
 }
 
-/// Whether there can be a place for icons: on Linux they are shown over the session's bus.
-fn has_place() -> bool {
-    let in_runtime_folder = || {
-        let folder = std::env::var_os("XDG_RUNTIME_DIR")?;
-        Path::new(&folder).join("bus").exists().then_some(())
+/// Whether the screen has a place for icons. On Linux many have none, and an icon that nobody shows
+/// would leave a training without a window.
+#[cfg(target_os = "linux")]
+pub fn has_place() -> bool {
+    let is_watched = || {
+        let connection = zbus::blocking::Connection::session()?;
+        let bus = zbus::blocking::fdo::DBusProxy::new(&connection)?;
+        zbus::Result::Ok(bus.name_has_owner("org.kde.StatusNotifierWatcher".try_into()?)?)
     };
-    !cfg!(target_os = "linux")
-        || std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some()
-        || in_runtime_folder().is_some()
+    is_watched().unwrap_or(false)
+}
+
+/// Whether the screen has a place for icons.
+#[cfg(not(target_os = "linux"))]
+pub fn has_place() -> bool {
+    true
 }
 
 fn build(app: &AppHandle) -> tauri::Result<()> {

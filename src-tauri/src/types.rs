@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use nibble_engine::{
-    export::{ExportFormat, ExportReport},
+    export::{ExportFormat, ExportProgress, ExportReport, ExportStage},
     playground::{AnswerPiece, Side},
     preview::ModelChoice,
 };
@@ -16,6 +16,7 @@ use crate::{
         answers::AnswerRequest, datasets::InspectRequest, exports::ExportRequest,
         plans::PlanRequest,
     },
+    dropping::{Dropped, DroppedKind},
     error::CommandError,
     preferences::{Preferences, Theme},
     state::{Card, RunDetails, Startup},
@@ -83,8 +84,12 @@ fn types() -> String {
         Side,
         ExportRequest,
         ExportFormat,
+        ExportProgress,
+        ExportStage,
         ExportReport,
         CloseChoice,
+        Dropped,
+        DroppedKind,
     );
     // One line for each description and field.
     text.replace("/**\n * ", "  /** ").replace("\n */\n", " */\n  ").replace(", };", ",\n};")

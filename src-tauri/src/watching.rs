@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -43,15 +43,17 @@ pub struct RunUpdate {
     pub error: Option<CommandError>,
 }
 
-/// Every run that is being looked at.
+/// Everyone who looks at a run. Two may look at the same one.
 #[derive(Debug, Default)]
 pub struct Watches {
-    stops: Mutex<HashMap<PathBuf, Arc<AtomicBool>>>,
+    /// By the number of the watch: its run, and how it is told to end.
+    stops: Mutex<HashMap<u32, (PathBuf, Arc<AtomicBool>)>>,
+    last_number: AtomicU32,
 }
 
 impl Watches {
-    /// Sends what happens to `run` until `send` returns false or the watch is stopped. A watch of
-    /// the same run ends: a page that was loaded again looks again.
+    /// Sends what happens to `run` until `send` returns false or the watch is ended; returns the
+    /// watch's number.
     ///
     /// # Errors
     /// When the folder is no run.
@@ -60,41 +62,54 @@ impl Watches {
         run: &Path,
         trainings: Arc<Trainings>,
         send: impl Fn(RunUpdate) -> bool + Send + 'static,
-    ) -> Result<(), CommandError> {
+    ) -> Result<u32, CommandError> {
+        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         let watch = match RunFollower::open(run) {
             Ok(follower) => Watch { run: run.to_owned(), trainings, follower, failure: None },
             // A new run that failed while loading has left no folder, but its error is known.
             Err(error) => match trainings.status(run).and_then(|status| status.error) {
                 Some(failure) => {
                     send(failed(failure));
-                    return Ok(());
+                    return Ok(number);
                 }
                 None => return Err(error.into()),
             },
         };
         let stop = Arc::new(AtomicBool::new(false));
-        if let Some(former) = lock(&self.stops).insert(run.to_owned(), stop.clone()) {
-            former.store(true, Ordering::Relaxed);
+        {
+            let mut stops = lock(&self.stops);
+            // A thread that has ended has let go of its flag.
+            stops.retain(|_, (_, stop)| Arc::strong_count(stop) > 1);
+            stops.insert(number, (run.to_owned(), stop.clone()));
         }
         thread::Builder::new()
             .name("nibble-watch".into())
             .spawn(move || watch.follow(&stop, &send))
             .map_err(CommandError::defect)?;
-        Ok(())
+        Ok(number)
     }
 
-    /// Ends the watch of `run`.
+    /// Ends the watch of that number.
+    pub fn end(&self, number: u32) {
+        self.end_those(|watch, _| watch == number);
+    }
+
+    /// Ends every watch of `run`.
     pub fn stop(&self, run: &Path) {
-        if let Some(stop) = lock(&self.stops).remove(run) {
-            stop.store(true, Ordering::Relaxed);
-        }
+        self.end_those(|_, of| of == run);
     }
 
     /// Ends every watch: the page that asked is gone.
     pub fn stop_all(&self) {
-        for (_, stop) in lock(&self.stops).drain() {
-            stop.store(true, Ordering::Relaxed);
-        }
+        self.end_those(|_, _| true);
+    }
+
+    fn end_those(&self, is_meant: impl Fn(u32, &Path) -> bool) {
+        lock(&self.stops).retain(|&number, (run, stop)| {
+            let ends = is_meant(number, run);
+            stop.fetch_or(ends, Ordering::Relaxed);
+            !ends
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use nibble_engine::{
-    export::{ExportFormat, export},
+    export::{ExportFormat, ExportProgress, ExportStage, export},
     generate::SamplingSettings,
     playground::{Question, Side},
     preview,
@@ -69,11 +69,15 @@ impl Place {
     }
 
     fn watch(&self, run: &Path) -> mpsc::Receiver<RunUpdate> {
+        self.numbered_watch(run).1
+    }
+
+    fn numbered_watch(&self, run: &Path) -> (u32, mpsc::Receiver<RunUpdate>) {
         let (sender, updates) = mpsc::channel();
         let sender = Mutex::new(sender);
         let send = move |update| sender.lock().unwrap().send(update).is_ok();
-        self.studio.watches.start(run, self.studio.trainings.clone(), send).unwrap();
-        updates
+        let number = self.studio.watches.start(run, self.studio.trainings.clone(), send).unwrap();
+        (number, updates)
     }
 }
 
@@ -147,8 +151,21 @@ fn a_run_is_started_watched_paused_stopped_resumed_and_exported() {
     assert!(!studio.trainings.any_active());
 
     let to = place.folder.path().join("adapter");
-    let report = export(&run, None, &to, ExportFormat::Adapter).unwrap();
+    let mut stages = Vec::new();
+    let mut note = |progress: ExportProgress| {
+        assert!(progress.share.is_none_or(|share| (0.0..=1.0).contains(&share)));
+        if stages.last() != Some(&progress.stage) {
+            stages.push(progress.stage);
+        }
+    };
+    let report = export(&run, None, &to, ExportFormat::Adapter, &mut note).unwrap();
     assert!(report.verified && to.join("adapter_model.safetensors").is_file());
+    assert_eq!(stages, [ExportStage::Opening, ExportStage::Writing, ExportStage::Checking]);
+    let mut shares = Vec::new();
+    let to = place.folder.path().join("merged");
+    let mut note = |progress: ExportProgress| shares.extend(progress.share);
+    export(&run, None, &to, ExportFormat::Merged, &mut note).unwrap();
+    assert!(shares.is_sorted() && shares.last() == Some(&1.0), "{shares:?}");
 
     // The result answers beside the model that it began with.
     let question = Question {
@@ -175,6 +192,24 @@ fn a_run_is_started_watched_paused_stopped_resumed_and_exported() {
 
     studio.release_run(&run).unwrap();
     assert!(run.is_dir());
+}
+
+#[test]
+fn two_may_look_at_one_run() {
+    let place = Place::new();
+    let (run, ended) = place.start(place.settings(100_000));
+    let has_step = |update: &RunUpdate| !steps(&update.events).is_empty();
+    let (first, of_first) = place.numbered_watch(&run);
+    let (_, of_second) = place.numbered_watch(&run);
+    until(&of_first, has_step);
+    until(&of_second, has_step);
+    // One of them has seen enough.
+    place.studio.watches.end(first);
+    place.studio.control_run(&run, Command::Stop).unwrap();
+    ended.recv_timeout(PATIENCE).unwrap();
+    until(&of_second, |update| update.state == RunState::Stopped);
+    let last = of_first.iter().last();
+    assert!(last.is_none_or(|update| update.state != RunState::Stopped));
 }
 
 #[test]

@@ -175,15 +175,14 @@ pub fn export(arguments: &ExportArguments, json: bool) -> Result<(), Failure> {
         FormatArgument::Merged => ExportFormat::Merged,
     };
     let to = std::path::absolute(&arguments.to).map_err(Failure::input)?;
-    let report =
-        export::export(&arguments.run, arguments.step, &to, format).map_err(
-            |error| match error {
-                ExportError::Write { .. } | ExportError::Open(_) | ExportError::Differs { .. } => {
-                    Failure::running(error)
-                }
-                _ => Failure::input(error),
-            },
-        )?;
+    let report = export::export(&arguments.run, arguments.step, &to, format, &mut |_| {}).map_err(
+        |error| match error {
+            ExportError::Write { .. } | ExportError::Open(_) | ExportError::Differs { .. } => {
+                Failure::running(error)
+            }
+            _ => Failure::input(error),
+        },
+    )?;
     if json {
         return print_json(&report);
     }

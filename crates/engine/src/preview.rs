@@ -1,7 +1,10 @@
 //! What a person sees before there is a run: models to choose, what a run would cost in memory,
 //! and how a dataset would be read. The window and the command line ask the same functions.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use nibble_data::{ChatTemplate, Encoder, Inspection, Tokenizer};
 use nibble_run::{ModelSummary, PlanReport, RunSettings};
@@ -26,6 +29,8 @@ pub struct ModelChoice {
     pub name: String,
     /// Its folder; `None` when it is not on this machine.
     pub path: Option<PathBuf>,
+    /// Where it is published on the Hugging Face hub, of a model of the catalog.
+    pub repository: Option<String>,
     /// Its shape in numbers people know.
     pub summary: ModelSummary,
 }
@@ -38,13 +43,47 @@ impl ModelChoice {
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         let model = ModelFolder::open(path)?;
         Tokenizer::open(path)?;
+        Ok(Self::at(path, model.spec()))
+    }
+
+    fn at(path: &Path, spec: &ModelSpec) -> Self {
         let name = path.file_name().unwrap_or(path.as_os_str());
-        Ok(Self {
+        Self {
             id: path.display().to_string(),
             name: name.to_string_lossy().into_owned(),
             path: Some(path.to_owned()),
-            summary: plan::model_summary(model.spec()),
-        })
+            repository: None,
+            summary: plan::model_summary(spec),
+        }
+    }
+
+    /// The models in `folder`, each in a folder of its own, directly below or below a folder of its
+    /// publisher's name; in the order of their names. Only configurations are read, so that a
+    /// list takes no time: whether a model is whole is found when it is opened. Folders that
+    /// hold no model of a known family are left out, and so is a `folder` that is not there.
+    pub fn in_folder(folder: &Path) -> Vec<Self> {
+        let folders = |folder: &Path| {
+            let entries = fs::read_dir(folder).into_iter().flatten();
+            entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir())
+        };
+        let mut models = Vec::new();
+        for path in folders(folder) {
+            match Self::listed(&path) {
+                Some(model) => models.push(model),
+                None => models.extend(folders(&path).filter_map(|path| Self::listed(&path))),
+            }
+        }
+        models.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.path.cmp(&b.path)));
+        models
+    }
+
+    /// The model at `path`, if there seems to be one.
+    fn listed(path: &Path) -> Option<Self> {
+        if !path.join("tokenizer.json").is_file() {
+            return None;
+        }
+        let spec = ModelSpec::from_config_file(&path.join("config.json")).ok()?;
+        Some(Self::at(path, &spec))
     }
 
     /// Every model of the catalog.
@@ -54,7 +93,13 @@ impl ModelChoice {
     pub fn catalog() -> Result<Vec<Self>, ModelError> {
         let choice = |entry: &CatalogEntry| {
             let summary = plan::model_summary(&entry.spec()?);
-            Ok(Self { id: entry.id.clone(), name: entry.name.clone(), path: None, summary })
+            Ok(Self {
+                id: entry.id.clone(),
+                name: entry.name.clone(),
+                path: None,
+                repository: Some(entry.repository.clone()),
+                summary,
+            })
         };
         catalog::all().iter().map(choice).collect()
     }
@@ -140,6 +185,26 @@ mod tests {
         let choice = ModelChoice::open(&assets("starter")).unwrap();
         assert_eq!((choice.name.as_str(), choice.summary.layers), ("starter", 6));
         assert!(ModelChoice::open(&assets("datasets")).is_err());
+    }
+
+    #[test]
+    fn a_folder_of_models_is_listed() {
+        let place = tempfile::tempdir().unwrap();
+        assert_eq!(ModelChoice::in_folder(&place.path().join("nowhere")), []);
+        for model in ["b", "publisher/a"] {
+            let folder = place.path().join(model);
+            fs::create_dir_all(&folder).unwrap();
+            for file in ["config.json", "tokenizer.json"] {
+                fs::copy(assets("starter").join(file), folder.join(file)).unwrap();
+            }
+        }
+        fs::create_dir(place.path().join("holidays")).unwrap();
+        fs::write(place.path().join("notes.txt"), "").unwrap();
+        let models = ModelChoice::in_folder(place.path());
+        let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(models[1].path.as_deref(), Some(place.path().join("b").as_path()));
+        assert_eq!(models[0].summary.layers, 6);
     }
 
     #[test]

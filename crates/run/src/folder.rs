@@ -10,7 +10,6 @@ use serde::Deserialize;
 
 use crate::{Event, PlanReport, RunError, RunLock, RunSettings, lock, settings::FORMAT};
 
-const SETTINGS: &str = "run.toml";
 const PLAN: &str = "plan.json";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
@@ -33,6 +32,9 @@ pub struct CheckpointFolder {
 }
 
 impl RunFolder {
+    /// The name of the file of settings, which makes a folder a run.
+    pub const SETTINGS: &str = "run.toml";
+
     /// Makes a new run folder and writes its settings.
     ///
     /// # Errors
@@ -47,7 +49,7 @@ impl RunFolder {
             fs::create_dir_all(path.join(CHECKPOINTS)).map_err(failed)?;
             let text = toml::to_string_pretty(settings)
                 .map_err(|error| failed(io::Error::other(error)))?;
-            folder.replace(SETTINGS, text.as_bytes())
+            folder.replace(Self::SETTINGS, text.as_bytes())
         };
         if let Err(error) = write() {
             // The same name is free for the next try.
@@ -59,7 +61,7 @@ impl RunFolder {
 
     /// Removes what making the folder has put there, and the folder if nothing else is in it.
     pub fn discard(&self) {
-        for name in [SETTINGS, PLAN, METRICS, PAGES, lock::LOCK] {
+        for name in [Self::SETTINGS, PLAN, METRICS, PAGES, lock::LOCK] {
             for file in [name.to_owned(), unfinished_name(name)] {
                 let _ = fs::remove_file(self.path.join(file));
             }
@@ -74,7 +76,7 @@ impl RunFolder {
     /// # Errors
     /// When it is none, or comes from a newer Nibble.
     pub fn open(path: &Path) -> Result<Self, RunError> {
-        if !path.join(SETTINGS).is_file() {
+        if !path.join(Self::SETTINGS).is_file() {
             return Err(RunError::NoRun { path: path.to_owned() });
         }
         let folder = Self { path: path.to_owned() };
@@ -102,7 +104,7 @@ impl RunFolder {
 
     /// Where the settings are.
     pub fn settings_file(&self) -> PathBuf {
-        self.path.join(SETTINGS)
+        self.path.join(Self::SETTINGS)
     }
 
     /// Where charts go.
@@ -130,7 +132,7 @@ impl RunFolder {
     /// # Errors
     /// When the file is damaged or comes from a newer Nibble.
     pub fn settings(&self) -> Result<RunSettings, RunError> {
-        read_settings(&self.path.join(SETTINGS))
+        read_settings(&self.path.join(Self::SETTINGS))
     }
 
     /// Writes the memory plan.

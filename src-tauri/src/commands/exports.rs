@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use nibble_engine::export::{ExportFormat, ExportReport, export};
+use nibble_engine::export::{ExportFormat, ExportProgress, ExportReport, export};
 use serde::Deserialize;
+use tauri::ipc::Channel;
 use ts_rs::TS;
 
 use super::work;
@@ -22,9 +23,14 @@ pub struct ExportRequest {
     pub format: ExportFormat,
 }
 
-/// Exports, reads back and compares.
+/// Exports, reads back and compares, and tells how far it is.
 #[tauri::command]
-pub async fn export_run(request: ExportRequest) -> Result<ExportReport, CommandError> {
+pub async fn export_run(
+    request: ExportRequest,
+    channel: Channel<ExportProgress>,
+) -> Result<ExportReport, CommandError> {
     let ExportRequest { run, step, to, format } = request;
-    work(move || Ok(export(&run, step, &to, format)?)).await
+    // A page that is gone does not undo what the person asked for.
+    let mut tell = move |progress| drop(channel.send(progress));
+    work(move || Ok(export(&run, step, &to, format, &mut tell)?)).await
 }

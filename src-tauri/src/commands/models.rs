@@ -25,6 +25,13 @@ pub async fn save_preferences(app: App<'_>, preferences: Preferences) -> Result<
     work(move || Studio::save_preferences(&app, preferences)).await
 }
 
+/// The models in the models' folder.
+#[tauri::command]
+pub async fn models(app: App<'_>) -> Result<Vec<ModelChoice>, CommandError> {
+    let app = app.inner().clone();
+    work(move || Ok(app.models())).await
+}
+
 /// A model in a folder.
 #[tauri::command]
 pub async fn open_model(path: PathBuf) -> Result<ModelChoice, CommandError> {

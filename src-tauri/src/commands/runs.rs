@@ -44,13 +44,13 @@ pub async fn control_run(app: App<'_>, run: PathBuf, command: Command) -> Result
     work(move || app.control_run(&run, command)).await
 }
 
-/// Sends what happened and happens to a run.
+/// Sends what happened and happens to a run; returns the number to end that with.
 #[tauri::command]
 pub async fn watch_run(
     app: App<'_>,
     run: PathBuf,
     channel: Channel<RunUpdate>,
-) -> Result<(), CommandError> {
+) -> Result<u32, CommandError> {
     let app = app.inner().clone();
     let send = move |update| channel.send(update).is_ok();
     work(move || app.watches.start(&run, app.trainings.clone(), send)).await
@@ -58,8 +58,8 @@ pub async fn watch_run(
 
 /// Ends that.
 #[tauri::command]
-pub async fn unwatch_run(app: App<'_>, run: PathBuf) -> Result<(), CommandError> {
-    app.watches.stop(&run);
+pub async fn unwatch_run(app: App<'_>, watch: u32) -> Result<(), CommandError> {
+    app.watches.end(watch);
     Ok(())
 }
 

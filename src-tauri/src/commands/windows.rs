@@ -1,17 +1,15 @@
 //! Dialogs, folders and windows of the system.
 
-use std::{
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::path::PathBuf;
 
 use tauri::{AppHandle, Wry};
 use tauri_plugin_dialog::{DialogExt, FilePath};
 
-use super::work;
+use super::{App, work};
 use crate::{
     closing::{self, CloseChoice},
     error::CommandError,
+    monitor,
 };
 
 fn local(chosen: Option<FilePath>) -> Result<Option<PathBuf>, CommandError> {
@@ -60,25 +58,11 @@ pub async fn show_in_folder(path: PathBuf) -> Result<(), CommandError> {
     .await
 }
 
-/// Opens the small native window that charts one run.
+/// Opens the small native window that charts one run, in the theme of this one.
 #[tauri::command]
-pub async fn pop_out(run: PathBuf) -> Result<(), CommandError> {
-    work(move || {
-        let name = format!("nibble-monitor{}", std::env::consts::EXE_SUFFIX);
-        let program = std::env::current_exe().map_err(CommandError::defect)?.with_file_name(name);
-        let mut command = Command::new(&program);
-        command.arg(&run).stdin(Stdio::null()).stdout(Stdio::null());
-        #[cfg(windows)]
-        {
-            // CREATE_NO_WINDOW: a program without a terminal should not open one.
-            std::os::windows::process::CommandExt::creation_flags(&mut command, 0x0800_0000);
-        }
-        command.spawn().map(drop).map_err(|error| {
-            let message = format!("{} could not be started: {error}.", program.display());
-            CommandError::new("no_monitor", message, "Install Nibble again, with its monitor.")
-        })
-    })
-    .await
+pub async fn pop_out(app: App<'_>, run: PathBuf) -> Result<(), CommandError> {
+    let app = app.inner().clone();
+    work(move || monitor::open(&run, app.preferences().theme)).await
 }
 
 /// What to do with the runs when the window was asked to close.

@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod figures;
+mod screen;
+mod troubles;
 mod webdriver;
 
 use std::{

@@ -37,6 +37,7 @@ impl Drop for Program {
 /// A screen that nobody sees, and a driver on it.
 pub struct Screen {
     port: u16,
+    display_number: String,
     _driver: Program,
     _display: Program,
 }
@@ -70,13 +71,19 @@ impl Screen {
             driver.env(folder, home.join(folder.to_lowercase()));
         }
         let driver = driver.spawn().expect("the driver starts; it is in webkit2gtk-driver");
-        let screen = Self { port, _driver: Program(driver), _display: display };
+        let display_number = number.trim().to_owned();
+        let screen = Self { port, display_number, _driver: Program(driver), _display: display };
         let start = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(start.elapsed() < PATIENCE, "the driver listens");
             thread::sleep(Duration::from_millis(50));
         }
         screen
+    }
+
+    /// The number that X clients name the screen by.
+    pub fn display(&self) -> &str {
+        &self.display_number
     }
 
     /// Opens the app.

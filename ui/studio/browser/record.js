@@ -45,9 +45,9 @@ for (const seq of [64, 128, 256, 512]) {
   }
 }
 const entries = JSON.parse(readFileSync(join(root, "assets/catalog.json"), "utf8"));
-const catalog = entries.map(({ id, name }) => {
+const catalog = entries.map(({ id, name, repository }) => {
   plans[`${id} 256 4 16`] = plan(id, "--seq", "256", "--batch", "4", "--rank", "16");
-  return { id, name, path: null, summary: plans[`${id} 256 4 16`].model };
+  return { id, name, path: null, repository, summary: plans[`${id} 256 4 16`].model };
 });
 write("plans.json", plans);
 
@@ -83,6 +83,7 @@ write("startup.json", {
     id: starter,
     name: "Nibble starter",
     path: starter,
+    repository: null,
     summary: plans["starter 256 4 16"].model,
   },
   catalog,

@@ -45,9 +45,9 @@ await new Promise((ready) => server.stdout.once("data", ready));
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 
 /** The page at 1280 × 800, as the app's window opens. */
-async function open(theme, query = "") {
+async function open(theme, query = "", viewport = { width: 1280, height: 800 }) {
   const context = await browser.newContext({
-    viewport: { width: 1280, height: 800 },
+    viewport,
     colorScheme: theme,
     reducedMotion: "reduce",
   });
@@ -162,6 +162,139 @@ async function emptyPages() {
   await close();
 }
 
+/** Nothing is cut off or hidden beside something else, however large the window is. */
+async function sizes() {
+  for (const [width, height] of [
+    [960, 640],
+    [1280, 800],
+    [1920, 1080],
+  ]) {
+    const { page, faults, close } = await open("light", "", { width, height });
+    const at = (id) => page.getByTestId(id);
+    const fits = async (name) => {
+      const wide = await page.evaluate(() => {
+        const main = document.querySelector("main");
+        const right = main.getBoundingClientRect().left + main.clientWidth;
+        const told = (element) =>
+          `${element.tagName}.${element.className} ${element.textContent.trim().slice(0, 30)}`;
+        const cards = [...main.querySelectorAll(".card")];
+        return [
+          ...[...main.querySelectorAll("*")].filter(
+            (element) => element.getBoundingClientRect().right > right + 1,
+          ),
+          ...cards.filter((card) => card.scrollWidth > card.clientWidth + 1),
+        ].map(told);
+      });
+      assert.deepEqual(wide, [], `${name} at ${width}`);
+      await page.screenshot({ path: join(pictures, `${name}-${width}.png`) });
+    };
+    const inView = async (id) => {
+      const box = await at(id).boundingBox();
+      assert.ok(box && box.y >= 0 && box.y + box.height <= height, `${id} at ${width}`);
+    };
+    await at("sample-text").waitFor();
+    await fits("new");
+    await at("more").click();
+    await page.evaluate(() => document.querySelector("main").scrollTo(0, 1e6));
+    await page.waitForTimeout(200);
+    await fits("new-scrolled");
+    // What a run would cost, and its start, are always in view.
+    for (const id of ["memory-full", "memory-lora", "memory-qlora", "train"]) await inView(id);
+    await at("train").click();
+    await page.waitForFunction(
+      () => Number(document.querySelector("[data-testid=step]")?.textContent) >= 30,
+    );
+    // Another page begins at its top.
+    await inView("run-state");
+    await fits("run");
+    for (const name of ["runs", "playground", "export", "settings"]) {
+      await at(`nav-${name}`).click();
+      await at(`page-${name}`).waitFor();
+      await fits(name);
+    }
+    assert.deepEqual(faults, []);
+    await close();
+  }
+}
+
+/** What is dropped goes where it belongs, and what is wrong with it is said there. */
+async function drops() {
+  const { page, close } = await open("dark");
+  const at = (id) => page.getByTestId(id);
+  const send = (name, detail) =>
+    page.evaluate(
+      ([name, detail]) => dispatchEvent(new CustomEvent(name, { detail })),
+      [name, detail],
+    );
+  await at("sample-text").waitFor();
+  await at("nav-settings").click();
+  await send("files-held", true);
+  await at("drop").waitFor();
+  await accessible(page, "something held over the window");
+  await page.screenshot({ path: join(pictures, "drop-dark.png") });
+  await send("files-held", false);
+  await at("drop").waitFor({ state: "detached" });
+
+  const said = (title, code) =>
+    page.locator(`section:has(#${title}) [data-testid=error][data-code=${code}]`).waitFor();
+  await send("files-dropped", [{ kind: "data", path: "/home/you/strange.bin" }]);
+  await at("page-new").waitFor();
+  await said("data-title", "unknown_format");
+  assert.ok(await at("train").isDisabled());
+  await send("files-dropped", [{ kind: "model", path: "/home/you/holidays" }]);
+  await said("model-title", "no_model");
+  await send("files-dropped", [{ kind: "run", path: "/home/you/holidays" }]);
+  await at("page-runs").waitFor();
+  await page.locator("[data-testid=error][data-code=no_run]").waitFor();
+  await close();
+}
+
+/** Closing asks, and every answer is within reach of the keyboard. */
+async function closing() {
+  const { page, close } = await open("light");
+  await page.getByTestId("sample-text").waitFor();
+  await page.evaluate(() => dispatchEvent(new CustomEvent("close-requested", { detail: true })));
+  const question = page.getByRole("dialog");
+  await question.waitFor();
+  await accessible(page, "the question at closing");
+  await page.screenshot({ path: join(pictures, "closing-light.png") });
+  const reached = new Set();
+  for (let i = 0; i < 6; i++) {
+    reached.add(await page.evaluate(() => document.activeElement.textContent.trim()));
+    await page.keyboard.press("Tab");
+  }
+  for (const answer of ["Cancel", "Stop and save", "Keep training"]) {
+    assert.ok(reached.has(answer), answer);
+  }
+  await page.keyboard.press("Escape");
+  await question.waitFor({ state: "detached" });
+  await close();
+}
+
+/** Everything that a mouse can do on a new run, the keyboard can. */
+async function keyboard() {
+  const { page, close } = await open("light");
+  await page.getByTestId("sample-text").waitFor();
+  const reached = new Set();
+  for (let i = 0; i < 60; i++) {
+    await page.keyboard.press("Tab");
+    const id = await page.evaluate(
+      () => document.activeElement.dataset["testid"] ?? document.activeElement.getAttribute("role"),
+    );
+    reached.add(id);
+  }
+  for (const id of [
+    ...["nav-runs", "nav-settings", "model", "model-folder", "method-qlora", "sequence-thumb"],
+    ...["batch-thumb", "rank-thumb", "steps", "prompt", "more", "card", "memory-full", "train"],
+  ]) {
+    assert.ok(reached.has(id), `${id} is not reached: ${[...reached].join(", ")}`);
+  }
+  await page.getByTestId("train").focus();
+  await page.keyboard.press("Enter");
+  await page.getByTestId("page-run").waitFor();
+  await close();
+}
+
 /** What is typed survives a reload. */
 async function reload() {
   const { page, close } = await open("light");
@@ -236,6 +369,10 @@ const TESTS = process.argv.includes("--measure")
       "every page in light": () => walk("light"),
       "every page in dark": () => walk("dark"),
       "empty pages": emptyPages,
+      "every page at every size": sizes,
+      "what is dropped": drops,
+      "the question at closing": closing,
+      "the keyboard": keyboard,
       "a reload keeps the draft": reload,
     };
 let failed = false;

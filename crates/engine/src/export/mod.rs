@@ -54,6 +54,35 @@ pub struct ExportReport {
     pub second_max_abs_logit_diff: Option<f64>,
 }
 
+/// What an export is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub enum ExportStage {
+    /// The run's model is opened, and computes the logits to compare with.
+    Opening,
+    /// The files are written.
+    Writing,
+    /// They are read back and compared.
+    Checking,
+}
+
+/// How far an export has come.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub struct ExportProgress {
+    /// What is being done.
+    pub stage: ExportStage,
+    /// The share of the stage's values that are done, from 0 to 1; `None` where that is not known.
+    pub share: Option<f64>,
+}
+
+impl From<ExportStage> for ExportProgress {
+    fn from(stage: ExportStage) -> Self {
+        Self { stage, share: None }
+    }
+}
+
 /// Why nothing was exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
@@ -123,7 +152,8 @@ const PROBE_TOKENS: usize = 24;
 /// A model file is split above this size, as most hubs ask.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Exports the checkpoint of `step` (or the last) of the run at `run` to the folder `to`.
+/// Exports the checkpoint of `step` (or the last) of the run at `run` to the folder `to`, and tells
+/// `on_progress` how far it has come.
 ///
 /// # Errors
 /// When the run has no such checkpoint, the folder cannot be written, or what was written does not
@@ -133,6 +163,7 @@ pub fn export(
     step: Option<u64>,
     to: &Path,
     format: ExportFormat,
+    on_progress: &mut dyn FnMut(ExportProgress),
 ) -> Result<ExportReport, ExportError> {
     let folder = RunFolder::open(run)?;
     let settings = folder.settings()?;
@@ -161,9 +192,10 @@ pub fn export(
         return Err(ExportError::Exists { path: to.to_owned() });
     }
     let unfinished = make_unfinished(to).map_err(failed(to))?;
+    on_progress(ExportStage::Opening.into());
     let written = Source::open(&settings, &checkpoint).and_then(|source| match format {
-        ExportFormat::Adapter => export_adapter(source, &checkpoint, &unfinished),
-        ExportFormat::Merged => export_merged(source, &unfinished),
+        ExportFormat::Adapter => export_adapter(source, &checkpoint, &unfinished, on_progress),
+        ExportFormat::Merged => export_merged(source, &unfinished, on_progress),
     });
     let report = written.and_then(|report| {
         // An empty folder at the place is the person's own choice of it.
@@ -236,12 +268,15 @@ fn export_adapter(
     mut source: Source,
     checkpoint: &Path,
     folder: &Path,
+    on_progress: &mut dyn FnMut(ExportProgress),
 ) -> Result<ExportReport, ExportError> {
+    on_progress(ExportStage::Writing.into());
     for file in [peft::ADAPTER_WEIGHTS, peft::ADAPTER_CONFIG] {
         let path = folder.join(file);
         fs::copy(checkpoint.join(file), &path)
             .map_err(|source| ExportError::Write { path, source })?;
     }
+    on_progress(ExportStage::Checking.into());
     let tensors = source.candle_tensors()?;
     let second = source.second_opinion(tensors);
     let settings = SessionSettings { adapter: Some(folder.to_owned()), ..source.settings };
@@ -252,7 +287,11 @@ fn export_adapter(
     verify(folder, &source.logits, &reloaded, 0.0, second)
 }
 
-fn export_merged(mut source: Source, folder: &Path) -> Result<ExportReport, ExportError> {
+fn export_merged(
+    mut source: Source,
+    folder: &Path,
+    on_progress: &mut dyn FnMut(ExportProgress),
+) -> Result<ExportReport, ExportError> {
     // Weights trained in f32 leave in the precision that they came in; where the base is gone, in
     // that of the checkpoint.
     let model = ModelFolder::open(&source.base)
@@ -264,8 +303,9 @@ fn export_merged(mut source: Source, folder: &Path) -> Result<ExportReport, Expo
             StoredType::F16 => Dtype::F16,
             StoredType::Bf16 => Dtype::BF16,
         };
-    write_merged(&mut source.session, dtype, folder)?;
+    write_merged(&mut source.session, dtype, folder, on_progress)?;
     copy_companions(model.path(), Some(dtype), folder)?;
+    on_progress(ExportStage::Checking.into());
     let spec = source.session.spec().clone();
     let tensors = source.candle_tensors()?;
     let second = source.second_opinion(tensors);
@@ -365,8 +405,11 @@ fn write_merged(
     session: &mut Session<Cpu>,
     dtype: Dtype,
     folder: &Path,
+    on_progress: &mut dyn FnMut(ExportProgress),
 ) -> Result<(), ExportError> {
     let (device, decoder) = session.parts();
+    let total_values = decoder.spec.n_parameters().max(1);
+    let mut done_values = 0;
     let entries: Vec<_> = (decoder.weights.layout.tensors())
         .map(|tensor| TensorEntry { name: tensor.role.name(), dtype, shape: tensor.shape.to_vec() })
         .collect();
@@ -389,6 +432,9 @@ fn write_merged(
             }
         };
         let written = write_tensor(open, dtype, device, dense).map_err(failed(path.clone()))?;
+        done_values += dense.len();
+        let share = Some((done_values as f64 / total_values as f64).min(1.0));
+        on_progress(ExportProgress { stage: ExportStage::Writing, share });
         n_written += 1;
         if n_written == shards[shard].len() {
             written.finish().map_err(failed(path))?;

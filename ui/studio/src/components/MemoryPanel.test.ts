@@ -17,7 +17,7 @@ async function panel(): Promise<Draft> {
 const bytesOf = (method: string) => Number(screen.getByTestId(`memory-${method}`).dataset["bytes"]);
 
 describe("the memory panel", () => {
-  beforeEach(() => sessionStorage.clear());
+  beforeEach(() => localStorage.clear());
 
   it("shows the planner's totals for every method", async () => {
     const draft = await panel();
@@ -40,7 +40,7 @@ describe("the memory panel", () => {
     draft.settings.method = "full";
     await draft.replan();
     const button = (await screen.findAllByTestId("suggestion"))[0]!;
-    expect(button.textContent).toContain("qlora");
+    expect(button.textContent).toContain("QLoRA");
     button.click();
     expect(draft.settings.method).toBe("qlora");
     await waitFor(() => expect(screen.queryByTestId("suggestions")).toBeNull());

@@ -7,6 +7,8 @@ import type {
   CloseChoice,
   Command,
   CommandError,
+  Dropped,
+  ExportProgress,
   ExportReport,
   ExportRequest,
   InspectRequest,
@@ -25,6 +27,8 @@ import type {
 export interface Platform {
   startup(): Promise<Startup>;
   savePreferences(preferences: Preferences): Promise<void>;
+  /** The models in the models' folder. */
+  models(): Promise<ModelChoice[]>;
   openModel(path: string): Promise<ModelChoice>;
   plan(request: PlanRequest): Promise<PlanReport>;
   inspect(request: InspectRequest): Promise<Inspection>;
@@ -42,13 +46,19 @@ export interface Platform {
   /** Ends when every side has answered. */
   answer(request: AnswerRequest, onPiece: (piece: AnswerPiece) => void): Promise<void>;
   stopAnswer(): Promise<void>;
-  exportRun(request: ExportRequest): Promise<ExportReport>;
+  exportRun(
+    request: ExportRequest,
+    onProgress: (progress: ExportProgress) => void,
+  ): Promise<ExportReport>;
   chooseFolder(title: string): Promise<string | null>;
   chooseFile(title: string, extensions: string[]): Promise<string | null>;
   popOut(run: string): Promise<void>;
   closeWindow(choice: CloseChoice): Promise<void>;
-  onCloseRequested(listener: () => void): Promise<() => void>;
-  onFilesDropped(listener: (paths: string[]) => void): Promise<() => void>;
+  /** The window is to close while a run trains; and whether there is a tray to train on in. */
+  onCloseRequested(listener: (hasTray: boolean) => void): Promise<() => void>;
+  /** Whether something is held over the window. */
+  onFilesHeld(listener: (held: boolean) => void): Promise<() => void>;
+  onFilesDropped(listener: (dropped: Dropped[]) => void): Promise<() => void>;
 }
 
 /** Whatever was thrown, as an error that can be shown. */

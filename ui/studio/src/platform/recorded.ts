@@ -140,9 +140,16 @@ function find(path: string): Playback {
   return run ?? refuse("no_run", `${path} is no run folder.`, "Choose a folder with a run.toml.");
 }
 
+function onWindow<T>(name: string, listener: (detail: T) => void): () => void {
+  const hear = (event: globalThis.Event) => listener((event as CustomEvent<T>).detail);
+  window.addEventListener(name, hear);
+  return () => window.removeEventListener(name, hear);
+}
+
 export const recorded: Platform = {
   startup: async () => structuredClone(startup),
   savePreferences: async () => {},
+  models: async () => [],
   async openModel(path) {
     if (path === startup.starter.path) return startup.starter;
     return refuse(
@@ -213,8 +220,13 @@ export const recorded: Platform = {
     }
   },
   stopAnswer: async () => {},
-  async exportRun({ to }) {
-    await pause(400);
+  async exportRun({ to, format }, onProgress) {
+    onProgress({ stage: "opening", share: null });
+    await pause(100);
+    onProgress({ stage: "writing", share: format === "merged" ? 0.5 : null });
+    await pause(200);
+    onProgress({ stage: "checking", share: null });
+    await pause(100);
     return {
       path: to,
       verified: true,
@@ -226,6 +238,8 @@ export const recorded: Platform = {
   chooseFile: async () => null,
   popOut: async () => {},
   closeWindow: async () => {},
-  onCloseRequested: async () => () => {},
-  onFilesDropped: async () => () => {},
+  onCloseRequested: async (listener) => onWindow("close-requested", listener),
+  // A browser's own events stand for the shell's: a test sends them.
+  onFilesHeld: async (listener) => onWindow("files-held", listener),
+  onFilesDropped: async (listener) => onWindow("files-dropped", listener),
 };

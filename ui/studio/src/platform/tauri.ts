@@ -3,7 +3,7 @@
 import { Channel, invoke } from "@tauri-apps/api/core";
 import { listen } from "@tauri-apps/api/event";
 import type { Platform } from ".";
-import type { AnswerPiece, RunUpdate } from "./types";
+import type { AnswerPiece, Dropped, ExportProgress, RunUpdate } from "./types";
 
 function channel<T>(onMessage: (message: T) => void): Channel<T> {
   const channel = new Channel<T>();
@@ -14,6 +14,7 @@ function channel<T>(onMessage: (message: T) => void): Channel<T> {
 export const tauri: Platform = {
   startup: () => invoke("startup"),
   savePreferences: (preferences) => invoke("save_preferences", { preferences }),
+  models: () => invoke("models"),
   openModel: (path) => invoke("open_model", { path }),
   plan: (request) => invoke("plan", { request }),
   inspect: (request) => invoke("inspect", { request }),
@@ -23,7 +24,7 @@ export const tauri: Platform = {
   controlRun: (run, command) => invoke("control_run", { run, command }),
   async watchRun(run, onUpdate) {
     let wanted = true;
-    await invoke("watch_run", {
+    const watch = await invoke<number>("watch_run", {
       run,
       channel: channel<RunUpdate>((update) => {
         if (wanted) onUpdate(update);
@@ -31,7 +32,7 @@ export const tauri: Platform = {
     });
     return () => {
       wanted = false;
-      void invoke("unwatch_run", { run });
+      void invoke("unwatch_run", { watch });
     };
   },
   runDetails: (run) => invoke("run_details", { run }),
@@ -42,12 +43,15 @@ export const tauri: Platform = {
   answer: (request, onPiece) =>
     invoke("answer", { request, channel: channel<AnswerPiece>(onPiece) }),
   stopAnswer: () => invoke("stop_answer"),
-  exportRun: (request) => invoke("export_run", { request }),
+  exportRun: (request, onProgress) =>
+    invoke("export_run", { request, channel: channel<ExportProgress>(onProgress) }),
   chooseFolder: (title) => invoke("choose_folder", { title }),
   chooseFile: (title, extensions) => invoke("choose_file", { title, extensions }),
   popOut: (run) => invoke("pop_out", { run }),
   closeWindow: (choice) => invoke("close_window", { choice }),
-  onCloseRequested: (listener) => listen("close-requested", listener),
+  onCloseRequested: (listener) =>
+    listen<boolean>("close-requested", (event) => listener(event.payload)),
+  onFilesHeld: (listener) => listen<boolean>("files-held", (event) => listener(event.payload)),
   onFilesDropped: (listener) =>
-    listen<{ paths: string[] }>("files-dropped", (event) => listener(event.payload.paths)),
+    listen<Dropped[]>("files-dropped", (event) => listener(event.payload)),
 };

@@ -53,6 +53,8 @@ export type ModelChoice = {
   name: string, 
   /** Its folder; `None` when it is not on this machine. */
   path: string | null, 
+  /** Where it is published on the Hugging Face hub, of a model of the catalog. */
+  repository: string | null, 
   /** Its shape in numbers people know. */
   summary: ModelSummary,
 };
@@ -573,3 +575,11 @@ export type ExportReport = {
 };
 
 export type CloseChoice = "keep" | "stop" | "cancel";
+
+export type ExportProgress = { stage: ExportStage, share: number | null };
+
+export type ExportStage = "opening" | "writing" | "checking";
+
+export type Dropped = { kind: DroppedKind, path: string };
+
+export type DroppedKind = "run" | "model" | "data";

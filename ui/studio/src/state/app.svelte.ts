@@ -2,7 +2,14 @@
 
 import { applyTheme, type Scheme } from "../theme/tokens";
 import { commandError, platform } from "../platform";
-import type { CommandError, RunSummary, Startup, Theme } from "../platform/types";
+import type {
+  CommandError,
+  Dropped,
+  ModelChoice,
+  RunSummary,
+  Startup,
+  Theme,
+} from "../platform/types";
 import { Draft } from "./draft.svelte";
 import { Watch } from "./watch.svelte";
 
@@ -18,7 +25,14 @@ class App {
   runs = $state.raw<RunSummary[]>([]);
   watch = $state.raw<Watch | null>(null);
   draft = $state.raw<Draft | null>(null);
+  /** The models in the models' folder. */
+  models = $state.raw<ModelChoice[]>([]);
+  /** Why a run from elsewhere could not be opened. */
+  openFailure = $state.raw<CommandError | null>(null);
   asksToClose = $state(false);
+  hasTray = $state(true);
+  /** Whether something is held over the window that could be dropped. */
+  isHeldOver = $state(false);
   #unfollow: () => void = () => {};
 
   async start(): Promise<void> {
@@ -27,22 +41,51 @@ class App {
       this.startup = startup;
       this.setTheme(startup.preferences.theme);
       this.draft = new Draft(startup);
+      void this.refreshModels();
       await this.refreshRuns();
       await this.#recall();
     } catch (thrown) {
       this.failure = commandError(thrown);
     }
-    await platform.onCloseRequested(() => (this.asksToClose = true));
-    await platform.onFilesDropped((paths) => {
-      const path = paths[0];
-      if (path) void this.draft?.take(path).then(() => this.open("new"));
+    await platform.onCloseRequested((hasTray) => {
+      this.hasTray = hasTray;
+      this.asksToClose = true;
     });
+    await platform.onFilesHeld((held) => (this.isHeldOver = held));
+    await platform.onFilesDropped((dropped) => {
+      for (const one of dropped) void this.take(one);
+    });
+  }
+
+  /** Something that was dropped on the window. */
+  async take({ kind, path }: Dropped): Promise<void> {
+    if (kind === "run") {
+      await this.openRunFrom(path);
+      return;
+    }
+    this.open("new");
+    if (kind === "data" && this.draft) this.draft.settings.data = path;
+    if (kind === "model") await this.draft?.openModel(path);
+  }
+
+  /** Looks at a run from anywhere, and remembers it. */
+  async openRunFrom(path: string): Promise<void> {
+    try {
+      this.openFailure = null;
+      const run = await platform.openRun(path);
+      this.openRun(run.path);
+    } catch (thrown) {
+      this.open("runs");
+      this.openFailure = commandError(thrown);
+    }
   }
 
   open(page: PageName): void {
     this.page = page;
+    this.openFailure = null;
     this.#remember();
-    if (page !== "new") void this.refreshRuns();
+    if (page === "new") void this.refreshModels();
+    else void this.refreshRuns();
   }
 
   /** Looks at a run. */
@@ -64,6 +107,14 @@ class App {
     try {
       this.runs = await platform.runs();
       this.failure = null;
+    } catch (thrown) {
+      this.failure = commandError(thrown);
+    }
+  }
+
+  async refreshModels(): Promise<void> {
+    try {
+      this.models = await platform.models();
     } catch (thrown) {
       this.failure = commandError(thrown);
     }

@@ -34,6 +34,29 @@ class Latest {
 
 type Remembered = { settings: RunSettings; model: ModelChoice; budgetBytes: number | null };
 
+/** The draft of the last time; what a newer Nibble has added since has its default. */
+function recall(startup: Startup): Remembered | null {
+  try {
+    const former = JSON.parse(localStorage.getItem(REMEMBERED) ?? "null") as Remembered | null;
+    if (!former) return null;
+    const { defaults, starter } = startup;
+    // The starter may have moved with the program.
+    const isStarter = former.model.name === starter.name;
+    const settings = {
+      ...defaults,
+      ...former.settings,
+      lora: { ...defaults.lora, ...former.settings.lora },
+      samples: { ...defaults.samples, ...former.settings.samples },
+      columns: { ...defaults.columns, ...former.settings.columns },
+      ...(isStarter ? { model: defaults.model } : {}),
+    };
+    return { ...former, settings, model: isStarter ? starter : former.model };
+  } catch {
+    // A draft that cannot be read is none.
+    return null;
+  }
+}
+
 export class Draft {
   settings = $state<RunSettings>() as RunSettings;
   model = $state.raw<ModelChoice>() as ModelChoice;
@@ -45,18 +68,46 @@ export class Draft {
   inspectFailure = $state.raw<CommandError | null>(null);
   modelFailure = $state.raw<CommandError | null>(null);
   startFailure = $state.raw<CommandError | null>(null);
+  /** What the run is to be called; empty: by its date, method and model. */
+  name = $state("");
   starting = $state(false);
   readonly #plans = new Latest();
   readonly #inspections = new Latest();
+  /** What this machine can give, as the planner last saw it. */
+  hereBytes = $state<number>(0);
+  readonly #startup: Startup;
   readonly #starter: { id: string; rate: number | null };
 
   constructor(startup: Startup) {
+    this.#startup = startup;
     this.#starter = { id: startup.starter.id, rate: startup.defaults.learning_rate ?? null };
-    const remembered = sessionStorage.getItem(REMEMBERED);
-    const former = remembered ? (JSON.parse(remembered) as Remembered) : null;
-    this.settings = former?.settings ?? startup.defaults;
+    const former = recall(startup);
+    this.settings = former?.settings ?? structuredClone(startup.defaults);
     this.model = former?.model ?? startup.starter;
     this.budgetBytes = former?.budgetBytes ?? null;
+    this.hereBytes = startup.devices[0]?.free_bytes ?? 0;
+    // A folder may have gone since.
+    if (former?.model.path && former.model.id !== startup.starter.id) {
+      void this.openModel(former.model.path);
+    }
+  }
+
+  /** Whether anything was changed since the beginning. */
+  get isChanged(): boolean {
+    const { defaults, starter } = this.#startup;
+    return (
+      this.model.id !== starter.id ||
+      this.budgetBytes !== null ||
+      JSON.stringify(this.settings) !== JSON.stringify(defaults)
+    );
+  }
+
+  /** Begins again with what a first run has. */
+  startOver(): void {
+    this.model = this.#startup.starter;
+    this.settings = structuredClone(this.#startup.defaults);
+    this.budgetBytes = null;
+    this.modelFailure = this.startFailure = null;
   }
 
   get method(): Method {
@@ -67,13 +118,14 @@ export class Draft {
   async replan(): Promise<void> {
     const settings = $state.snapshot(this.settings);
     const [model, budget_bytes] = [this.model.path ?? this.model.id, this.budgetBytes];
-    sessionStorage.setItem(
+    localStorage.setItem(
       REMEMBERED,
       JSON.stringify({ settings, model: this.model, budgetBytes: budget_bytes }),
     );
     await this.#plans.run(async () => {
       try {
         this.plan = await platform.plan({ model, settings, budget_bytes });
+        if (budget_bytes === null) this.hereBytes = this.plan.budget_bytes;
         this.planFailure = null;
       } catch (thrown) {
         this.planFailure = commandError(thrown);
@@ -115,16 +167,18 @@ export class Draft {
 
   async openModel(path: string): Promise<void> {
     try {
-      this.chooseModel(await platform.openModel(path));
+      const { starter } = this.#startup;
+      this.chooseModel(path === starter.path ? starter : await platform.openModel(path));
     } catch (thrown) {
       this.modelFailure = commandError(thrown);
     }
   }
 
-  /** A file or folder that was dropped on the window: a file is data, a folder a model. */
-  async take(path: string): Promise<void> {
-    if (/\.(jsonl|json|txt|csv|parquet)$/i.test(path)) this.settings.data = path;
-    else await this.openModel(path);
+  /** Begins with the settings of a run; where its model is gone, with the model of before. */
+  async repeat(settings: RunSettings): Promise<void> {
+    await this.openModel(settings.model);
+    const sequence = Math.min(settings.sequence, this.model.summary.context);
+    this.settings = { ...settings, sequence, model: this.settings.model };
   }
 
   /** Changes the settings as a suggestion of the planner says. */
@@ -142,7 +196,10 @@ export class Draft {
     this.starting = true;
     try {
       this.startFailure = null;
-      return await platform.startRun($state.snapshot(this.settings), null);
+      const name = this.name.trim();
+      const run = await platform.startRun($state.snapshot(this.settings), name || null);
+      this.name = "";
+      return run;
     } catch (thrown) {
       this.startFailure = commandError(thrown);
       return null;

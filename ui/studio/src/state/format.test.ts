@@ -1,5 +1,14 @@
 import { describe, expect, it } from "vitest";
-import { baseName, bytes, decimal, duration, parameters, scientific } from "./format";
+import {
+  baseName,
+  bytes,
+  decimal,
+  duration,
+  join,
+  parameters,
+  scientific,
+  suggestionLabel,
+} from "./format";
 
 describe("numbers", () => {
   it.each([
@@ -27,6 +36,10 @@ describe("numbers", () => {
   });
 
   it("paths of every system end in a name", () => {
+    expect(suggestionLabel("method qlora, batch 1")).toBe("QLoRA, batch 1");
+    expect(suggestionLabel("batch 2")).toBe("Batch 2");
+    expect(join("/home/you", "new")).toBe("/home/you/new");
+    expect(join("C:\\", "new")).toBe("C:\\new");
     expect(baseName("/home/you/data.jsonl")).toBe("data.jsonl");
     expect(baseName("C:\\models\\llama\\")).toBe("llama");
   });

@@ -1,5 +1,16 @@
 // Numbers as people read them.
 
+import type { Method } from "../platform/types";
+
+/** The methods as the field writes them. */
+export const METHODS: Record<Method, string> = { full: "Full", lora: "LoRA", qlora: "QLoRA" };
+
+/** A change that the planner suggests, as a button says it. */
+export function suggestionLabel(change: string): string {
+  const named = change.replace(/^method (\w+)/, (_, name: Method) => METHODS[name] ?? name);
+  return named.charAt(0).toUpperCase() + named.slice(1);
+}
+
 const GIB = 2 ** 30;
 const MIB = 2 ** 20;
 
@@ -53,6 +64,12 @@ export function moment(milliseconds: number | null): string {
   return isToday
     ? `today ${time}`
     : `${date.toLocaleDateString([], { day: "numeric", month: "short" })} ${time}`;
+}
+
+/** A name in a folder, on the system that the folder is of. */
+export function join(folder: string, name: string): string {
+  const separator = folder.includes("\\") ? "\\" : "/";
+  return folder.endsWith(separator) ? folder + name : folder + separator + name;
 }
 
 /** The last part of a path of any system. */

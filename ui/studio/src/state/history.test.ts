@@ -42,11 +42,41 @@ describe("the history of a run", () => {
     const steps = events.filter(({ event }) => event === "step");
     history.add(update([...ready, ...steps.slice(0, 2)]));
     expect(history.secondsLeft).toBeNull();
-    expect(history.secondsPerEpoch).toBeNull();
+    expect(history.secondsPerEpoch(0.1)).toBeNull();
     history.add(update(steps.slice(2, 40)));
     const { tokens, tokens_per_s } = history.latest!;
     expect(history.secondsLeft).toBeGreaterThan((20 * tokens) / tokens_per_s);
     expect(history.secondsLeft).toBeLessThan((80 * tokens) / tokens_per_s);
-    expect(history.secondsPerEpoch).toBeGreaterThan(0);
+    expect(history.secondsPerEpoch(0.1)).toBeGreaterThan(0);
+  });
+
+  it("counts epochs by the tokens that are not held out", () => {
+    const history = new History();
+    const step = { lr: 1, grad_norm: 1, loss: 1, host_bytes: 1, device_bytes: 1 };
+    const events: Event[] = [
+      {
+        event: "ready",
+        n_steps: 20,
+        step: 0,
+        n_examples: 10,
+        n_tokens: 1000,
+        planned_peak_bytes: 1,
+      },
+      ...Array.from({ length: 12 }, (_, i): Event => ({
+        event: "step",
+        step: i + 1,
+        tokens: 100,
+        // Steps of two seconds; the first take long, and do not count.
+        tokens_per_s: i < 2 ? 1 : 50,
+        ...step,
+      })),
+    ];
+    history.add(update(events));
+    expect(history.epochs(0.25)).toBeCloseTo(1.6);
+    expect(history.secondsPerEpoch(0.25)).toBeCloseTo(15);
+    expect(history.secondsLeft).toBeCloseTo(16);
+    // A run that was resumed from an earlier checkpoint begins again.
+    history.add(update(events.slice(0, 6), true));
+    expect(history.epochs(0.25)).toBeCloseTo(5 / 7.5);
   });
 });

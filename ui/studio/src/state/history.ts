@@ -1,6 +1,7 @@
 // What the events of a run add up to.
 
 import { Series } from "../charts/series";
+import { count } from "./format";
 import type { CommandError, Event, RunState, RunUpdate } from "../platform/types";
 
 export type Sample = { step: number; prompt: string; text: string };
@@ -8,6 +9,9 @@ export type LogLine = { kind: "info" | "warning" | "error"; text: string };
 type Step = Extract<Event, { event: "step" }>;
 type Ready = Extract<Event, { event: "ready" }>;
 type Done = Extract<Event, { event: "done" }>;
+
+/** Steps that are not measured: one, whose memory is touched for the first time, and one more. */
+const WARM_UP_STEPS = 2;
 
 /** Everything that is known about a run. Grows in place: the page redraws when `version` rises. */
 export class History {
@@ -24,6 +28,9 @@ export class History {
   throughput = new Series();
   learningRate = new Series();
   gradientNorm = new Series();
+  /** Seconds of each step, and tokens of all of them. */
+  #seconds = new Series();
+  #tokens = 0;
   samples: Sample[] = [];
   checkpoints: number[] = [];
   log: LogLine[] = [];
@@ -33,6 +40,8 @@ export class History {
     if (update.reset) {
       const version = this.version;
       Object.assign(this, new History(), { version });
+      this.#seconds = new Series();
+      this.#tokens = 0;
     }
     this.state = update.state;
     this.error = update.error;
@@ -49,7 +58,7 @@ export class History {
       case "ready":
         this.ready = event;
         info(
-          `Ready: ${event.n_examples} examples, ${event.n_tokens} tokens, ${event.n_steps} steps.`,
+          `Ready: ${count(event.n_examples)} examples, ${count(event.n_tokens)} tokens, ${count(event.n_steps)} steps.`,
         );
         break;
       case "step":
@@ -60,20 +69,25 @@ export class History {
         this.throughput.push(event.step, event.tokens_per_s);
         this.learningRate.push(event.step, event.lr);
         this.gradientNorm.push(event.step, event.grad_norm);
+        this.#seconds.push(event.step, event.tokens / event.tokens_per_s);
+        this.#tokens += event.tokens;
         break;
       case "eval":
         this.evaluation.push(event.step, event.loss);
-        info(`Step ${event.step}: held-out loss ${event.loss.toFixed(4)}.`);
+        info(`Step ${count(event.step)}: held-out loss ${event.loss.toFixed(4)}.`);
         break;
       case "sample":
         this.samples.push({ step: event.step, prompt: event.prompt, text: event.text });
         break;
       case "checkpoint":
         this.checkpoints.push(event.step);
-        info(`Step ${event.step}: saved.`);
+        info(`Step ${count(event.step)}: saved.`);
         break;
       case "warning":
         this.log.push({ kind: "warning", text: event.message });
+        break;
+      case "failed":
+        this.log.push({ kind: "error", text: `${event.message}. ${event.hint}` });
         break;
       case "paused":
         info("Paused.");
@@ -83,7 +97,9 @@ export class History {
         break;
       case "done":
         this.done = event;
-        info(`Done after ${event.steps} steps, with a loss of ${event.final_loss.toFixed(4)}.`);
+        info(
+          `Done after ${count(event.steps)} steps, with a loss of ${event.final_loss.toFixed(4)}.`,
+        );
         break;
     }
   }
@@ -96,25 +112,39 @@ export class History {
     return this.ready?.n_steps ?? null;
   }
 
-  /** Seconds that a token takes, at the pace of the last hundred steps; after a short warm-up. */
-  get #secondsPerToken(): number | null {
-    if (this.throughput.length < 3) return null;
-    const paces = this.throughput.y.subarray(-100);
-    return paces.reduce((sum, pace) => sum + 1 / pace, 0) / paces.length;
+  /** Seconds that a step takes, at the pace of the last hundred; after a short warm-up. */
+  get #secondsPerStep(): number | null {
+    if (this.#seconds.length <= WARM_UP_STEPS) return null;
+    // The first steps of a process touch every page of its memory for the first time.
+    const last = this.#seconds.y.subarray(WARM_UP_STEPS).subarray(-100);
+    return last.reduce((sum, seconds) => sum + seconds, 0) / last.length;
   }
 
   /** Seconds that the steps left will take. */
   get secondsLeft(): number | null {
     const { nSteps, latest } = this;
-    const pace = this.#secondsPerToken;
+    const pace = this.#secondsPerStep;
     if (nSteps === null || latest === null || pace === null) return null;
-    return (nSteps - latest.step) * latest.tokens * pace;
+    return (nSteps - latest.step) * pace;
+  }
+
+  /** Tokens of one pass over the examples that are not held out. */
+  #epochTokens(evalSplit: number): number | null {
+    const tokens = (this.ready?.n_tokens ?? 0) * (1 - evalSplit);
+    return tokens >= 1 ? tokens : null;
+  }
+
+  /** Passes over the data so far. */
+  epochs(evalSplit: number): number | null {
+    const tokens = this.#epochTokens(evalSplit);
+    return tokens === null ? null : this.#tokens / tokens;
   }
 
   /** Seconds that every example once will take. */
-  get secondsPerEpoch(): number | null {
-    const pace = this.#secondsPerToken;
-    return pace === null || this.ready === null ? null : this.ready.n_tokens * pace;
+  secondsPerEpoch(evalSplit: number): number | null {
+    const [pace, tokens] = [this.#secondsPerStep, this.#epochTokens(evalSplit)];
+    if (pace === null || tokens === null) return null;
+    return (tokens / (this.#tokens / this.#seconds.length)) * pace;
   }
 }
 

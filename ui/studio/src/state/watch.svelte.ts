@@ -15,13 +15,15 @@ export class Watch {
   #ended = false;
   #frame = 0;
 
-  constructor(run: string, onEnd: () => void) {
+  /** Calls `onNews` when the run has ended or saved something. */
+  constructor(run: string, onNews: () => void) {
     this.run = run;
     let wasActive = true;
     const watching = platform.watchRun(run, (update) => {
       this.history.add(update);
       const active = isActive(update.state);
-      if (wasActive && !active) onEnd();
+      const saved = update.events.some(({ event }) => event === "checkpoint");
+      if ((wasActive && !active) || (saved && !update.reset)) onNews();
       wasActive = active;
       this.#frame ||= requestAnimationFrame(() => {
         this.#frame = 0;
