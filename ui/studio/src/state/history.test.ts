@@ -52,7 +52,7 @@ describe("the history of a run", () => {
 
   it("counts epochs by the tokens that are not held out", () => {
     const history = new History();
-    const step = { lr: 1, grad_norm: 1, loss: 1, host_bytes: 1, device_bytes: 1 };
+    const step = { lr: 1, grad_norm: 1, loss: 1, host_bytes: 1, device_bytes: 1, paged_bytes: 0 };
     const events: Event[] = [
       {
         event: "ready",
