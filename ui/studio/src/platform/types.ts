@@ -563,6 +563,15 @@ export type ExportRequest = {
 
 export type ExportFormat = "adapter" | "merged";
 
+export type ExportProgress = { 
+  /** What is being done. */
+  stage: ExportStage, 
+  /** The share of the stage's values that are done, from 0 to 1; `None` where that is not known. */
+  share: number | null,
+};
+
+export type ExportStage = "opening" | "writing" | "checking";
+
 export type ExportReport = { 
   /** The folder. */
   path: string, 
@@ -576,10 +585,11 @@ export type ExportReport = {
 
 export type CloseChoice = "keep" | "stop" | "cancel";
 
-export type ExportProgress = { stage: ExportStage, share: number | null };
-
-export type ExportStage = "opening" | "writing" | "checking";
-
-export type Dropped = { kind: DroppedKind, path: string };
+export type Dropped = { 
+  /** What it is taken for. */
+  kind: DroppedKind, 
+  /** The file or folder. */
+  path: string,
+};
 
 export type DroppedKind = "run" | "model" | "data";
