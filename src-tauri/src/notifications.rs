@@ -9,6 +9,7 @@ use crate::{
     closing::{MAIN, StaysOpen},
     state::{Studio, describe},
     training::Ended,
+    tray,
 };
 
 /// What is done when a run ends.
@@ -21,9 +22,9 @@ pub fn on_end(app: AppHandle) -> impl FnOnce(Ended) + Send + 'static {
         let (title, text) = describe(&ended);
         // A system without notifications has none to miss.
         let _ = app.notification().builder().title(title).body(text).show();
-        // Without a window, the runs alone kept the app.
+        // Without a window the icon is all that is left.
         if app.state::<StaysOpen>().get() && !app.state::<Arc<Studio>>().trainings.any_active() {
-            app.exit(0);
+            let _ = tray::rest(&app);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tauri::{
-    AppHandle, Manager,
+    AppHandle, Manager, Wry,
     menu::{Menu, MenuItem},
     tray::TrayIconBuilder,
 };
@@ -51,12 +51,15 @@ pub fn has_place() -> bool {
     true
 }
 
-fn build(app: &AppHandle) -> tauri::Result<()> {
+fn menu(app: &AppHandle, quit: &str) -> tauri::Result<Menu<Wry>> {
     let open = MenuItem::with_id(app, OPEN, "Open Nibble", true, None::<&str>)?;
-    let quit = MenuItem::with_id(app, QUIT, "Stop, save and quit", true, None::<&str>)?;
-    let menu = Menu::with_items(app, &[&open, &quit])?;
+    let quit = MenuItem::with_id(app, QUIT, quit, true, None::<&str>)?;
+    Menu::with_items(app, &[&open, &quit])
+}
+
+fn build(app: &AppHandle) -> tauri::Result<()> {
     let mut tray = TrayIconBuilder::with_id(ID)
-        .menu(&menu)
+        .menu(&menu(app, "Stop, save and quit")?)
         .tooltip("Nibble is training")
         .on_menu_event(|app, event| match event.id().as_ref() {
             OPEN => {
@@ -78,6 +81,17 @@ fn build(app: &AppHandle) -> tauri::Result<()> {
         tray = tray.icon(icon.clone());
     }
     tray.build(app).map(drop)
+}
+
+/// Says that nothing trains any more. The app stays: some desktops take a notification away with the
+/// program that showed it, and a person who comes back finds the icon.
+///
+/// # Errors
+/// When the system refuses.
+pub fn rest(app: &AppHandle) -> tauri::Result<()> {
+    let Some(tray) = app.tray_by_id(ID) else { return Ok(()) };
+    tray.set_tooltip(Some("Nibble has finished training"))?;
+    tray.set_menu(Some(menu(app, "Quit")?))
 }
 
 /// Takes the icon away.

@@ -34,11 +34,17 @@ const BUILD: [Need; 3] = [
     },
 ];
 
-/// To test it: a screen that nobody sees, and two browsers' drivers.
-const TEST: [Need; 3] = [
+/// To test it: a screen that nobody sees, a desktop's bus and icons, and two browsers' drivers.
+const TEST: [Need; 5] = [
     Need { program: "Xvfb", question: &[], package: "xvfb" },
     Need { program: "WebKitWebDriver", question: &[], package: "webkit2gtk-driver" },
     Need { program: "chromium", question: &[], package: "chromium" },
+    Need { program: "dbus-daemon", question: &[], package: "dbus-daemon" },
+    Need {
+        program: "sh",
+        question: &["-c", "/sbin/ldconfig -p | grep -q ayatana-appindicator3.so"],
+        package: "libayatana-appindicator3-1",
+    },
 ];
 
 /// Whether `program` starts and ends well.

@@ -96,28 +96,20 @@ fn what_people_bring_is_answered_where_they_brought_it() {
 #[test]
 #[ignore = "needs Xvfb, WebKitWebDriver and a built page"]
 fn a_disk_that_fills_ends_the_run_and_nothing_else() {
+    const N_STEPS: u64 = 400;
     let home = tempfile::tempdir().unwrap();
     let screen = Screen::new(home.path());
     let run = {
         let window = screen.open(app());
-        let startup = window.wait("the app", || window.invoke("startup", json!({})).ok());
-        let mut settings = startup["defaults"].clone();
-        settings["steps"] = json!(20);
-        settings["save_every"] = json!(0);
-        let run = window.invoke("start_run", json!({ "settings": settings, "name": "full" }));
-        let run = PathBuf::from(run.unwrap().as_str().unwrap());
-        let mut list = RunList::default();
-        let finished = |list: &mut RunList| list.summary(&run).unwrap().state == RunState::Finished;
-        window.wait("the end", || finished(&mut list).then_some(()));
+        let run = start_run(&window, N_STEPS);
+        window.invoke("control_run", json!({ "run": run, "command": "stop" })).unwrap();
+        window.wait("the end", || (state_of(&run) == RunState::Stopped).then_some(()));
         run
     };
-    // It is asked for more steps, and a limit on the size of files stands in for a full disk: the
-    // system refuses to write more.
-    let settings = run.join("run.toml");
-    let text = fs::read_to_string(&settings).unwrap();
-    fs::write(&settings, text.replace("steps = 20", "steps = 40")).unwrap();
-    let saved = RunFolder::open(&run).unwrap().checkpoint(20);
-    let before = fs::read(saved.join("optimizer.safetensors")).unwrap();
+    let checkpoints = RunFolder::open(&run).unwrap().checkpoints().unwrap();
+    let saved = checkpoints.last().unwrap().path.join("optimizer.safetensors");
+    let before = fs::read(&saved).unwrap();
+    // A limit on the size of files stands in for a full disk: the system refuses to write more.
     let limited = home.path().join("limited");
     let script =
         format!("#!/bin/sh\ntrap '' XFSZ\nulimit -f 1024\nexec {} \"$@\"\n", app().display());
@@ -135,20 +127,25 @@ fn a_disk_that_fills_ends_the_run_and_nothing_else() {
         window.click(&id("nav-new"));
         window.text(&id("sample-text"), |text| !text.is_empty());
     }
-    assert_eq!(fs::read(saved.join("optimizer.safetensors")).unwrap(), before);
+    assert_eq!(fs::read(&saved).unwrap(), before);
     let window = screen.open(app());
     window.click(&id("nav-runs"));
     window.click(&format!("{} .link", id("runs")));
     window.click(&id("resume"));
     is_state(&window, "Finished");
-    assert_eq!(step(&window), 40);
+    assert_eq!(step(&window), N_STEPS);
 }
 
 /// Starts a run that lasts.
 fn start_long(window: &Window<'_>) -> PathBuf {
+    start_run(window, 100_000)
+}
+
+/// Starts a run, and waits for its first step.
+pub fn start_run(window: &Window<'_>, n_steps: u64) -> PathBuf {
     let startup = window.wait("the app", || window.invoke("startup", json!({})).ok());
     let mut settings = startup["defaults"].clone();
-    settings["steps"] = json!(100_000);
+    settings["steps"] = json!(n_steps);
     let run = window.invoke("start_run", json!({ "settings": settings, "name": "long" })).unwrap();
     let run = PathBuf::from(run.as_str().unwrap());
     let mut list = RunList::default();
@@ -156,8 +153,15 @@ fn start_long(window: &Window<'_>) -> PathBuf {
     run
 }
 
-fn state_of(run: &Path) -> RunState {
+pub fn state_of(run: &Path) -> RunState {
     RunList::default().summary(run).unwrap().state
+}
+
+/// Answers the question that closing the window asks.
+pub fn answer(window: &Window<'_>, answer: &str) {
+    let script = "[...document.querySelectorAll('[role=dialog] button')]
+        .find((button) => button.textContent.trim() === arguments[0]).click();";
+    window.run(script, &[json!(answer)]);
 }
 
 #[test]
@@ -180,18 +184,13 @@ fn closing_the_window_asks_and_does_what_is_answered() {
     // Asked twice, it asks once.
     desktop.close(own);
     assert!(is_asked());
-    let press = |answer: &str| {
-        let script = "[...document.querySelectorAll('[role=dialog] button')]
-            .find((button) => button.textContent.trim() === arguments[0]).click();";
-        window.run(script, &[json!(answer)]);
-    };
-    press("Cancel");
+    answer(&window, "Cancel");
     window.wait("the question to go", || (!is_asked()).then_some(()));
     assert_eq!(state_of(&run), RunState::Training);
 
     desktop.close(own);
     window.text(question, |_| true);
-    press("Stop and save");
+    answer(&window, "Stop and save");
     webdriver::wait("the end", || (state_of(&run) == RunState::Stopped).then_some(()));
     webdriver::wait("the window to go", || {
         desktop.find(|title| title == "Nibble").is_none().then_some(())

@@ -25,7 +25,7 @@ pub const KEY_RIGHT: &str = "\u{E014}";
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// A program that ends with the test.
-struct Program(Child);
+pub struct Program(pub Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -43,8 +43,14 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Starts both; the app will have `home` for its files.
+    /// Starts both; the app will have `home` for its files, and no desktop around it.
     pub fn new(home: &Path) -> Self {
+        // An address at which nobody listens: what the tests' own desktop is does not matter.
+        Self::within(home, ("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere"))
+    }
+
+    /// The same on the bus that a variable of the environment names.
+    pub fn within(home: &Path, bus: (&str, &str)) -> Self {
         let mut display = Command::new("Xvfb")
             .args(["-displayfd", "1", "-screen", "0", "1400x900x24", "-nolisten", "tcp"])
             .stdout(Stdio::piped())
@@ -61,6 +67,7 @@ impl Screen {
             .args(["--host=127.0.0.1", &format!("--port={port}")])
             .env("DISPLAY", format!(":{}", number.trim()))
             .env("HOME", home)
+            .env(bus.0, bus.1)
             .env("GDK_BACKEND", "x11")
             // Software rendering is several times faster without.
             .env("WEBKIT_DISABLE_DMABUF_RENDERER", "1")

@@ -34,7 +34,7 @@ pub fn write_package(mut file: File, pieces: &[Piece]) -> io::Result<()> {
 /// One member of an `ar` archive, padded to an even length.
 fn write_member(file: &mut impl Write, name: &str, bytes: &[u8]) -> io::Result<()> {
     // Name, time, owner, group, mode, length.
-    write!(file, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100_644, bytes.len())?;
+    writeln!(file, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`", 0, 0, 0, 100_644, bytes.len())?;
     file.write_all(bytes)?;
     if bytes.len() % 2 == 1 {
         file.write_all(b"\n")?;
