@@ -2,12 +2,13 @@
 //! those alone that its capability names.
 
 /// Every command of the app.
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 25] = [
     "startup",
     "save_preferences",
     "models",
     "open_model",
     "plan",
+    "measure_page_rates",
     "inspect",
     "start_run",
     "resume_run",

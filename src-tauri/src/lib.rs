@@ -72,6 +72,7 @@ pub fn run() {
             commands::models::open_model,
             commands::plans::plan,
             commands::datasets::inspect,
+            commands::plans::measure_page_rates,
             commands::runs::start_run,
             commands::runs::resume_run,
             commands::runs::repeat_settings,

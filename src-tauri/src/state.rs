@@ -141,6 +141,15 @@ impl Studio {
                 return Err(CommandError::new("path_not_absolute", message, hint));
             }
         }
+    /// Measures how fast pages move where this machine's runs would keep theirs.
+    pub fn measure_page_rates(&self) {
+        let runs = self.preferences().runs_folder;
+        // Before the first run, its folder is not there yet.
+        if let Some(folder) = runs.ancestors().find(|folder| folder.is_dir()) {
+            devices::measure_page_rates(folder);
+        }
+    }
+
         lock(&self.memory).change(|memory| memory.preferences = preferences)
     }
 

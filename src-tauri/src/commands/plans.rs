@@ -5,7 +5,7 @@ use nibble_run::{PlanReport, RunSettings};
 use serde::Deserialize;
 use ts_rs::TS;
 
-use super::work;
+use super::{App, work};
 use crate::error::CommandError;
 
 /// What to plan.
@@ -24,4 +24,15 @@ pub struct PlanRequest {
 pub async fn plan(request: PlanRequest) -> Result<PlanReport, CommandError> {
     let PlanRequest { model, settings, budget_bytes } = request;
     work(move || Ok(preview::plan_report(&model, &settings, budget_bytes)?)).await
+}
+
+/// Measures how fast pages move on this machine; plans tell their time from then on.
+#[tauri::command]
+pub async fn measure_page_rates(app: App<'_>) -> Result<(), CommandError> {
+    let app = app.inner().clone();
+    work(move || {
+        app.measure_page_rates();
+        Ok(())
+    })
+    .await
 }

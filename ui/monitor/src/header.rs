@@ -9,6 +9,7 @@ use nibble_run::{Method, RunSettings, RunState};
 
 use crate::{
     history::{Facts, History},
+    plan_bar::plan_of,
     reader::Trouble,
     theme::{Ink, tokens},
     words,
@@ -92,7 +93,8 @@ fn chip(ui: &mut Ui, name: &str, ink: Ink) {
 /// How far the run is, in figures and as a bar.
 pub fn progress(ui: &mut Ui, facts: &Facts, history: &History, state: Option<RunState>) {
     let settings = &facts.settings;
-    let figures = figures(settings, history, state);
+    let pages = plan_of(facts).is_some_and(|plan| plan.paging.is_some());
+    let figures = figures(settings, history, state, pages);
     let [xs, s, ..] = tokens().spacing;
     let n_columns = ((ui.available_width() + s) / (FIGURE_WIDTH + s)).floor().max(1.0) as usize;
     let n_columns = n_columns.min(figures.len());
@@ -118,12 +120,13 @@ pub fn progress(ui: &mut Ui, facts: &Facts, history: &History, state: Option<Run
     }
 }
 
-/// The figures, each with what it is called; always as many, so that nothing moves.
+/// The figures, each with what it is called; of one run always as many, so that nothing moves.
 fn figures(
     settings: &RunSettings,
     history: &History,
     state: Option<RunState>,
-) -> [(&'static str, String); 7] {
+    pages: bool,
+) -> Vec<(&'static str, String)> {
     let unknown = || String::from("–");
     let last = |values: &[f64], write: fn(f64) -> String| {
         values.last().map_or_else(unknown, |&value| write(value))
@@ -140,7 +143,8 @@ fn figures(
     } else {
         ("Time trained", words::duration(history.seconds_trained()))
     };
-    [
+    let traffic = ("Page traffic", last(&history.smooth_page_traffic, words::byte_rate));
+    let figures = [
         ("Step", n_steps.map_or_else(|| step.clone(), |n_steps| format!("{step} / {n_steps}"))),
         ("Epoch", epoch.unwrap_or_else(unknown)),
         time,
@@ -148,7 +152,8 @@ fn figures(
         ("Held-out loss", last(&history.eval.values, words::decimal)),
         ("Tokens a second", last(&history.smooth_throughput, words::count)),
         ("Host memory", last(&history.host_bytes, words::bytes)),
-    ]
+    ];
+    figures.into_iter().chain(pages.then_some(traffic)).collect()
 }
 
 /// A name above a value.

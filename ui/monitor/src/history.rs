@@ -61,6 +61,10 @@ pub struct History {
     pub host_bytes: Vec<f64>,
     /// Memory taken from the device.
     pub device_bytes: Vec<f64>,
+    /// Bytes a second between the device and what lies outside it.
+    pub page_traffic: Vec<f64>,
+    /// The same, averaged.
+    pub smooth_page_traffic: Vec<f64>,
     /// Loss on the held-out examples.
     pub eval: Points,
     /// Steps of the whole run, once it is known.
@@ -90,6 +94,7 @@ impl History {
         smooth(&self.loss, &mut self.smooth_loss);
         smooth(&self.gradient_norm, &mut self.smooth_gradient_norm);
         smooth(&self.throughput, &mut self.smooth_throughput);
+        smooth(&self.page_traffic, &mut self.smooth_page_traffic);
     }
 
     fn add_event(&mut self, event: &Event) {
@@ -110,7 +115,7 @@ impl History {
                 tokens_per_s,
                 host_bytes,
                 device_bytes,
-                ..
+                paged_bytes,
             } => {
                 let step = *step as f64;
                 // A file that somebody edited may go back; a line chart cannot.
@@ -128,6 +133,8 @@ impl History {
                 self.n_tokens = self.n_tokens.saturating_add(*tokens);
                 let seconds = *tokens as f64 / tokens_per_s;
                 self.seconds.push(if seconds.is_finite() { seconds as f32 } else { 0.0 });
+                let traffic = *paged_bytes as f64 / seconds;
+                self.page_traffic.push(if traffic.is_finite() { value(traffic) } else { 0.0 });
             }
             Event::Eval { step, loss, .. } => {
                 let step = *step as f64;
@@ -235,6 +242,19 @@ mod tests {
         assert_eq!(new.epochs(&by_epochs), None);
         assert_eq!(new.seconds_left(&by_steps), None);
         assert_eq!(new.n_steps(&by_steps), Some(4));
+    }
+
+    #[test]
+    fn pages_are_told_by_the_second() {
+        let mut history = History::default();
+        let mut paged = step(1, 1.0);
+        if let Event::Step { paged_bytes, .. } = &mut paged {
+            *paged_bytes = 3 << 20;
+        }
+        history.add(true, &[paged]);
+        // 500 tokens at 1,000 a second.
+        assert_eq!(history.page_traffic, [f64::from(6 << 20)]);
+        assert_eq!(history.smooth_page_traffic, history.page_traffic);
     }
 
     #[test]

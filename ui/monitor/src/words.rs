@@ -12,6 +12,11 @@ pub fn bytes(n_bytes: f64) -> String {
     }
 }
 
+/// A size a second.
+pub fn byte_rate(bytes_per_second: f64) -> String {
+    bytes(bytes_per_second) + "/s"
+}
+
 /// The unit in which `n_bytes` is written: its size and its name.
 pub fn byte_unit(n_bytes: f64) -> (f64, &'static str) {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

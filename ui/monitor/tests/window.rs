@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Window, eval, events, facts, ready, step};
+use common::{Window, eval, events, facts, paged_facts, paged_step, ready, step};
 use eframe::egui::{self, Key, Theme, ThemePreference, ViewportCommand, ViewportId, WindowLevel};
 use egui_kittest::{
     Harness,
@@ -73,6 +73,27 @@ fn everything_that_is_shown_is_said() {
     ] {
         assert_said(&window.harness, text);
     }
+}
+
+#[test]
+fn what_is_paged_is_shown_with_its_place_and_its_traffic() {
+    let mut window = open(SIZE, Theme::Dark);
+    window.tell(Message::Facts(Box::new(paged_facts())));
+    assert_said(&window.harness, "Page traffic: –");
+    let events = std::iter::once(ready(400)).chain((1..=30).map(paged_step)).collect();
+    window.news(events, RunState::Training);
+    for text in [
+        // Two steps a second.
+        "Page traffic: 44.0 MiB/s",
+        "paged weights 8.00 MiB, paged optimizer 3.00 MiB",
+        "page file 3.00 MiB",
+        "each step moves 22.0 MiB",
+        "planned 25.0 MiB",
+    ] {
+        assert_said(&window.harness, text);
+    }
+    // A run that keeps everything on the device has nothing to say of it.
+    assert!(!said(&trained(30).harness).iter().any(|line| line.contains("Page traffic")));
 }
 
 #[test]

@@ -26,8 +26,10 @@ const data = (name) => join(root, "assets/datasets", `${name}.jsonl`);
 const MIB_FREE = 21 * 1024;
 
 // Regions are many and nothing draws them one by one.
-const plan = (model, ...sizes) => {
-  const report = JSON.parse(call("plan", "--model", model, "--budget", `${MIB_FREE}MiB`, ...sizes));
+const plan = (model, budgetMib, ...sizes) => {
+  const report = JSON.parse(
+    call("plan", "--model", model, "--budget", `${budgetMib}MiB`, ...sizes),
+  );
   for (const method of report.methods) method.regions = [];
   return report;
 };
@@ -37,7 +39,7 @@ for (const seq of [64, 128, 256, 512]) {
     for (const rank of [4, 8, 16, 32, 64]) {
       const sizes = ["--seq", seq, "--batch", batch, "--rank", rank].map(String);
       try {
-        plans[`starter ${seq} ${batch} ${rank}`] = plan(starter, ...sizes);
+        plans[`starter ${seq} ${batch} ${rank}`] = plan(starter, MIB_FREE, ...sizes);
       } catch {
         // Longer than the model reads.
       }
@@ -45,11 +47,22 @@ for (const seq of [64, 128, 256, 512]) {
   }
 }
 const entries = JSON.parse(readFileSync(join(root, "assets/catalog.json"), "utf8"));
+const usual = ["--seq", "256", "--batch", "4", "--rank", "16"];
 const catalog = entries.map(({ id, name, repository }) => {
-  plans[`${id} 256 4 16`] = plan(id, "--seq", "256", "--batch", "4", "--rank", "16");
+  plans[`${id} 256 4 16`] = plan(id, MIB_FREE, ...usual);
   return { id, name, path: null, repository, summary: plans[`${id} 256 4 16`].model };
 });
 write("plans.json", plans);
+
+// The same two models within less memory, which pages: what is asked for first is the most.
+const paged = {};
+for (const [model, name, budgets] of [
+  [starter, "starter", [64, 56, 48, 40, 36, 34, 32, 30, 28, 26, 24, 20]],
+  ["llama-2-13b", "llama-2-13b", [16, 14, 12, 10, 8, 6, 5, 4, 3, 2, 1].map((gib) => gib * 1024)],
+]) {
+  paged[name] = budgets.map((mib) => plan(model, mib, ...usual));
+}
+write("paged-plans.json", paged);
 
 const inspections = {};
 for (const name of ["pirate", "json-answers", "polite-robot"]) {
@@ -59,23 +72,31 @@ for (const name of ["pirate", "json-answers", "polite-robot"]) {
 write("inspections.json", inspections);
 
 const prompt = "What do cats eat?";
-const run = join(place, "2026-11-23 qlora starter");
-const events = call(
-  ...["train", "--model", starter, "--data", data("pirate"), "--out", run, "--method", "qlora"],
-  ...["--steps", "80", "--seq", "256", "--batch", "4", "--lr", "2e-3", "--warmup", "5"],
-  ...["--eval-split", "0.1", "--eval-every", "20", "--save-every", "20"],
-  ...["--sample", prompt, "--sample-every", "20"],
-)
-  .trim()
-  .split("\n")
-  .map((line) => JSON.parse(line));
-const settings = toml(readFileSync(join(run, "run.toml"), "utf8"));
-write("run.json", {
-  path: run,
-  events,
-  settings,
-  plan: plans["starter 256 4 16"],
-});
+const record = (name, folder, ...words) => {
+  const path = join(place, folder);
+  const events = call(
+    ...["train", "--model", starter, "--data", data("pirate"), "--out", path],
+    ...["--seq", "256", "--batch", "4", "--warmup", "5", "--eval-split", "0.1", ...words],
+    ...["--sample", prompt, "--sample-every", "20"],
+  )
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  const settings = toml(readFileSync(join(path, "run.toml"), "utf8"));
+  const plan = JSON.parse(readFileSync(join(path, "plan.json"), "utf8"));
+  for (const method of plan.methods) method.regions = [];
+  write(name, { path, events, settings, plan });
+  return settings;
+};
+const every = ["--eval-every", "20", "--save-every", "20"];
+const settings = record(
+  ...["run.json", "2026-11-23 qlora starter", "--method", "qlora"],
+  ...["--steps", "80", "--lr", "2e-3", ...every],
+);
+record(
+  ...["paged-run.json", "2026-11-21 full starter", "--method", "full", "--budget", "48MiB"],
+  ...["--steps", "40", "--lr", "5e-4", ...every],
+);
 write("startup.json", {
   version: "0.1.0",
   devices: JSON.parse(call("devices")).devices,
@@ -102,7 +123,12 @@ write("startup.json", {
       prompt: "Who are you?",
     },
   ],
-  preferences: { theme: "system", runs_folder: place, models_folder: join(root, "models") },
+  preferences: {
+    theme: "system",
+    runs_folder: place,
+    models_folder: join(root, "models"),
+    device: "cpu",
+  },
   defaults: settings,
   cards: [8, 10, 11, 12, 16, 20, 24, 32, 48, 80].map((gib) => ({
     name: `${gib} GB`,

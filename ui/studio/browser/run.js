@@ -185,8 +185,8 @@ async function sizes() {
           ...cards.filter((card) => card.scrollWidth > card.clientWidth + 1),
         ].map(told);
       });
-      assert.deepEqual(wide, [], `${name} at ${width}`);
       await page.screenshot({ path: join(pictures, `${name}-${width}.png`) });
+      assert.deepEqual(wide, [], `${name} at ${width}`);
     };
     const inView = async (id) => {
       const box = await at(id).boundingBox();
@@ -194,6 +194,19 @@ async function sizes() {
     };
     await at("sample-text").waitFor();
     await fits("new");
+    // What a run would cost, and its start, are in view from the first moment, paged or not.
+    for (const id of ["memory-full", "memory-lora", "memory-qlora", "train"]) await inView(id);
+    await at("method-full").click();
+    await at("budget-thumb").focus();
+    for (let i = 0; i < 80 && !(await at("paging-words").isVisible()); i++) {
+      await page.keyboard.press("ArrowLeft");
+    }
+    await at("paged-full-optimizer").waitFor();
+    await fits("new-paged");
+    for (const id of ["memory-full", "memory-lora", "memory-qlora", "train"]) await inView(id);
+    await page.keyboard.press("End");
+    await at("paging-words").waitFor({ state: "detached" });
+    await at("method-qlora").click();
     await at("more").click();
     await page.evaluate(() => document.querySelector("main").scrollTo(0, 1e6));
     await page.waitForTimeout(200);

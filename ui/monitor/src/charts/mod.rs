@@ -16,7 +16,6 @@ use egui_plot::{
     AxisHints, FilledArea, HLine, Line, LineStyle, Plot, PlotPoint, PlotPoints, PlotUi, Points,
     VLine,
 };
-use nibble_run::Residence;
 
 use crate::{
     decimate::Thinned,
@@ -55,11 +54,9 @@ struct Level {
 /// What the plan says of the device and, if anything is paged, of the host.
 fn planned_levels(facts: &Facts) -> Vec<Level> {
     let Some(plan) = plan_of(facts) else { return Vec::new() };
-    let paged = plan.regions.iter().filter(|region| region.resident == Residence::Host);
-    let paged_bytes = paged.fold(0, |sum: u64, region| sum.saturating_add(region.bytes));
     let levels = [
         Level { name: "planned", ink: Ink::Planned, bytes: plan.peak_bytes as f64 },
-        Level { name: "paged to host", ink: Ink::HostMemory, bytes: paged_bytes as f64 },
+        Level { name: "paged to host", ink: Ink::HostMemory, bytes: plan.host_bytes as f64 },
     ];
     levels.into_iter().filter(|level| level.bytes > 0.0).collect()
 }

@@ -2,6 +2,7 @@ import { render, screen, waitFor } from "@testing-library/svelte";
 import { beforeEach, describe, expect, it } from "vitest";
 import { platform } from "../platform";
 import { app } from "../state/app.svelte";
+import { bytes } from "../state/format";
 import { Draft } from "../state/draft.svelte";
 import MemoryPanel from "./MemoryPanel.svelte";
 
@@ -40,10 +41,68 @@ describe("the memory panel", () => {
     draft.settings.method = "full";
     await draft.replan();
     const button = (await screen.findAllByTestId("suggestion"))[0]!;
-    expect(button.textContent).toContain("QLoRA");
+    expect(button.textContent).toContain("LoRA with rank 16");
     button.click();
-    expect(draft.settings.method).toBe("qlora");
+    expect(draft.settings.method).toBe("lora");
     await waitFor(() => expect(screen.queryByTestId("suggestions")).toBeNull());
+  });
+
+  it("shows what is paged within a budget, and where it lies", async () => {
+    const draft = await panel();
+    draft.settings.method = "full";
+    draft.settings.budget_bytes = 48 * 2 ** 20;
+    await draft.replan();
+    const hatched = await screen.findByTestId("paged-full-optimizer");
+    expect(hatched.className).toContain("hatched");
+    const plan = draft.plan!.methods.find(({ method }) => method === "full")!;
+    expect(plan.fits).toBe(true);
+    expect(plan.paging!.optimizer_bytes).toBeGreaterThan(0);
+    expect(screen.getByTestId("memory-full-outside").textContent).toContain(
+      bytes(plan.paging!.optimizer_bytes),
+    );
+    const words = screen.getByTestId("paging-words").textContent;
+    expect(words).toContain(`Each step moves ${bytes(plan.paging!.step_bytes)}`);
+    expect(words).toContain(`page file of ${bytes(plan.page_file_bytes)}`);
+    // What fits as it is stays where it is.
+    expect(screen.queryByTestId("memory-qlora-outside")).toBeNull();
+  });
+
+  it("has a budget that goes back to all that is free", async () => {
+    const draft = await panel();
+    await draft.replan();
+    const thumb = screen.getByTestId("budget-thumb");
+    expect(thumb.getAttribute("aria-valuetext")).toContain("all that is free");
+    thumb.focus();
+    thumb.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft", bubbles: true }));
+    await waitFor(() => expect(draft.settings.budget_bytes).toBeLessThan(draft.hereBytes));
+    await waitFor(() =>
+      expect(screen.getByTestId("budget-value").textContent).toBe(
+        bytes(draft.settings.budget_bytes!),
+      ),
+    );
+    thumb.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+    await waitFor(() => expect(draft.settings.budget_bytes).toBe(null));
+  });
+
+  it("reaches the smallest budget that does with one click", async () => {
+    const draft = await panel();
+    draft.settings.budget_bytes = 20 * 2 ** 20;
+    await draft.replan();
+    const button = await screen.findByTestId("smallest-budget");
+    const { smallest_bytes } = draft.plan!.methods.find(({ method }) => method === draft.method)!;
+    expect(button.textContent).toContain(bytes(smallest_bytes));
+    button.click();
+    expect(draft.settings.budget_bytes).toBe(smallest_bytes);
+  });
+
+  it("offers no budget where this machine has less than the smallest", async () => {
+    const draft = await panel();
+    draft.chooseModel(app.startup!.catalog.find(({ id }) => id === "llama-2-13b")!);
+    draft.settings.method = "full";
+    await draft.replan();
+    await screen.findByTestId("suggestions");
+    expect(draft.plan!.methods[0]!.smallest_bytes).toBeGreaterThan(draft.hereBytes);
+    expect(screen.queryByTestId("smallest-budget")).toBeNull();
   });
 
   it("shows why there is no plan", async () => {

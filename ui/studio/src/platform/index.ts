@@ -31,6 +31,8 @@ export interface Platform {
   models(): Promise<ModelChoice[]>;
   openModel(path: string): Promise<ModelChoice>;
   plan(request: PlanRequest): Promise<PlanReport>;
+  /** Measures how fast pages move on this machine; plans tell their time from then on. */
+  measurePageRates(): Promise<void>;
   inspect(request: InspectRequest): Promise<Inspection>;
   startRun(settings: RunSettings, name: string | null): Promise<string>;
   resumeRun(run: string): Promise<void>;

@@ -3,6 +3,8 @@
 
 import type { Platform } from ".";
 import inspections from "./recorded/inspections.json";
+import recordedPagedPlans from "./recorded/paged-plans.json";
+import recordedPagedRun from "./recorded/paged-run.json";
 import plans from "./recorded/plans.json";
 import recordedRun from "./recorded/run.json";
 import recordedStartup from "./recorded/startup.json";
@@ -21,7 +23,11 @@ import type {
 } from "./types";
 
 const startup = recordedStartup as Startup;
-const events = recordedRun.events as Event[];
+const pagedPlans = recordedPagedPlans as unknown as Record<string, PlanReport[]>;
+/** A run as it was, with everything that it told. */
+type Recording = { path: string; events: Event[]; settings: RunSettings; plan: PlanReport };
+const resident = recordedRun as unknown as Recording;
+const paged = recordedPagedRun as unknown as Recording;
 const pause = (milliseconds: number) => new Promise((done) => setTimeout(done, milliseconds));
 
 function refuse(code: string, message: string, hint: string): never {
@@ -47,14 +53,15 @@ class Playback {
     readonly settings: RunSettings,
     readonly startedMs: number,
     isOver: boolean,
+    readonly recording: Recording,
   ) {
     this.state = isOver ? "finished" : "loading";
-    if (isOver) this.sent = events;
+    if (isOver) this.sent = recording.events;
     else void this.#play();
   }
 
   async #play(): Promise<void> {
-    for (const event of events) {
+    for (const event of this.recording.events) {
       if (this.#stopped) return this.tell([], "stopped");
       if (event.event === "step" || event.event === "loading") await pause(25);
       while (this.#paused && !this.#stopped) await pause(30);
@@ -98,10 +105,10 @@ class Playback {
       state: this.state,
       started_ms: this.startedMs,
       steps: steps.length,
-      n_steps: 80,
+      n_steps: this.recording.settings.steps ?? 0,
       final_loss: losses.at(-1) ?? null,
       peak_bytes: steps.at(-1)?.host_bytes ?? null,
-      planned_bytes: recordedRun.plan.methods[2]?.peak_bytes ?? null,
+      planned_bytes: this.recording.plan.methods[0]?.peak_bytes ?? null,
       sparkline: losses.slice(-60),
       checkpoints: this.sent.flatMap((event) => (event.event === "checkpoint" ? [event.step] : [])),
     };
@@ -111,15 +118,15 @@ class Playback {
 /** A run of a hundred thousand steps that goes on and on: the recorded one, over and over. */
 class Endless extends Playback {
   constructor(path: string, settings: RunSettings) {
-    super(path, settings, Date.UTC(2026, 10, 20), true);
-    this.sent = [...events];
+    super(path, settings, Date.UTC(2026, 10, 20), true, resident);
+    this.sent = [...resident.events];
     while (this.sent.length < 100_000) this.#again();
     this.state = "training";
     setInterval(() => this.tell([this.#again()], "training"), 50);
   }
 
   #again(): Event {
-    const steps = events.filter((event) => event.event === "step");
+    const steps = resident.events.filter((event) => event.event === "step");
     const step = this.sent.length;
     const event = { ...steps[step % steps.length]!, step };
     this.sent.push(event);
@@ -127,12 +134,17 @@ class Endless extends Playback {
   }
 }
 
-const settings = recordedRun.settings as RunSettings;
 const known: Playback[] = [];
 if (location.search.includes("endless")) {
-  known.push(new Endless("/home/you/runs/endless", settings));
+  known.push(new Endless("/home/you/runs/endless", resident.settings));
 } else if (!location.search.includes("empty")) {
-  known.push(new Playback(recordedRun.path, settings, Date.UTC(2026, 10, 22, 18, 4), true));
+  for (const [recording, day] of [
+    [resident, 22],
+    [paged, 21],
+  ] as const) {
+    const { path, settings } = recording;
+    known.push(new Playback(path, settings, Date.UTC(2026, 10, day, 18, 4), true, recording));
+  }
 }
 
 function find(path: string): Playback {
@@ -174,10 +186,23 @@ export const recorded: Platform = {
       );
     const key = [pick(0, settings.sequence), pick(1, settings.batch), pick(2, settings.lora.rank)];
     const report = structuredClone(all[[name, ...key].join(" ")]!);
-    report.budget_bytes = budget_bytes ?? report.budget_bytes;
+    const budget = budget_bytes ?? settings.budget_bytes ?? report.budget_bytes;
+    // Within less memory, the recorded plans of the nearest budget that is no larger.
+    const within =
+      budget < report.budget_bytes
+        ? pagedPlans[name]?.find((plan) => plan.budget_bytes <= budget)
+        : undefined;
+    report.budget_bytes = budget;
+    report.methods = report.methods.map((plan, i) =>
+      plan.peak_bytes <= report.budget_bytes || settings.paged === "off"
+        ? plan
+        : (within?.methods[i] ?? plan),
+    );
     for (const plan of report.methods) plan.fits = plan.peak_bytes <= report.budget_bytes;
     return report;
   },
+  // The recorded plans were made where it was measured.
+  measurePageRates: async () => {},
   async inspect({ settings }) {
     const all = inspections as unknown as Record<string, Inspection>;
     return (
@@ -191,7 +216,8 @@ export const recorded: Platform = {
   },
   async startRun(settings) {
     const path = `/home/you/runs/2026-11-23 ${settings.method} starter ${known.length + 1}`;
-    known.unshift(new Playback(path, settings, Date.now(), false));
+    const recording = settings.budget_bytes == null ? resident : paged;
+    known.unshift(new Playback(path, settings, Date.now(), false, recording));
     return path;
   },
   resumeRun: async (run) => refuse("complete", `${run} was recorded to its end.`, "Start another."),
@@ -199,8 +225,8 @@ export const recorded: Platform = {
   controlRun: async (run, command) => find(run).control(command),
   watchRun: async (run, onUpdate) => find(run).watch(onUpdate),
   async runDetails(run): Promise<RunDetails> {
-    const { summary, settings } = find(run);
-    return { summary, settings, plan: recordedRun.plan as unknown as PlanReport };
+    const { summary, settings, recording } = find(run);
+    return { summary, settings, plan: recording.plan };
   },
   runs: async () => known.map((run) => run.summary),
   openRun: async (path) => find(path).summary,
@@ -209,7 +235,7 @@ export const recorded: Platform = {
   },
   showInFolder: async () => {},
   async answer(_, onPiece) {
-    const said = events.filter((event) => event.event === "sample");
+    const said = resident.events.filter((event) => event.event === "sample");
     const texts = { base: said[0]?.text ?? "", tuned: said.at(-1)?.text ?? "" };
     for (const side of ["base", "tuned"] as const) {
       const words = texts[side].split(/(?<= )/);

@@ -17,6 +17,7 @@ export const tauri: Platform = {
   models: () => invoke("models"),
   openModel: (path) => invoke("open_model", { path }),
   plan: (request) => invoke("plan", { request }),
+  measurePageRates: () => invoke("measure_page_rates"),
   inspect: (request) => invoke("inspect", { request }),
   startRun: (settings, name) => invoke("start_run", { settings, name }),
   resumeRun: (run) => invoke("resume_run", { run }),

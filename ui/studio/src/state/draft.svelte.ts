@@ -78,6 +78,7 @@ export class Draft {
   readonly #startup: Startup;
   readonly #starter: { id: string; rate: number | null };
 
+  #measured = false;
   constructor(startup: Startup) {
     this.#startup = startup;
     this.#starter = { id: startup.starter.id, rate: startup.defaults.learning_rate ?? null };
@@ -125,7 +126,8 @@ export class Draft {
     await this.#plans.run(async () => {
       try {
         this.plan = await platform.plan({ model, settings, budget_bytes });
-        if (budget_bytes === null) this.hereBytes = this.plan.budget_bytes;
+        const isHere = budget_bytes === null && settings.budget_bytes == null;
+        if (isHere) this.hereBytes = this.plan.budget_bytes;
         this.planFailure = null;
       } catch (thrown) {
         this.planFailure = commandError(thrown);
@@ -142,9 +144,21 @@ export class Draft {
       this.inspectFailure = null;
       return;
     }
+      if (this.plan.methods.some(({ paging }) => paging?.step_seconds === null)) this.#measure();
     await this.#inspections.run(async () => {
       try {
         this.inspection = await platform.inspect({ model, settings, limit: 5 });
+  /** Has the pace of pages measured, once, when a plan first asks for it. */
+  #measure(): void {
+    if (this.#measured) return;
+    this.#measured = true;
+    // Without it a plan says that the time is not known.
+    void platform.measurePageRates().then(
+      () => this.replan(),
+      () => {},
+    );
+  }
+
         this.inspectFailure = null;
       } catch (thrown) {
         this.inspection = null;

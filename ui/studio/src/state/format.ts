@@ -43,6 +43,12 @@ export function scientific(n: number): string {
   return n === 0 ? "0" : n.toExponential(2).replace("e-", "e−");
 }
 
+/** A short stretch of time, to two digits. */
+export function seconds(n: number): string {
+  if (n < 1) return `${Math.max(1, Math.round(n * 1000))} ms`;
+  return n < 10 ? `${n.toFixed(1)} s` : duration(n);
+}
+
 /** A stretch of time in its two largest units. */
 export function duration(seconds: number): string {
   if (!Number.isFinite(seconds) || seconds < 0) return "–";

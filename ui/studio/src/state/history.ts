@@ -28,6 +28,8 @@ export class History {
   throughput = new Series();
   learningRate = new Series();
   gradientNorm = new Series();
+  /** Bytes a second between the device and what lies outside it. */
+  pageTraffic = new Series();
   /** Seconds of each step, and tokens of all of them. */
   #seconds = new Series();
   #tokens = 0;
@@ -69,6 +71,7 @@ export class History {
         this.throughput.push(event.step, event.tokens_per_s);
         this.learningRate.push(event.step, event.lr);
         this.gradientNorm.push(event.step, event.grad_norm);
+        this.pageTraffic.push(event.step, (event.paged_bytes * event.tokens_per_s) / event.tokens);
         this.#seconds.push(event.step, event.tokens / event.tokens_per_s);
         this.#tokens += event.tokens;
         break;

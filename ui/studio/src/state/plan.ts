@@ -1,0 +1,78 @@
+// A memory plan as it is drawn and told. Nothing here computes what a run needs: that is the
+// planner's answer, and these are its parts by name.
+
+import type { Category, MethodPlan } from "../platform/types";
+import { bytes, seconds } from "./format";
+
+/** The categories in the order in which every bar shows them. */
+export const CATEGORIES: { name: Category; label: string }[] = [
+  { name: "weights", label: "Weights" },
+  { name: "adapters", label: "Adapters" },
+  { name: "gradients", label: "Gradients" },
+  { name: "optimizer", label: "Optimizer" },
+  { name: "activations", label: "Activations" },
+  { name: "workspace", label: "Workspace" },
+];
+
+/** What does not stay on the device, of one category. */
+export function pagedBytes({ paging }: MethodPlan, category: Category): number {
+  switch (category) {
+    case "optimizer":
+      return paging?.optimizer_bytes ?? 0;
+    case "weights":
+      return paging?.weights_bytes ?? 0;
+    case "activations":
+      return paging?.activations_bytes ?? 0;
+    default:
+      return 0;
+  }
+}
+
+/** What does not stay on the device. */
+export function outsideBytes(plan: MethodPlan): number {
+  return CATEGORIES.reduce((sum, { name }) => sum + pagedBytes(plan, name), 0);
+}
+
+/** Everything that a run keeps somewhere. */
+export function wholeBytes(plan: MethodPlan): number {
+  return plan.peak_bytes + outsideBytes(plan);
+}
+
+/** Where it lies what does not stay on the device, as people call it. */
+export function pagingPlace({ paging }: MethodPlan): string | null {
+  if (paging === null) return null;
+  return paging.resident === "disk" ? "to disk" : "to RAM";
+}
+
+/** What a step moves, and what that may cost. */
+export function pagingWords({ paging }: MethodPlan): string | null {
+  if (paging === null) return null;
+  const moved = `Each step moves ${bytes(paging.step_bytes)}`;
+  return paging.step_seconds === null
+    ? `${moved}; how long that takes here is not measured.`
+    : `${moved}, which adds at most ${seconds(paging.step_seconds)}.`;
+}
+
+/** The places beside the device, with what a run takes of each. */
+export function placesWords({ host_bytes, page_file_bytes }: MethodPlan): string {
+  const places = [
+    ...(host_bytes > 0 ? [`${bytes(host_bytes)} of RAM beside the device`] : []),
+    ...(page_file_bytes > 0
+      ? [`a page file of ${bytes(page_file_bytes)} in the run's folder`]
+      : []),
+  ];
+  return places.join(" and ");
+}
+
+/** Budgets to choose from, each a quarter of an octave above the last, between two sizes. */
+export function budgetStops(least: number, most: number): number[] {
+  const stops: number[] = [];
+  if (!(least > 0)) return stops;
+  for (let octave = 2 ** Math.floor(Math.log2(least)); octave < most; octave *= 2) {
+    for (const quarter of [1, 1.25, 1.5, 1.75]) {
+      const stop = octave * quarter;
+      if (stop > least && stop < most) stops.push(stop);
+    }
+  }
+  return stops;
+}
