@@ -23,6 +23,7 @@ pub mod watching;
 
 use std::sync::Arc;
 
+use nibble_run::TrainingDevice;
 use tauri::{
     App, DragDropEvent, Emitter, Manager, RunEvent, Window, WindowEvent, webview::PageLoadEvent,
 };
@@ -71,8 +72,8 @@ pub fn run() {
             commands::models::models,
             commands::models::open_model,
             commands::plans::plan,
-            commands::datasets::inspect,
             commands::plans::measure_page_rates,
+            commands::datasets::inspect,
             commands::runs::start_run,
             commands::runs::resume_run,
             commands::runs::repeat_settings,
@@ -117,6 +118,7 @@ fn set_up(app: &App) -> tauri::Result<()> {
         theme: Theme::System,
         runs_folder: home.join("runs"),
         models_folder: home.join("models"),
+        device: TrainingDevice::default().id().into(),
     };
     let memory = MemoryFile::open(paths.app_data_dir()?.join("preferences.json"), defaults);
     app.manage(Arc::new(Studio::new(built_in, memory)));

@@ -33,6 +33,10 @@ pub struct Preferences {
     pub runs_folder: PathBuf,
     /// Where models are looked for.
     pub models_folder: PathBuf,
+    /// What computes, by its name in the list of devices. A name, so that a file of a Nibble that
+    /// knows more devices is still read; one that is not there is as good as the first.
+    #[serde(default)]
+    pub device: String,
 }
 
 /// Everything that is remembered.
@@ -102,6 +106,7 @@ mod tests {
             theme: Theme::System,
             runs_folder: "runs".into(),
             models_folder: "models".into(),
+            device: "cpu".into(),
         }
     }
 
@@ -112,6 +117,13 @@ mod tests {
         let mut file = MemoryFile::open(path.clone(), defaults());
         assert_eq!(file.memory().preferences, defaults());
         file.change(|memory| memory.preferences.theme = Theme::Dark).unwrap();
+        let again = MemoryFile::open(path.clone(), defaults());
+        assert_eq!(again.memory().preferences.theme, Theme::Dark);
+        // What an older Nibble has written has no device.
+        let text = fs::read_to_string(&path).unwrap();
+        let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+        older["preferences"].as_object_mut().unwrap().remove("device");
+        fs::write(&path, older.to_string()).unwrap();
         let again = MemoryFile::open(path.clone(), defaults());
         assert_eq!(again.memory().preferences.theme, Theme::Dark);
         fs::write(&path, "{ damaged").unwrap();

@@ -16,7 +16,9 @@ use nibble_engine::{
     preview::ModelChoice,
     train::{self, Command, RunHandle},
 };
-use nibble_run::{PlanReport, RunFolder, RunList, RunSettings, RunState, RunSummary, new_run_path};
+use nibble_run::{
+    PlanReport, RunFolder, RunList, RunSettings, RunState, RunSummary, TrainingDevice, new_run_path,
+};
 use serde::Serialize;
 use ts_rs::TS;
 
@@ -72,6 +74,12 @@ pub struct RunDetails {
     pub plan: PlanReport,
 }
 
+/// The device of that name; the first, where there is none.
+fn chosen(devices: &[devices::Device], name: &str) -> TrainingDevice {
+    let named = devices.iter().find(|device| device.id.id() == name);
+    named.or(devices.first()).map_or_else(TrainingDevice::default, |device| device.id)
+}
+
 /// Everything the app holds.
 #[derive(Debug)]
 pub struct Studio {
@@ -106,15 +114,19 @@ impl Studio {
     /// # Errors
     /// When the installation is damaged.
     pub fn startup(&self) -> Result<Startup, CommandError> {
+        let devices = devices::devices();
+        let mut preferences = self.preferences();
+        let device = chosen(&devices, &preferences.device);
+        preferences.device = device.id().into();
         let card = |gib: u64| Card { name: format!("{gib} GB"), bytes: gib << 30 };
         Ok(Startup {
             version: env!("CARGO_PKG_VERSION").into(),
-            devices: devices::devices(),
+            devices,
             starter: self.built_in.starter()?,
             catalog: ModelChoice::catalog()?,
             datasets: self.built_in.datasets()?,
-            preferences: self.preferences(),
-            defaults: self.built_in.defaults()?,
+            preferences,
+            defaults: RunSettings { device, ..self.built_in.defaults()? },
             cards: CARD_GIB.map(card).into(),
         })
     }
@@ -129,6 +141,15 @@ impl Studio {
         ModelChoice::in_folder(&self.preferences().models_folder)
     }
 
+    /// Measures how fast pages move where this machine's runs would keep theirs.
+    pub fn measure_page_rates(&self) {
+        let runs = self.preferences().runs_folder;
+        // Before the first run, its folder is not there yet.
+        if let Some(folder) = runs.ancestors().find(|folder| folder.is_dir()) {
+            devices::measure_page_rates(folder);
+        }
+    }
+
     /// Remembers what the person set.
     ///
     /// # Errors
@@ -141,15 +162,11 @@ impl Studio {
                 return Err(CommandError::new("path_not_absolute", message, hint));
             }
         }
-    /// Measures how fast pages move where this machine's runs would keep theirs.
-    pub fn measure_page_rates(&self) {
-        let runs = self.preferences().runs_folder;
-        // Before the first run, its folder is not there yet.
-        if let Some(folder) = runs.ancestors().find(|folder| folder.is_dir()) {
-            devices::measure_page_rates(folder);
+        if !devices::devices().iter().any(|device| device.id.id() == preferences.device) {
+            let message = format!("This machine has no device `{}`.", preferences.device);
+            let hint = "Choose one of those that are listed.";
+            return Err(CommandError::new("device_unknown", message, hint));
         }
-    }
-
         lock(&self.memory).change(|memory| memory.preferences = preferences)
     }
 

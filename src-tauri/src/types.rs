@@ -49,6 +49,7 @@ fn types() -> String {
         Card,
         run::RunSettings,
         run::Method,
+        run::TrainingDevice,
         run::Schedule,
         run::ComputePrecision,
         run::WeightPrecision,

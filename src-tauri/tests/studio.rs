@@ -40,6 +40,7 @@ impl Place {
             theme: Theme::System,
             runs_folder: folder.path().join("runs"),
             models_folder: folder.path().join("models"),
+            device: "cpu".into(),
         };
         let memory = MemoryFile::open(folder.path().join("preferences.json"), preferences);
         let studio = Studio::new(BuiltIn::find(None), memory);
@@ -323,6 +324,39 @@ fn preferences_are_whole_paths() {
     preferences.runs_folder = "runs".into();
     let error = place.studio.save_preferences(preferences).unwrap_err();
     assert_eq!(error.code, "path_not_absolute");
+}
+
+#[test]
+fn new_runs_compute_on_the_device_that_was_chosen() {
+    let place = Place::new();
+    let startup = place.studio.startup().unwrap();
+    assert_eq!(startup.preferences.device, startup.devices[0].id.id());
+    assert_eq!(startup.defaults.device, startup.devices[0].id);
+    let elsewhere = Preferences { device: "abacus".into(), ..startup.preferences.clone() };
+    let error = place.studio.save_preferences(elsewhere.clone()).unwrap_err();
+    assert_eq!(error.code, "device_unknown");
+    // One that was chosen and has gone since is as good as the first.
+    let file = MemoryFile::open(place.folder.path().join("elsewhere.json"), elsewhere);
+    let studio = Studio::new(BuiltIn::find(None), file);
+    assert_eq!(studio.startup().unwrap().preferences, startup.preferences);
+    assert_eq!(studio.startup().unwrap().defaults, startup.defaults);
+}
+
+#[test]
+fn the_pace_of_pages_is_measured_once_and_told_from_then_on() {
+    let place = Place::new();
+    let startup = place.studio.startup().unwrap();
+    let model = startup.starter.path.unwrap().display().to_string();
+    let settings = RunSettings { paged: nibble_run::Paging::On, ..startup.defaults };
+    let seconds = || {
+        let report = nibble_engine::preview::plan_report(&model, &settings, None).unwrap();
+        report.methods[0].paging.unwrap().step_seconds
+    };
+    // The runs' folder is not there yet.
+    assert!(!startup.preferences.runs_folder.exists());
+    place.studio.measure_page_rates();
+    assert!(seconds().is_some_and(|seconds| seconds > 0.0));
+    assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -149,9 +149,9 @@ pub struct SizeArguments {
     /// The most memory to use, such as 8GiB; otherwise what other programs leave.
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub budget: Option<u64>,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub device: DeviceArgument,
+    /// Where to compute [default: cpu].
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArgument>,
     /// What may lie outside the device and visit it page by page [default: auto].
     #[arg(long, value_enum)]
     pub paged: Option<PagedArgument>,

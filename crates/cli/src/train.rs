@@ -6,15 +6,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nibble_engine::train::{self, Command, Outcome, RunHandle, TrainError};
 use nibble_run::{
     Columns, ComputePrecision, Event, Method, Optimizer, Paging, RunError, RunSettings, Schedule,
-    TrainOn, WeightPrecision, read_settings,
+    TrainOn, TrainingDevice, WeightPrecision, read_settings,
 };
 
 use crate::{
     Failure,
     arguments::{
-        ComputeArgument, DataArguments, MethodArgument, OptimizerArgument, PagedArgument,
-        ResumeArguments, ScheduleArgument, SizeArguments, TrainArguments, TrainOnArgument,
-        WeightsArgument,
+        ComputeArgument, DataArguments, DeviceArgument, MethodArgument, OptimizerArgument,
+        PagedArgument, ResumeArguments, ScheduleArgument, SizeArguments, TrainArguments,
+        TrainOnArgument, WeightsArgument,
     },
     output::say,
     show,
@@ -61,6 +61,9 @@ pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
     settings.budget_bytes = sizes.budget.or(settings.budget_bytes);
     settings.threads = sizes.threads.or(settings.threads);
     settings.recompute &= !sizes.no_recompute;
+    if let Some(DeviceArgument::Cpu) = sizes.device {
+        settings.device = TrainingDevice::Cpu;
+    }
     if let Some(paged) = sizes.paged {
         settings.paged = match paged {
             PagedArgument::Auto => Paging::Auto,

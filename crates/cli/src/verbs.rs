@@ -42,7 +42,7 @@ pub fn devices(json: bool) -> Result<(), Failure> {
     for device in devices {
         say!(
             "{:<6} {}\n       {} total, {} free; {} threads, {}, products in {}",
-            device.id,
+            device.id.id(),
             device.name,
             show::bytes(device.total_bytes),
             show::bytes(device.free_bytes),

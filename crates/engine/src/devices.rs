@@ -9,6 +9,7 @@ use std::{
 
 use crate::plan::PageRates;
 use nibble_kernels::{Compute, DeviceKind, DeviceProfile, Isa};
+use nibble_run::TrainingDevice;
 use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
 
@@ -16,8 +17,8 @@ use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub struct Device {
-    /// Its name on the command line.
-    pub id: String,
+    /// Its name on the command line and in settings.
+    pub id: TrainingDevice,
     /// The processor's or card's name.
     pub name: String,
     /// All its memory.
@@ -47,7 +48,7 @@ pub fn devices() -> Vec<Device> {
         .and_then(|system| system.cpus().first())
         .map(|cpu| cpu.brand().trim().to_owned());
     vec![Device {
-        id: "cpu".into(),
+        id: TrainingDevice::Cpu,
         name: brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| "Processor".into()),
         total_bytes,
         free_bytes,
@@ -76,6 +77,18 @@ fn memory(system: &System) -> (u64, u64) {
             (limits.total_memory, limits.free_memory.min(free))
         }
         _ => (total, free),
+    }
+}
+
+/// What a run computes with: its device, with this many threads and this precision; `None`: as suits
+/// the machine.
+pub fn profile(
+    device: TrainingDevice,
+    n_threads: Option<usize>,
+    compute: Option<Compute>,
+) -> DeviceProfile {
+    match device {
+        TrainingDevice::Cpu => cpu_profile(n_threads, compute),
     }
 }
 

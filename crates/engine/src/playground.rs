@@ -177,7 +177,11 @@ impl Playground {
                 adapter: adapter.map(Path::to_owned),
                 weight_format: key.quantised.then_some(WeightFormat::Nf4),
                 context,
-                profile: devices::cpu_profile(settings.threads, train::compute(settings.compute)),
+                profile: devices::profile(
+                    settings.device,
+                    settings.threads,
+                    train::compute(settings.compute),
+                ),
                 cache: None,
             })?,
         };

@@ -131,7 +131,8 @@ pub fn plan_report(
 ) -> Result<PlanReport, TrainError> {
     let spec = model_spec(model)?;
     settings.check()?;
-    let profile = devices::cpu_profile(settings.threads, train::compute(settings.compute));
+    let profile =
+        devices::profile(settings.device, settings.threads, train::compute(settings.compute));
     let budget_bytes = budget_bytes.or(settings.budget_bytes);
     let budget_bytes = budget_bytes.unwrap_or_else(devices::available_bytes);
     let plan_settings = PlanSettings { settings, profile, page_rates: devices::page_rates() };

@@ -40,7 +40,7 @@ pub use plan::{
 };
 pub use settings::{
     Columns, ComputePrecision, LoraSettings, Method, Optimizer, Paging, RunSettings,
-    SampleSettings, Schedule, TrainOn, WeightPrecision,
+    SampleSettings, Schedule, TrainOn, TrainingDevice, WeightPrecision,
 };
 pub use state::{Progress, RunState};
 pub use summary::{RunList, RunSummary};

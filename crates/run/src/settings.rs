@@ -83,6 +83,25 @@ pub enum WeightPrecision {
     F32,
 }
 
+/// The device that computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub enum TrainingDevice {
+    /// The processor.
+    #[default]
+    Cpu,
+}
+
+impl TrainingDevice {
+    /// As the command line and files name it.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
 /// Whether regions may live outside the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -251,6 +270,8 @@ pub struct RunSettings {
     pub train_on: TrainOn,
     /// Whether activations are computed again in the backward pass instead of kept.
     pub recompute: bool,
+    /// What computes.
+    pub device: TrainingDevice,
     /// Precision of products.
     pub compute: ComputePrecision,
     /// Precision of weights that are not quantised.
@@ -300,6 +321,7 @@ impl Default for RunSettings {
             seed: 0,
             train_on: TrainOn::Completions,
             recompute: true,
+            device: TrainingDevice::Cpu,
             compute: ComputePrecision::Auto,
             weights: WeightPrecision::Auto,
             threads: None,

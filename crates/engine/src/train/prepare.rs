@@ -41,7 +41,7 @@ pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
         });
     }
     let spec = ModelSpec::from_config_file(&settings.model.join("config.json"))?;
-    let profile = devices::cpu_profile(settings.threads, compute(settings.compute));
+    let profile = devices::profile(settings.device, settings.threads, compute(settings.compute));
     let page_rates = devices::page_rates();
     let plan_settings = PlanSettings { settings: &settings, profile, page_rates };
     let shape = plan::training_shape(&spec, settings.method, plan_settings)?;

@@ -30,8 +30,8 @@ export type Startup = {
 };
 
 export type Device = { 
-  /** Its name on the command line. */
-  id: string, 
+  /** Its name on the command line and in settings. */
+  id: TrainingDevice, 
   /** The processor's or card's name. */
   name: string, 
   /** All its memory. */
@@ -91,7 +91,10 @@ export type Preferences = {
   /** Where runs are made. */
   runs_folder: string, 
   /** Where models are looked for. */
-  models_folder: string,
+  models_folder: string, 
+  /** What computes, by its name in the list of devices. A name, so that a file of a Nibble that
+ * knows more devices is still read; one that is not there is as good as the first. */
+  device: string,
 };
 
 export type Theme = "system" | "light" | "dark";
@@ -156,6 +159,8 @@ export type RunSettings = {
   train_on: TrainOn, 
   /** Whether activations are computed again in the backward pass instead of kept. */
   recompute: boolean, 
+  /** What computes. */
+  device: TrainingDevice, 
   /** Precision of products. */
   compute: ComputePrecision, 
   /** Precision of weights that are not quantised. */
@@ -175,6 +180,8 @@ export type RunSettings = {
 };
 
 export type Method = "full" | "lora" | "qlora";
+
+export type TrainingDevice = "cpu";
 
 export type Schedule = "cosine" | "linear" | "constant";
 

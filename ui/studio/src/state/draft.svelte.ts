@@ -3,6 +3,7 @@
 import { commandError, platform } from "../platform";
 import type {
   CommandError,
+  Device,
   Inspection,
   Method,
   ModelChoice,
@@ -49,6 +50,8 @@ function recall(startup: Startup): Remembered | null {
       samples: { ...defaults.samples, ...former.settings.samples },
       columns: { ...defaults.columns, ...former.settings.columns },
       ...(isStarter ? { model: defaults.model } : {}),
+      // What computes is set for every run, in the settings.
+      device: defaults.device,
     };
     return { ...former, settings, model: isStarter ? starter : former.model };
   } catch {
@@ -75,10 +78,10 @@ export class Draft {
   readonly #inspections = new Latest();
   /** What this machine can give, as the planner last saw it. */
   hereBytes = $state<number>(0);
+  #measured = false;
   readonly #startup: Startup;
   readonly #starter: { id: string; rate: number | null };
 
-  #measured = false;
   constructor(startup: Startup) {
     this.#startup = startup;
     this.#starter = { id: startup.starter.id, rate: startup.defaults.learning_rate ?? null };
@@ -86,11 +89,19 @@ export class Draft {
     this.settings = former?.settings ?? structuredClone(startup.defaults);
     this.model = former?.model ?? startup.starter;
     this.budgetBytes = former?.budgetBytes ?? null;
-    this.hereBytes = startup.devices[0]?.free_bytes ?? 0;
+    const own = startup.devices.find(({ id }) => id === startup.preferences.device);
+    this.hereBytes = own?.free_bytes ?? 0;
     // A folder may have gone since.
     if (former?.model.path && former.model.id !== startup.starter.id) {
       void this.openModel(former.model.path);
     }
+  }
+
+  /** Computes on another device from now on. */
+  useDevice({ id, free_bytes }: Device): void {
+    this.#startup.defaults.device = id;
+    this.settings.device = id;
+    this.hereBytes = free_bytes;
   }
 
   /** Whether anything was changed since the beginning. */
@@ -131,23 +142,12 @@ export class Draft {
         this.planFailure = null;
       } catch (thrown) {
         this.planFailure = commandError(thrown);
+        return;
       }
+      if (this.plan.methods.some(({ paging }) => paging?.step_seconds === null)) this.#measure();
     });
   }
 
-  /** Reads the dataset anew. */
-  async reinspect(): Promise<void> {
-    const settings = $state.snapshot(this.settings);
-    const model = this.model.path;
-    if (model === null || settings.data === "") {
-      this.inspection = null;
-      this.inspectFailure = null;
-      return;
-    }
-      if (this.plan.methods.some(({ paging }) => paging?.step_seconds === null)) this.#measure();
-    await this.#inspections.run(async () => {
-      try {
-        this.inspection = await platform.inspect({ model, settings, limit: 5 });
   /** Has the pace of pages measured, once, when a plan first asks for it. */
   #measure(): void {
     if (this.#measured) return;
@@ -159,6 +159,18 @@ export class Draft {
     );
   }
 
+  /** Reads the dataset anew. */
+  async reinspect(): Promise<void> {
+    const settings = $state.snapshot(this.settings);
+    const model = this.model.path;
+    if (model === null || settings.data === "") {
+      this.inspection = null;
+      this.inspectFailure = null;
+      return;
+    }
+    await this.#inspections.run(async () => {
+      try {
+        this.inspection = await platform.inspect({ model, settings, limit: 5 });
         this.inspectFailure = null;
       } catch (thrown) {
         this.inspection = null;
@@ -192,7 +204,8 @@ export class Draft {
   async repeat(settings: RunSettings): Promise<void> {
     await this.openModel(settings.model);
     const sequence = Math.min(settings.sequence, this.model.summary.context);
-    this.settings = { ...settings, sequence, model: this.settings.model };
+    const { model, device } = this.settings;
+    this.settings = { ...settings, sequence, model, device };
   }
 
   /** Changes the settings as a suggestion of the planner says. */
