@@ -7,9 +7,11 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod budget;
 mod bus;
 mod desktop;
 mod figures;
+mod history;
 mod screen;
 mod troubles;
 mod webdriver;

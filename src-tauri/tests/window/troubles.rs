@@ -143,9 +143,16 @@ fn start_long(window: &Window<'_>) -> PathBuf {
 
 /// Starts a run, and waits for its first step.
 pub fn start_run(window: &Window<'_>, n_steps: u64) -> PathBuf {
+    start_run_with(window, &[("steps", json!(n_steps))])
+}
+
+/// The same with these settings beside those of a first run.
+pub fn start_run_with(window: &Window<'_>, changes: &[(&str, Value)]) -> PathBuf {
     let startup = window.wait("the app", || window.invoke("startup", json!({})).ok());
     let mut settings = startup["defaults"].clone();
-    settings["steps"] = json!(n_steps);
+    for (name, value) in changes {
+        settings[*name] = value.clone();
+    }
     let run = window.invoke("start_run", json!({ "settings": settings, "name": "long" })).unwrap();
     let run = PathBuf::from(run.as_str().unwrap());
     let mut list = RunList::default();

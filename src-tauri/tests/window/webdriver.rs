@@ -21,6 +21,11 @@ pub const KEY_LEFT: &str = "\u{E012}";
 /// The arrow to the right.
 pub const KEY_RIGHT: &str = "\u{E014}";
 
+/// The key to the first value.
+pub const KEY_HOME: &str = "\u{E011}";
+/// The key to the last value.
+pub const KEY_END: &str = "\u{E010}";
+
 /// The key under which the protocol hands out elements.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 

@@ -204,8 +204,13 @@ async function sizes() {
     await at("paged-full-optimizer").waitFor();
     await fits("new-paged");
     for (const id of ["memory-full", "memory-lora", "memory-qlora", "train"]) await inView(id);
+    // So is the start beside all the changes that would make a plan fit.
+    await page.keyboard.press("Home");
+    await at("suggestions").waitFor();
+    await fits("new-too-small");
+    for (const id of ["memory-full", "memory-lora", "memory-qlora", "train"]) await inView(id);
     await page.keyboard.press("End");
-    await at("paging-words").waitFor({ state: "detached" });
+    await at("suggestions").waitFor({ state: "detached" });
     await at("method-qlora").click();
     await at("more").click();
     await page.evaluate(() => document.querySelector("main").scrollTo(0, 1e6));
