@@ -161,12 +161,20 @@ pub trait Memory {
     /// When the system refuses.
     fn allocate(&mut self, n_bytes: usize) -> Result<MemoryId, MemoryError>;
 
-    /// Makes a file's bytes a read-only block, in place where the device can (CPU), else copied.
+    /// Makes the `used` bytes of a file a read-only block, in place where the device can (CPU), else
+    /// copied; they rise and do not touch. The others are no part of the block and take no memory.
     /// The file must not be changed by anyone while the block lives; see [`MappedFile`].
     ///
     /// # Errors
     /// When the device has no room.
-    fn adopt(&mut self, file: MappedFile) -> Result<MemoryId, MemoryError>;
+    fn adopt(
+        &mut self,
+        file: MappedFile,
+        used: &[std::ops::Range<usize>],
+    ) -> Result<MemoryId, MemoryError>;
+
+    /// Bytes of all blocks.
+    fn allocated_bytes(&self) -> usize;
 
     /// Copies `source` from the host into `destination`, of the same length.
     fn upload<T: Element>(&mut self, source: &[T], destination: DeviceSlice<T>);

@@ -7,7 +7,7 @@ use nibble_run::Explain;
 
 use crate::{
     adapter::AdapterError, export::ExportError, generate::GenerateError, model::ModelError,
-    plan::PlanError, playground::PlaygroundError, residency::StoreError, train::TrainError,
+    plan::PlanError, playground::PlaygroundError, train::TrainError,
     train::checkpoint::CheckpointError,
 };
 
@@ -60,7 +60,8 @@ fn memory_code(error: &MemoryError) -> &'static str {
 
 fn page_code(error: &PageError) -> &'static str {
     match error {
-        PageError::NoSpace { .. } => "no_space",
+        PageError::NoSpace { .. } | PageError::TooLarge { .. } => "no_space",
+        PageError::HostMemory { .. } => "memory_refused",
         PageError::Create { .. } => "page_file_unwritable",
         PageError::Read { .. } => "page_unreadable",
         PageError::Write { .. } => "page_unwritable",
@@ -202,8 +203,7 @@ impl Explain for TrainError {
             Self::Adapter(error) => error.code(),
             Self::Generate(error) => error.code(),
             Self::NotDownloaded { .. } => "not_downloaded",
-            Self::Page(error) | Self::Store(StoreError::Page(error)) => page_code(error),
-            Self::Store(StoreError::Memory(error)) => memory_code(error),
+            Self::Page(error) => page_code(error),
             Self::Diverged { .. } => "diverged",
             Self::DamagedModel { .. } => "model_damaged",
             Self::Complete { .. } => "run_complete",

@@ -25,22 +25,34 @@ enum Block {
     /// Anonymous pages, zero until written. Kept raw: no reference to the whole block ever exists,
     /// only the slices that an operation takes of it.
     Owned(MmapRaw),
-    /// A file's pages.
-    Mapped(MappedFile),
+    /// A file's pages, and which of its bytes belong to the block, in rising order.
+    Mapped { file: MappedFile, used: Box<[Range<usize>]> },
 }
 
 impl Block {
     fn as_ptr(&self) -> *const u8 {
         match self {
             Self::Owned(map) => map.as_ptr(),
-            Self::Mapped(file) => file.as_ptr(),
+            Self::Mapped { file, .. } => file.as_ptr(),
         }
     }
 
-    fn len(&self) -> usize {
+    /// Its bytes.
+    fn n_bytes(&self) -> usize {
         match self {
             Self::Owned(map) => map.len(),
-            Self::Mapped(file) => file.len(),
+            Self::Mapped { used, .. } => used.iter().map(Range::len).sum(),
+        }
+    }
+
+    /// Whether all of `bytes` are its own.
+    fn contains(&self, bytes: &Range<usize>) -> bool {
+        match self {
+            Self::Owned(map) => bytes.end <= map.len(),
+            Self::Mapped { used, .. } => {
+                let next = used.partition_point(|run| run.end < bytes.end);
+                used.get(next).is_some_and(|run| run.start <= bytes.start && bytes.end <= run.end)
+            }
         }
     }
 }
@@ -199,8 +211,9 @@ impl<'a> Access<'a> {
 
     fn take<T: Element>(&mut self, slice: DeviceSlice<T>, writable: bool) {
         let (memory, bytes) = (slice.memory(), slice.byte_range());
-        let block_bytes = self.blocks[memory.0 as usize].len();
-        assert!(bytes.end <= block_bytes, "{slice:?} leaves its block of {block_bytes} bytes");
+        let block = &self.blocks[memory.0 as usize];
+        let n_bytes = block.n_bytes();
+        assert!(block.contains(&bytes), "{slice:?} leaves its block of {n_bytes} bytes");
         for other in self.taken[..self.n_taken].iter().flatten() {
             let overlap = other.memory == memory
                 && other.bytes.start < bytes.end
@@ -232,8 +245,19 @@ impl Memory for Cpu {
         Ok(self.push(Block::Owned(map.into())))
     }
 
-    fn adopt(&mut self, file: MappedFile) -> Result<MemoryId, MemoryError> {
-        Ok(self.push(Block::Mapped(file)))
+    fn adopt(&mut self, file: MappedFile, used: &[Range<usize>]) -> Result<MemoryId, MemoryError> {
+        assert!(
+            used.last().is_none_or(|run| run.end <= file.len())
+                && used.iter().all(|run| run.start < run.end)
+                && used.is_sorted_by(|run, next| run.end < next.start),
+            "{used:?} of a file of {} bytes",
+            file.len()
+        );
+        Ok(self.push(Block::Mapped { file, used: used.into() }))
+    }
+
+    fn allocated_bytes(&self) -> usize {
+        self.blocks.iter().map(Block::n_bytes).sum()
     }
 
     fn upload<T: Element>(&mut self, source: &[T], destination: DeviceSlice<T>) {
@@ -242,7 +266,7 @@ impl Memory for Cpu {
 
     fn download<T: Element>(&self, source: DeviceSlice<T>, destination: &mut [T]) {
         let block = &self.blocks[source.memory().0 as usize];
-        assert!(source.byte_range().end <= block.len(), "{source:?} leaves its block");
+        assert!(block.contains(&source.byte_range()), "{source:?} leaves its block");
         for transfer in &self.in_flight {
             transfer.check(source.memory(), &source.byte_range(), false);
         }
@@ -297,7 +321,8 @@ impl Cpu {
     ) -> Result<Transfer, PageError> {
         let (memory, bytes) = (slice.memory(), slice.byte_range());
         let block = &self.blocks[memory.0 as usize];
-        assert!(bytes.end <= block.len(), "{slice:?} leaves its block of {} bytes", block.len());
+        let n_bytes = block.n_bytes();
+        assert!(block.contains(&bytes), "{slice:?} leaves its block of {n_bytes} bytes");
         let Block::Owned(map) = block else { panic!("{slice:?} is in a read-only block") };
         // SAFETY: inside the block, as just checked.
         let start = unsafe { map.as_mut_ptr().add(slice.offset()) };
@@ -324,9 +349,9 @@ impl Cpu {
 }
 
 impl Paging for Cpu {
-    fn host_store(&mut self, n_bytes: usize) -> Result<StoreId, MemoryError> {
+    fn host_store(&mut self, n_bytes: usize) -> Result<StoreId, PageError> {
         let map = MmapMut::map_anon(n_bytes.max(1))
-            .map_err(|source| MemoryError::Allocate { bytes: n_bytes, source })?;
+            .map_err(|source| PageError::HostMemory { n_bytes, source: Arc::new(source) })?;
         Ok(self.push_store(Store::Host(map.into())))
     }
 

@@ -16,7 +16,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 pub use file::PageFile;
 
-use crate::memory::{DeviceSlice, Memory, MemoryError};
+use crate::memory::{DeviceSlice, Memory};
 
 /// One store; numbered from 0 in the order of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,7 +40,8 @@ pub struct Transfer(pub(crate) u64);
 pub enum PageError {
     /// There is no room for the file.
     #[error(
-        "the page file {path} needs {needed_bytes} bytes and {available_bytes} are free on its disk; free some space, choose another folder, or page less (a larger budget, a smaller model)"
+        "the page file {path} needs {needed_bytes} bytes and {available_bytes} are free on its disk, {} too few; free some space, choose another folder, or page less (a larger budget, a smaller model)",
+        needed_bytes.saturating_sub(*available_bytes)
     )]
     NoSpace {
         /// The file.
@@ -49,6 +50,28 @@ pub enum PageError {
         needed_bytes: u64,
         /// Bytes that are free.
         available_bytes: u64,
+    },
+    /// No file may be as large, or this person's files may not be.
+    #[error(
+        "the page file {path} needs {needed_bytes} bytes, and its disk or the system takes no file of that size: {source}; choose a folder on another disk, or page less (a larger budget, a smaller model)"
+    )]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Bytes it needs.
+        needed_bytes: u64,
+        /// The system's reason.
+        source: Arc<io::Error>,
+    },
+    /// The host has no room.
+    #[error(
+        "could not take {n_bytes} bytes of the host's memory for pages: {source}; close other programs, or page less (a larger budget, a smaller model)"
+    )]
+    HostMemory {
+        /// Bytes.
+        n_bytes: usize,
+        /// The system's reason.
+        source: Arc<io::Error>,
     },
     /// The file could not be made.
     #[error("could not make the page file {path}: {source}; check the folder's permissions")]
@@ -102,7 +125,7 @@ pub trait Paging: Memory {
     ///
     /// # Errors
     /// When the system refuses the memory.
-    fn host_store(&mut self, n_bytes: usize) -> Result<StoreId, MemoryError>;
+    fn host_store(&mut self, n_bytes: usize) -> Result<StoreId, PageError>;
 
     /// A store in a file.
     fn file_store(&mut self, file: PageFile) -> StoreId;

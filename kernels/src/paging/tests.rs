@@ -131,6 +131,23 @@ fn a_file_that_is_cut_short_is_an_error_and_stays_one() {
     assert!(device.wait(saved).is_err());
 }
 
+/// Where the file system reserves space, as the usual ones of Linux do.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_hole_that_a_later_page_hides_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pages");
+    let mut device = cpu();
+    let store = device.file_store(PageFile::create(&path, N as u64).unwrap());
+    let slice = place(&mut device, &bytes(1, 4096));
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+    let saved = device.save(slice, StorePlace { store, offset: 8192 }).unwrap();
+    device.wait(saved).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), N as u64);
+    let error = device.check_stores().unwrap_err().to_string();
+    assert!(error.contains("cut short") && error.contains("resume"), "{error}");
+}
+
 #[test]
 #[cfg(unix)]
 fn a_file_that_is_removed_is_noticed() {

@@ -13,7 +13,7 @@ use nibble_kernels::{
 };
 
 pub use inputs::LayerInputs;
-pub use store::{StoreError, open_store};
+pub use store::open_store;
 pub use window::{PageWindow, StoredPage};
 
 /// A run of bytes, wherever it is.

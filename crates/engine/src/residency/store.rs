@@ -3,22 +3,11 @@
 use std::path::Path;
 
 use nibble_kernels::{
-    Backend, MemoryError,
+    Backend,
     paging::{PageError, PageFile, StoreId},
 };
 
 use crate::plan::{MemoryPlan, Outside};
-
-/// Why there is no store.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The host has no room.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The file could not be made.
-    #[error(transparent)]
-    Page(#[from] PageError),
-}
 
 /// The store that `plan` asks for, at its planned size: memory of the host, or a new file at `path`,
 /// which is removed with the device. `None` when nothing is paged, or all of it from the model's
@@ -30,7 +19,7 @@ pub fn open_store(
     device: &mut impl Backend,
     plan: &MemoryPlan,
     path: &Path,
-) -> Result<Option<StoreId>, StoreError> {
+) -> Result<Option<StoreId>, PageError> {
     let n_bytes = plan.store_bytes();
     if n_bytes == 0 {
         return Ok(None);

@@ -375,6 +375,9 @@ fn read_tensors<B: Backend>(
             for start in (0..run.n_bytes()).step_by(CHUNK) {
                 let (chunk, rest) = bytes.split_at(CHUNK.min(run.n_bytes() - start));
                 trainer.write(run.part(start, chunk.len()), chunk)?;
+                // A checkpoint may be larger than the memory: what was read makes room.
+                let position = chunk.as_ptr().addr() - file.as_ptr().addr();
+                file.release(position..position + chunk.len());
                 bytes = rest;
             }
         }

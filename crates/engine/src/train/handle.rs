@@ -11,6 +11,7 @@ use std::{
 };
 
 use nibble_data::DataError;
+use nibble_kernels::paging::{PageError, PageFile};
 use nibble_run::{Event, MetricsWriter, RunFolder, RunLock, RunSettings};
 use serde::Deserialize;
 
@@ -20,7 +21,7 @@ use super::{
     prepare::{self, Prepared},
     run::Run,
 };
-use crate::model::ModelError;
+use crate::{devices, model::ModelError};
 
 /// What a running run can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -102,17 +103,29 @@ impl RunHandle {
 pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError> {
     let prepared = prepare::prepare(settings)?;
     let folder = RunFolder::create(path, &prepared.settings)?;
-    let lock = folder.lock().and_then(|lock| {
+    let open = || -> Result<RunLock, TrainError> {
+        let lock = folder.lock()?;
+        check_page_space(&prepared, &folder)?;
+        if !prepared.plan.shape().residency.is_resident() {
+            // So that the stored plan tells what paging costs, where it happens.
+            devices::measure_page_rates(folder.path());
+        }
         folder.write_plan(&prepared.report())?;
         Ok(lock)
-    });
-    match lock {
+    };
+    match open() {
         Ok(lock) => spawn(prepared, folder, lock, Begin::New),
         Err(error) => {
             folder.discard();
-            Err(error.into())
+            Err(error)
         }
     }
+}
+
+/// Refuses a run whose page file has no room, before examples are read and weights loaded for it.
+fn check_page_space(prepared: &Prepared, folder: &RunFolder) -> Result<(), PageError> {
+    let n_bytes = prepared.plan.page_file_bytes() as u64;
+    PageFile::check_space(&folder.page_file(), n_bytes)
 }
 
 /// Where a sitting of a run begins.
@@ -132,6 +145,7 @@ pub fn resume(path: &Path) -> Result<RunHandle, TrainError> {
     let folder = RunFolder::open(path)?;
     let lock = folder.lock()?;
     let prepared = prepare::prepare(folder.settings()?)?;
+    check_page_space(&prepared, &folder)?;
     let last = folder.checkpoints()?.pop();
     spawn(prepared, folder, lock, Begin::Again(last.map(|checkpoint| checkpoint.path)))
 }

@@ -23,7 +23,7 @@ use nibble_run::RunError;
 
 use crate::{
     adapter::AdapterError, generate::GenerateError, model::ModelError, plan::PlanError,
-    residency::StoreError, train::checkpoint::CheckpointError,
+    train::checkpoint::CheckpointError,
 };
 
 /// Why a run could not start or go on.
@@ -63,12 +63,9 @@ pub enum TrainError {
         /// Where it is published.
         repository: String,
     },
-    /// A page of what does not stay on the device.
+    /// What does not stay on the device.
     #[error(transparent)]
     Page(#[from] PageError),
-    /// The place for what does not stay on the device.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// The loss is not a number any more.
     #[error(
         "the {what} became {value} in step {step}: the model has diverged, and the run was stopped. Start it again with a smaller learning rate (--lr {:e}, it was {learning_rate:e}), more warm-up steps (--warmup), or a clipped gradient (--clip-norm 1); checkpoints are from before",

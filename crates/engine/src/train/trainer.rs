@@ -62,7 +62,6 @@ pub struct Trainer<B> {
     gradients: Gradients,
     /// Losses of one micro-batch on their way to the host.
     losses: Vec<f32>,
-    allocated_bytes: usize,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -105,7 +104,6 @@ impl<B: Backend> Trainer<B> {
         let decoder = Decoder { spec: shape.spec.clone(), weights, rope: layout.rope, adapter };
         Ok(Self {
             losses: vec![0.0; shape.n_rows()],
-            allocated_bytes: plan.peak_bytes(),
             inputs: LayerInputs::new(layout.inputs.clone(), base),
             states: OptimizerStates::new(&shape, &layout.trainable.states, states_at),
             device,
@@ -344,8 +342,9 @@ impl<B: Backend> Trainer<B> {
         self.device.download(slice, values);
     }
 
-    /// Bytes taken from the device: the base weights and the arena.
+    /// Bytes taken from the device: the base weights and the arena. None are ever given back before
+    /// the end, so that this is also the most there were.
     pub fn allocated_bytes(&self) -> usize {
-        self.allocated_bytes
+        self.device.allocated_bytes()
     }
 }

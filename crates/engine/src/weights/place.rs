@@ -1,7 +1,7 @@
 //! Base weights to where a run wants them: mapped in place where they are quantised, else loaded; on
 //! the device, or in a store from which layers visit it.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use nibble_kernels::{
     Backend, DeviceSlice,
@@ -108,8 +108,15 @@ fn from_image(
         }
         None => vec![None; layout.n_layers()],
     };
-    // Of a mapped image only what is touched takes memory, and nobody touches a paged layer in it.
-    let memory = device.adopt(image)?;
+    let mut used: Vec<Range<usize>> = Vec::new();
+    for (block, bytes) in layout.blocks() {
+        match (block, used.last_mut()) {
+            (Block::Layer(layer), _) if pages[layer].is_some() => {}
+            (_, Some(run)) if run.end == bytes.start => run.end = bytes.end,
+            _ => used.push(bytes),
+        }
+    }
+    let memory = device.adopt(image, &used)?;
     let at = |block| BlockPlace { memory, offset: layout.block_offset(block) };
     let layers = pages.into_iter().enumerate().map(|(layer, page)| match page {
         Some(page) => LayerPlace::Paged(page),
