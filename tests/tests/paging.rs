@@ -7,15 +7,16 @@ use std::fs;
 use nibble_engine::{
     adapter::Targets,
     model::ModelSpec,
-    optimizer::{OptimizerConfig, StateFormat},
-    plan::{MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest},
+    optimizer::{MomentParts, OptimizerConfig, StateFormat},
+    plan::{MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest_bytes},
+    residency::Stored,
     train::{Trainer, checkpoint},
     weights::{
         EmbeddingFormat, ModelFolder, StoredType, WeightFormat,
         random::{RandomModel, write_random_model},
     },
 };
-use nibble_kernels::{Cpu, Memory, Paging as _};
+use nibble_kernels::{Cpu, Memory, Paging as _, adamw::n_moment_blocks};
 use nibble_run::Paging;
 use nibble_tests::{Sequences, f32_profile, place_trainer};
 use tempfile::TempDir;
@@ -122,17 +123,26 @@ fn run(trainer: &mut Trainer<Cpu>, steps: std::ops::RangeInclusive<u64>) -> Vec<
 fn parameters(trainer: &mut Trainer<Cpu>) -> Vec<Vec<u8>> {
     let mut stored = Vec::new();
     match trainer.layout().trainable.parameters {
-        Some(flat) => stored.push(nibble_engine::residency::Stored::Device(flat.cast())),
+        Some(flat) => stored.push(Stored::Device(flat.cast())),
         None => {
             let weights = &trainer.decoder().weights;
             stored.extend(weights.layout.tensors().map(|place| weights.stored(&place)));
         }
     }
     for tensor in 0..trainer.states().tensors().len() {
-        // Whole pages; what aligns their parts is never written.
-        stored.extend(trainer.states().pieces_of(tensor).map(|(_, page)| page));
+        for (piece, page) in trainer.states().pieces_of(tensor) {
+            for moment in [piece.first, piece.second] {
+                match moment {
+                    MomentParts::F32 { offset } => stored.push(page.part(offset, 4 * piece.len)),
+                    MomentParts::Blockwise8 { codes, absmax } => {
+                        stored.push(page.part(codes, piece.len));
+                        stored.push(page.part(absmax, 4 * n_moment_blocks(piece.len)));
+                    }
+                }
+            }
+        }
     }
-    let read = |stored: nibble_engine::residency::Stored| {
+    let read = |stored: Stored| {
         let mut bytes = vec![0; stored.n_bytes()];
         trainer.read(stored, &mut bytes).unwrap();
         bytes
@@ -154,38 +164,42 @@ fn open(model: &TestModel, shape: &TrainingShape, residency: Residency) -> Train
     trainer
 }
 
-/// Every combination of kinds, in both places outside; in one of them each kind also in part.
+/// Each kind alone and in part, in turn in both places outside; the two that move in every layer
+/// together; and all of them, in part and in whole, in both places.
 fn residencies(shape: &TrainingShape) -> Vec<Residency> {
-    let n_pages = shape.state_layout().pages().len();
-    let mut all = Vec::new();
-    for outside in [Outside::Disk, Outside::Host] {
-        for kinds in 1..8 {
-            for whole in [true, false] {
-                if outside == Outside::Host && !whole {
-                    continue;
-                }
-                let count = |bit: usize, n: usize| match (kinds >> bit & 1, whole) {
-                    (0, _) => 0,
-                    (_, true) => n,
-                    (_, false) => n.div_ceil(2),
-                };
-                all.push(Residency {
-                    optimizer_pages: count(0, n_pages),
-                    layers: count(1, N_LAYERS),
-                    inputs: count(2, N_LAYERS),
-                    outside,
-                });
-            }
+    let n_pages = shape.state_layout().n_pages();
+    let (optimizer, layers, inputs) = (1, 2, 4);
+    let everything = optimizer | layers | inputs;
+    [
+        (optimizer, false, Outside::Disk),
+        (layers, false, Outside::Host),
+        (inputs, false, Outside::Disk),
+        (layers | inputs, true, Outside::Host),
+        (everything, false, Outside::Host),
+        (everything, true, Outside::Host),
+        (everything, true, Outside::Disk),
+    ]
+    .map(|(kinds, whole, outside)| {
+        let count = |kind: usize, n: usize| match (kinds & kind, whole) {
+            (0, _) => 0,
+            (_, true) => n,
+            (_, false) => n.div_ceil(2),
+        };
+        Residency {
+            optimizer_pages: count(optimizer, n_pages),
+            layers: count(layers, N_LAYERS),
+            inputs: count(inputs, N_LAYERS),
+            outside,
         }
-    }
-    all
+    })
+    .to_vec()
 }
 
 #[test]
 fn paged_runs_are_bit_for_bit_the_unpaged_one() {
     let model = model();
     for (name, shape) in methods(model.files.spec()) {
-        let n_pages = shape.state_layout().pages().len();
+        let n_pages = shape.state_layout().n_pages();
         assert!(n_pages >= 3, "{name}: {n_pages} pages show nothing");
         let mut resident = open(&model, &shape, Residency::default());
         let expected = run(&mut resident, 1..=3);
@@ -289,7 +303,7 @@ fn the_least_is_paged_that_fits() {
             if plan.peak_bytes() as u64 > budget {
                 // Even everything that can leave is not enough, and the least is said.
                 assert!(residency.is_resident());
-                let least = smallest(&plan, Paging::Auto).peak_bytes() as u64;
+                let least = smallest_bytes(&plan, Paging::Auto);
                 assert!(least > budget, "{name}: {least} in {budget}");
                 let plan = choose(&shape, least, Paging::Auto);
                 assert_eq!(plan.peak_bytes() as u64, least, "{name}");

@@ -69,12 +69,8 @@ pub struct Piece {
 }
 
 /// What visits the device together.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The block of weights that its tensors belong to, by number.
-    pub block: usize,
-    /// Its pieces, among all.
-    pub pieces: Range<usize>,
     /// Bytes from the start of the image.
     pub offset: usize,
     /// Size in bytes.
@@ -91,10 +87,26 @@ pub struct StateTensor {
 }
 
 /// The layout of every moment.
+///
+/// Blocks whose tensors have the same sizes, as a model's layers have, are laid out once: a layout is
+/// as small, and made as fast, for a model of any depth.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateLayout {
-    pages: Vec<Page>,
-    pieces: Vec<Piece>,
+    /// The layouts of blocks that differ.
+    kinds: Vec<BlockLayout>,
+    blocks: Vec<PlacedBlock>,
+    n_pages: usize,
+    n_bytes: usize,
+}
+
+/// A block among the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PlacedBlock {
+    /// Which of the layouts is its own.
+    kind: usize,
+    first_tensor: usize,
+    first_page: usize,
+    offset: usize,
 }
 
 impl StateLayout {
@@ -105,16 +117,105 @@ impl StateLayout {
         // However absurd a shape is, its plan is made in no time.
         let page_elements = PAGE_ELEMENTS.max((total / MOST_PAGES).next_multiple_of(MOMENT_BLOCK));
         let mut layout = Self::default();
+        let mut first_tensor = 0;
+        for block in tensors.chunk_by(|a, b| a.block == b.block) {
+            let sizes = block.iter().map(|tensor| tensor.n_elements);
+            let known =
+                layout.kinds.iter().position(|kind| sizes.clone().eq(kind.sizes.iter().copied()));
+            let kind = known.unwrap_or_else(|| {
+                layout.kinds.push(BlockLayout::new(sizes.collect(), format, page_elements));
+                layout.kinds.len() - 1
+            });
+            let (first_page, offset) = (layout.n_pages, layout.n_bytes);
+            layout.blocks.push(PlacedBlock { kind, first_tensor, first_page, offset });
+            first_tensor += block.len();
+            layout.n_pages += layout.kinds[kind].pages.len();
+            layout.n_bytes = offset.saturating_add(layout.kinds[kind].n_bytes());
+        }
+        layout
+    }
+
+    /// The number of pages.
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
+    }
+
+    /// Bytes of the whole image.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Bytes of the largest page.
+    pub fn page_bytes(&self) -> usize {
+        let pages = self.kinds.iter().flat_map(|kind| &kind.pages);
+        pages.map(|page| page.n_bytes).max().unwrap_or(0)
+    }
+
+    /// Page `number`; pages lie in order and without gaps.
+    ///
+    /// # Panics
+    /// When there is no such page; so does [`StateLayout::pieces`].
+    pub fn page(&self, number: usize) -> Page {
+        let (block, page) = self.find(number);
+        Page { offset: block.offset.saturating_add(page.offset), n_bytes: page.n_bytes }
+    }
+
+    /// Where page `number` begins; the end, for the number behind the last.
+    pub fn page_offset(&self, number: usize) -> usize {
+        if number < self.n_pages { self.page(number).offset } else { self.n_bytes }
+    }
+
+    /// The pieces of page `number`, in the order of their tensors.
+    pub fn pieces(&self, number: usize) -> impl Iterator<Item = Piece> {
+        let (block, page) = self.find(number);
+        let pieces = &self.kinds[block.kind].pieces[page.pieces.clone()];
+        pieces
+            .iter()
+            .map(move |piece| Piece { tensor: block.first_tensor + piece.tensor, ..*piece })
+    }
+
+    /// The numbers of the pages in which a tensor's block lies.
+    pub fn pages_around(&self, tensor: usize) -> Range<usize> {
+        let next = self.blocks.partition_point(|block| block.first_tensor <= tensor);
+        let start = next.checked_sub(1).map_or(0, |last| self.blocks[last].first_page);
+        start..self.blocks.get(next).map_or(self.n_pages, |block| block.first_page)
+    }
+
+    fn find(&self, page: usize) -> (PlacedBlock, &BlockPage) {
+        // Behind every block that begins later; blocks of nothing have no pages.
+        let block = self.blocks.partition_point(|block| block.first_page <= page) - 1;
+        let block = self.blocks[block];
+        (block, &self.kinds[block.kind].pages[page - block.first_page])
+    }
+}
+
+/// The layout of one block: offsets, tensors and pieces from its own start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct BlockLayout {
+    /// Elements of each of its tensors.
+    sizes: Vec<usize>,
+    pages: Vec<BlockPage>,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BlockPage {
+    pieces: Range<usize>,
+    offset: usize,
+    n_bytes: usize,
+}
+
+impl BlockLayout {
+    fn new(sizes: Vec<usize>, format: StateFormat, page_elements: usize) -> Self {
+        let mut layout = Self::default();
         let mut room = 0;
-        for (tensor, StateTensor { n_elements, block }) in tensors.into_iter().enumerate() {
+        for (tensor, &n_elements) in sizes.iter().enumerate() {
             let quantized = format == StateFormat::Blockwise8 && n_elements >= LEAST_QUANTIZED;
             let mut first_element = 0;
             while first_element < n_elements {
                 let rest = n_elements - first_element;
-                if layout.pages.last().is_none_or(|page| page.block != block)
-                    || room < rest.min(MOMENT_BLOCK)
-                {
-                    layout.begin_page(block);
+                if room < rest.min(MOMENT_BLOCK) {
+                    layout.begin_page();
                     room = page_elements;
                 }
                 // Cut between the blocks that share a magnitude.
@@ -124,13 +225,16 @@ impl StateLayout {
                 first_element += len;
             }
         }
-        layout
+        Self { sizes, ..layout }
     }
 
-    fn begin_page(&mut self, block: usize) {
-        let offset = self.n_bytes();
-        let next = self.pieces.len();
-        self.pages.push(Page { block, pieces: next..next, offset, n_bytes: 0 });
+    fn n_bytes(&self) -> usize {
+        self.pages.last().map_or(0, |page| page.offset.saturating_add(page.n_bytes))
+    }
+
+    fn begin_page(&mut self) {
+        let (offset, next) = (self.n_bytes(), self.pieces.len());
+        self.pages.push(BlockPage { pieces: next..next, offset, n_bytes: 0 });
     }
 
     /// Adds a piece to the last page.
@@ -155,36 +259,6 @@ impl StateLayout {
         page.pieces.end += 1;
         self.pieces.push(Piece { tensor, first_element, len, first, second });
     }
-
-    /// Every page, in order and without gaps.
-    pub fn pages(&self) -> &[Page] {
-        &self.pages
-    }
-
-    /// The pieces of a page, in the order of their tensors.
-    pub fn pieces(&self, page: &Page) -> &[Piece] {
-        &self.pieces[page.pieces.clone()]
-    }
-
-    /// The piece of this number, among those of all pages.
-    pub fn piece(&self, number: usize) -> &Piece {
-        &self.pieces[number]
-    }
-
-    /// Bytes of the whole image.
-    pub fn n_bytes(&self) -> usize {
-        self.pages.last().map_or(0, |page| page.offset.saturating_add(page.n_bytes))
-    }
-
-    /// Bytes of the largest page.
-    pub fn page_bytes(&self) -> usize {
-        self.pages.iter().map(|page| page.n_bytes).max().unwrap_or(0)
-    }
-
-    /// Where page `n` begins; the end, for the number behind the last.
-    pub fn page_offset(&self, n: usize) -> usize {
-        self.pages.get(n).map_or_else(|| self.n_bytes(), |page| page.offset)
-    }
 }
 
 #[cfg(test)]
@@ -200,6 +274,8 @@ mod tests {
             (3 * PAGE_ELEMENTS + 13, 1),
             (4_096, 1),
             (4_095, 2),
+            (3 * PAGE_ELEMENTS + 13, 3),
+            (4_096, 3),
         ]
         .map(|(n_elements, block)| StateTensor { n_elements, block })
         .to_vec();
@@ -212,14 +288,18 @@ mod tests {
             let (tensors, layout) = layout(format);
             let mut seen = vec![0; tensors.len()];
             let mut end_of_last = 0;
-            for page in layout.pages() {
+            for number in 0..layout.n_pages() {
+                let page = layout.page(number);
                 assert_eq!(page.offset, end_of_last);
+                assert_eq!(layout.page_offset(number), page.offset);
                 end_of_last += page.n_bytes;
                 let mut spans = Vec::new();
-                let pieces = layout.pieces(page);
+                let pieces: Vec<Piece> = layout.pieces(number).collect();
                 assert!(pieces.iter().map(|piece| piece.len).sum::<usize>() <= PAGE_ELEMENTS);
+                let block = tensors[pieces[0].tensor].block;
                 for piece in pieces {
-                    assert_eq!(tensors[piece.tensor].block, page.block);
+                    assert_eq!(tensors[piece.tensor].block, block);
+                    assert!(layout.pages_around(piece.tensor).contains(&number));
                     assert_eq!(piece.first_element, seen[piece.tensor], "in order");
                     seen[piece.tensor] += piece.len;
                     for moment in [piece.first, piece.second] {
@@ -248,11 +328,18 @@ mod tests {
     }
 
     #[test]
+    fn blocks_alike_are_laid_out_once() {
+        let (_, layout) = layout(StateFormat::F32);
+        let kinds: Vec<usize> = layout.blocks.iter().map(|block| block.kind).collect();
+        assert_eq!(kinds, [0, 1, 2, 1]);
+    }
+
+    #[test]
     fn an_absurd_size_has_a_layout_too() {
         let tensor = StateTensor { n_elements: usize::MAX / 2, block: 0 };
         for format in [StateFormat::F32, StateFormat::Blockwise8] {
             let layout = StateLayout::new([tensor, tensor], format);
-            assert!(layout.pages().len() <= 2 * MOST_PAGES);
+            assert!(layout.n_pages() <= 2 * MOST_PAGES);
             assert!(layout.n_bytes() >= usize::MAX / 2);
         }
     }

@@ -7,7 +7,7 @@ use nibble_kernels::{
     paging::{PageError, StorePlace},
 };
 
-use super::{MomentParts, Page, Piece, StateLayout, TrainedRole, TrainedTensor};
+use super::{MomentParts, Piece, StateLayout, TrainedRole, TrainedTensor};
 use crate::{
     decoder::{BaseWeights, Sweep},
     plan::{StateSlices, Trainable, TrainingShape},
@@ -58,7 +58,7 @@ impl OptimizerStates {
     /// that are not resident.
     pub fn new(shape: &TrainingShape, slices: &StateSlices, outside: Option<StorePlace>) -> Self {
         let layout = shape.state_layout();
-        let n_pages = layout.pages().len();
+        let n_pages = layout.n_pages();
         Self {
             tensors: shape.trained_tensors().collect(),
             weight_places: match shape.trainable {
@@ -80,53 +80,45 @@ impl OptimizerStates {
     }
 
     /// The pieces of a tensor's states, in order, with the bytes of the page each is in.
-    pub fn pieces_of(&self, tensor: usize) -> impl Iterator<Item = (&Piece, Stored)> {
-        let pages = self.layout.pages().iter().enumerate();
-        pages
-            .filter(move |(_, page)| {
-                let pieces = self.layout.pieces(page);
-                let (first, last) = (pieces.first(), pieces.last());
-                first.is_some_and(|piece| piece.tensor <= tensor)
-                    && last.is_some_and(|piece| piece.tensor >= tensor)
-            })
-            .flat_map(move |(index, page)| {
-                let pieces = self.layout.pieces(page).iter();
-                let stored = self.stored(index);
-                pieces.filter(move |piece| piece.tensor == tensor).map(move |piece| (piece, stored))
-            })
+    pub fn pieces_of(&self, tensor: usize) -> impl Iterator<Item = (Piece, Stored)> {
+        self.layout.pages_around(tensor).flat_map(move |number| {
+            let pieces = self.layout.pieces(number).filter(move |piece| piece.tensor == tensor);
+            pieces.map(move |piece| (piece, self.stored(number)))
+        })
     }
 
-    fn stored(&self, index: usize) -> Stored {
-        let page = &self.layout.pages()[index];
-        match self.paged(index) {
+    fn stored(&self, number: usize) -> Stored {
+        match self.paged(number) {
             Some(page) => Stored::Outside { place: page.place, n_bytes: page.n_bytes },
-            None => Stored::Device(self.resident_page(page)),
+            None => Stored::Device(self.resident_page(number)),
         }
     }
 
-    fn resident_page(&self, page: &Page) -> DeviceSlice<u8> {
+    fn resident_page(&self, number: usize) -> DeviceSlice<u8> {
+        let page = self.layout.page(number);
         self.resident.slice(page.offset..page.offset + page.n_bytes)
     }
 
     /// A page that lies outside.
-    fn paged(&self, index: usize) -> Option<StoredPage> {
-        let base = self.outside.filter(|_| index >= self.n_resident_pages)?;
-        let page = self.layout.pages().get(index)?;
+    fn paged(&self, number: usize) -> Option<StoredPage> {
+        let is_paged = (self.n_resident_pages..self.layout.n_pages()).contains(&number);
+        let base = self.outside.filter(|_| is_paged)?;
+        let page = self.layout.page(number);
         let start = self.layout.page_offset(self.n_resident_pages);
         let offset = base.offset + (page.offset - start) as u64;
         let place = StorePlace { offset, ..base };
-        Some(StoredPage { number: index, place, n_bytes: page.n_bytes })
+        Some(StoredPage { number, place, n_bytes: page.n_bytes })
     }
 
     /// The page on the device, with the one after it on its way.
     fn enter(
         &mut self,
         device: &mut impl Backend,
-        index: usize,
+        number: usize,
     ) -> Result<DeviceSlice<u8>, PageError> {
-        let (page, next) = (self.paged(index), self.paged(index + 1));
+        let (page, next) = (self.paged(number), self.paged(number + 1));
         let (Some(window), Some(page)) = (&mut self.window, page) else {
-            return Ok(self.resident_page(&self.layout.pages()[index]));
+            return Ok(self.resident_page(number));
         };
         let here = window.bring(device, page)?;
         if let Some(next) = next {
@@ -147,10 +139,9 @@ impl OptimizerStates {
         mut trained: Trained<'_>,
     ) -> Result<(), PageError> {
         let mut entered = None;
-        for index in 0..self.layout.pages().len() {
-            let pieces = self.layout.pages()[index].pieces.clone();
-            let layer = self.layout.pieces(&self.layout.pages()[index])[0].tensor;
-            let layer = self.tensors[layer].layer();
+        for number in 0..self.layout.n_pages() {
+            let layer = self.layout.pieces(number).next();
+            let layer = layer.and_then(|piece| self.tensors[piece.tensor].layer());
             if let Trained::Weights(weights) = &mut trained
                 && layer != entered
             {
@@ -162,9 +153,8 @@ impl OptimizerStates {
                 }
                 entered = layer;
             }
-            let states = self.enter(device, index)?;
-            for piece in pieces {
-                let piece = self.layout.piece(piece);
+            let states = self.enter(device, number)?;
+            for piece in self.layout.pieces(number) {
                 let tensor = &self.tensors[piece.tensor];
                 let (start, len) = (piece.first_element, piece.len);
                 let parameters = match (&trained, tensor.role) {
@@ -194,9 +184,9 @@ impl OptimizerStates {
                     ..update
                 };
                 let gradient = gradients.slice(first..first + len);
-                device.adamw(step, parameters, gradient, moments(states, piece));
+                device.adamw(step, parameters, gradient, moments(states, &piece));
             }
-            if let (Some(page), Some(window)) = (self.paged(index), &mut self.window) {
+            if let (Some(page), Some(window)) = (self.paged(number), &mut self.window) {
                 window.save(device, page)?;
             }
         }

@@ -7,9 +7,10 @@ use super::{
     generation::forward_slices,
     moments::Moments,
     regions::Regions,
+    shape::{Trainable, TrainingShape},
     training::{
-        BatchSlices, LayerSlices, LossSlices, RopeTables, Trainable, TrainingShape, area, batch,
-        layer_workspace_bytes, loss, rope_tables,
+        BatchSlices, LayerSlices, LossSlices, RopeTables, area, batch, layer_workspace_bytes, loss,
+        rope_tables,
     },
 };
 
@@ -42,7 +43,7 @@ impl EvaluationLayout {
         let rope = rope_tables(regions, spec, shape.sequence);
         let batch = batch(regions, shape.n_rows());
         let moments = Moments::pass();
-        let mut rows = |name: &str, width| {
+        let mut rows = |name: &'static str, width| {
             let len = area(shape.n_rows(), width);
             regions.region::<f32>(name, Category::Activations, len, moments)
         };

@@ -11,7 +11,7 @@ use nibble_run::Category;
 use super::{
     moments::Moments,
     regions::Regions,
-    training::{LayerSlices, RopeTables, area, attention_shape, rope_tables},
+    training::{LayerSlices, RopeTables, area, attention_shape, low_rank_name, rope_tables},
 };
 use crate::{
     adapter::{AdapterLayout, Targets},
@@ -65,18 +65,14 @@ impl GenerationLayout {
         let spec = &shape.spec;
         let n_rows = shape.n_rows();
         let key_width = spec.kv_width();
-        let cache = (0..spec.n_layers)
-            .map(|layer| {
-                ["keys", "values"].map(|name| {
-                    let name = format!("sample.layers.{layer}.{name}");
-                    let len = area(shape.context, key_width);
-                    regions.region(name, Category::Activations, len, moments)
-                })
-            })
-            .collect::<Vec<_>>();
-        let mut rows = |name: &str, width| {
+        let parts = (spec.n_layers, area(shape.context, key_width));
+        let [keys, values] = ["keys", "values"].map(|name| {
+            regions.parts(("sample", name).into(), Category::Activations, parts, moments)
+        });
+        let cache: Vec<_> = keys.zip(values).map(|(keys, values)| [keys, values]).collect();
+        let mut rows = |name: &'static str, width| {
             let len = area(n_rows, width);
-            regions.region::<f32>(format!("sample.{name}"), Category::Activations, len, moments)
+            regions.region::<f32>(("sample", name), Category::Activations, len, moments)
         };
         let residuals = ["residual.even", "residual.odd"].map(|name| rows(name, spec.hidden_width));
         let keys_and_values = cache.first().copied().unwrap_or_else(|| {
@@ -84,12 +80,12 @@ impl GenerationLayout {
             ["keys", "values"].map(|name| rows(name, 0))
         });
         let layer = forward_slices(spec, shape.adapter, keys_and_values, &mut rows);
-        let mut row = |name: &str, width| {
-            regions.region(format!("sample.{name}"), Category::Activations, width, moments)
+        let mut row = |name: &'static str, width| {
+            regions.region(("sample", name), Category::Activations, width, moments)
         };
         let (normed, logits) = (row("normed", spec.hidden_width), row("logits", spec.vocabulary));
-        let mut tokens = |name: &str| {
-            regions.region(format!("sample.{name}"), Category::Workspace, n_rows, moments)
+        let mut tokens = |name: &'static str| {
+            regions.region(("sample", name), Category::Workspace, n_rows, moments)
         };
         let (ids, positions) = (tokens("ids"), tokens("positions"));
         let segment = regions.region("sample.segment", Category::Workspace, 1, moments);
@@ -119,14 +115,13 @@ pub(super) fn forward_slices(
     spec: &ModelSpec,
     adapter: Option<(usize, Targets)>,
     [key, value]: [DeviceSlice<f32>; 2],
-    rows: &mut impl FnMut(&str, usize) -> DeviceSlice<f32>,
+    rows: &mut impl FnMut(&'static str, usize) -> DeviceSlice<f32>,
 ) -> LayerSlices {
     let (query_width, key_width) = (spec.query_width(), spec.kv_width());
     let mut low_rank = [None; Projection::ALL.len()];
     if let Some((rank, targets)) = adapter {
         for projection in targets.iter() {
-            let name = format!("low_rank.{}", projection.name());
-            low_rank[projection as usize] = Some(rows(&name, rank));
+            low_rank[projection as usize] = Some(rows(low_rank_name(projection), rank));
         }
     }
     LayerSlices {

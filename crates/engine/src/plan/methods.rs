@@ -6,8 +6,7 @@ use nibble_run::{
 };
 
 use super::{
-    MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, residency::smallest,
-    suggestions,
+    MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest_bytes, suggestions,
 };
 use crate::{
     adapter::Targets,
@@ -215,7 +214,7 @@ pub fn planned_method(
         host_bytes: plan.host_bytes() as u64,
         page_file_bytes: plan.page_file_bytes() as u64,
         paging,
-        smallest_bytes: smallest(plan, settings.paged).peak_bytes() as u64,
+        smallest_bytes: smallest_bytes(plan, settings.paged),
         categories: plan.category_bytes(),
         regions: plan.planned_regions(),
         fits,
@@ -269,6 +268,6 @@ pub fn check(
         return Ok(());
     }
     let suggestions = suggestions(plan.shape(), budget_bytes, settings);
-    let smallest_bytes = smallest(plan, Paging::Auto).peak_bytes() as u64;
+    let smallest_bytes = smallest_bytes(plan, Paging::Auto);
     Err(PlanError::DoesNotFit { peak_bytes, smallest_bytes, budget_bytes, suggestions })
 }

@@ -9,8 +9,10 @@ mod evaluation;
 mod generation;
 mod methods;
 mod moments;
+mod paged;
 mod regions;
 mod residency;
+mod shape;
 mod suggestions;
 mod training;
 
@@ -26,12 +28,14 @@ pub use methods::{
     planned_method, targets, training_shape,
 };
 pub use moments::Moments;
-pub use regions::{OutsideRegion, Region, Regions};
-pub use residency::{Outside, Residency, choose, is_spread, smallest};
+pub use paged::{InputSlices, StateSlices};
+pub use regions::{OutsideRegion, Region, RegionName, Regions};
+pub use residency::{Outside, Residency, choose, is_spread, smallest_bytes};
+pub use shape::{Trainable, TrainingShape};
 pub use suggestions::suggestions;
 pub use training::{
-    BatchSlices, InputSlices, LayerGradientSlices, LayerSlices, LossSlices, RopeTables,
-    StateSlices, Trainable, TrainableSlices, TrainingLayout, TrainingShape, attention_shape,
+    BatchSlices, LayerGradientSlices, LayerSlices, LossSlices, RopeTables, TrainableSlices,
+    TrainingLayout, attention_shape,
 };
 
 use crate::{
@@ -91,7 +95,12 @@ impl MemoryPlan {
     /// Bytes of the base weights that visit it.
     pub fn paged_weights_bytes(&self) -> usize {
         let n_paged = self.shape.residency.layers.min(self.shape.spec.n_layers);
-        self.weights.layer_bytes().saturating_mul(n_paged)
+        self.layer_bytes().saturating_mul(n_paged)
+    }
+
+    /// Bytes of the base weights of one layer.
+    pub fn layer_bytes(&self) -> usize {
+        self.weights.layer_bytes()
     }
 
     /// The layout of the optimizer's states.
@@ -207,7 +216,7 @@ impl MemoryPlan {
             },
         });
         let arena = self.regions.all().iter().map(|region| PlannedRegion {
-            name: region.name.clone(),
+            name: region.name.to_string(),
             category: region.category,
             bytes: region.n_bytes as u64,
             resident: region.residence,

@@ -7,6 +7,8 @@
 //!
 //! Regions outside the device lie one behind the other in one store.
 
+use std::fmt;
+
 use nibble_kernels::{DeviceSlice, Element, MemoryId, memory::BLOCK_ALIGNMENT};
 use nibble_run::{Category, Residence};
 
@@ -15,11 +17,54 @@ use super::moments::Moments;
 /// Offsets are multiples of this many bytes: a cache line, and the widest vector.
 pub const REGION_ALIGNMENT: usize = 64;
 
+/// What a region is called: `scope.number.part`, of which the first is always there. Nothing is
+/// written out before somebody reads it, because most plans are made to be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionName {
+    scope: &'static str,
+    number: Option<usize>,
+    part: Option<&'static str>,
+}
+
+impl From<&'static str> for RegionName {
+    fn from(scope: &'static str) -> Self {
+        Self { scope, number: None, part: None }
+    }
+}
+
+impl From<(&'static str, &'static str)> for RegionName {
+    fn from((scope, part): (&'static str, &'static str)) -> Self {
+        Self { scope, number: None, part: Some(part) }
+    }
+}
+
+impl From<(&'static str, usize)> for RegionName {
+    fn from((scope, number): (&'static str, usize)) -> Self {
+        Self { scope, number: Some(number), part: None }
+    }
+}
+
+impl From<(&'static str, usize, &'static str)> for RegionName {
+    fn from((scope, number, part): (&'static str, usize, &'static str)) -> Self {
+        Self { scope, number: Some(number), part: Some(part) }
+    }
+}
+
+impl fmt::Display for RegionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.scope)?;
+        if let Some(number) = self.number {
+            write!(f, ".{number}")?;
+        }
+        self.part.map_or(Ok(()), |part| write!(f, ".{part}"))
+    }
+}
+
 /// One stretch of memory and the moments of a training step in which its content matters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Region {
     /// What it holds.
-    pub name: String,
+    pub name: RegionName,
     /// What it is for.
     pub category: Category,
     /// Where it lives.
@@ -39,6 +84,14 @@ pub struct OutsideRegion {
     pub offset: usize,
     /// Size in bytes.
     pub n_bytes: usize,
+}
+
+impl OutsideRegion {
+    /// Its parts of `n_bytes`, one behind the other.
+    pub fn parts(self, n_bytes: usize) -> impl Iterator<Item = Self> {
+        let n = self.n_bytes.checked_div(n_bytes).unwrap_or(0);
+        (0..n).map(move |i| Self { offset: self.offset.saturating_add(i * n_bytes), n_bytes })
+    }
 }
 
 /// Collects regions, places them, and hands out their handles.
@@ -81,7 +134,7 @@ impl Regions {
     /// A region of `len` elements. Equal calls in equal order on both passes.
     pub fn region<T: Element>(
         &mut self,
-        name: impl Into<String>,
+        name: impl Into<RegionName>,
         category: Category,
         len: usize,
         moments: Moments,
@@ -102,11 +155,26 @@ impl Regions {
         }
     }
 
+    /// One region of `n` parts of `len` elements, and its parts. Equal calls in equal order on both
+    /// passes.
+    pub fn parts<T: Element>(
+        &mut self,
+        name: RegionName,
+        category: Category,
+        (n, len): (usize, usize),
+        moments: Moments,
+    ) -> impl Iterator<Item = DeviceSlice<T>> + use<T> {
+        let all = self.region::<T>(name, category, n.saturating_mul(len), moments);
+        // Absurd sizes saturate, to be refused as a plan that does not fit.
+        let at = move |n: usize| n.saturating_mul(len).min(all.len());
+        (0..n).map(move |number| all.slice(at(number)..at(number + 1)))
+    }
+
     /// A region of `n_bytes` outside the device, in a file or in the host's memory. Equal calls in
     /// equal order on both passes.
     pub fn outside(
         &mut self,
-        name: impl Into<String>,
+        name: impl Into<RegionName>,
         category: Category,
         n_bytes: usize,
         residence: Residence,
@@ -159,28 +227,41 @@ impl Regions {
         }
         let floor = end;
         floating.sort_by_key(|&i| std::cmp::Reverse(self.regions[i].n_bytes));
-        let mut placed: Vec<usize> = Vec::with_capacity(floating.len());
+        let mut placed: Vec<Span> = Vec::new();
         for &index in &floating {
             let (n_bytes, moments) = (self.regions[index].n_bytes, self.regions[index].moments);
             let mut offset = floor;
             // `placed` is in the order of offsets: one sweep finds the first gap.
-            for &other in &placed {
-                let other = &self.regions[other];
-                if !other.moments.meets(moments) {
-                    continue;
-                }
-                if offset.saturating_add(n_bytes) <= other.offset {
+            for span in placed.iter().filter(|span| span.moments.meets(moments)) {
+                if offset.saturating_add(n_bytes) <= span.offset {
                     break;
                 }
-                offset = offset.max(align(other.offset.saturating_add(other.n_bytes)));
+                offset = offset.max(span.end);
             }
             self.regions[index].offset = offset;
-            end = end.max(align(offset.saturating_add(n_bytes)));
-            let at = placed.partition_point(|&other| self.regions[other].offset <= offset);
-            placed.insert(at, index);
+            let span = Span { offset, end: align(offset.saturating_add(n_bytes)), moments };
+            end = end.max(span.end);
+            // Layers' regions of the same moments lie one behind the other, and are one for every
+            // later region: a sweep is short however many layers there are.
+            let before = placed.iter_mut().find(|s| s.moments == moments && s.end == span.offset);
+            match before {
+                Some(before) => before.end = span.end,
+                None => {
+                    let at = placed.partition_point(|other| other.offset <= span.offset);
+                    placed.insert(at, span);
+                }
+            }
         }
         self.total_bytes = end;
     }
+}
+
+/// Regions of the same moments, one behind the other.
+struct Span {
+    offset: usize,
+    /// Where another may begin.
+    end: usize,
+    moments: Moments,
 }
 
 fn align(bytes: usize) -> usize {
@@ -192,7 +273,7 @@ mod tests {
     use super::*;
 
     fn layout(regions: &mut Regions) -> [DeviceSlice<f32>; 4] {
-        let mut ask = |name: &str, len, moments| {
+        let mut ask = |name: &'static str, len, moments| {
             regions.region::<f32>(name, Category::Activations, len, moments)
         };
         [
@@ -222,10 +303,40 @@ mod tests {
     }
 
     #[test]
+    fn names_are_read_with_dots() {
+        let names: [RegionName; 4] = [
+            "adapter".into(),
+            ("layer", "up").into(),
+            ("window", 1).into(),
+            ("layers", 7, "up").into(),
+        ];
+        let read = names.map(|name| name.to_string());
+        assert_eq!(read, ["adapter", "layer.up", "window.1", "layers.7.up"]);
+    }
+
+    #[test]
+    fn parts_lie_one_behind_the_other() {
+        let layout = |regions: &mut Regions| {
+            let parts =
+                regions.parts("parts".into(), Category::Activations, (3, 10), Moments::pass());
+            parts.collect::<Vec<DeviceSlice<f32>>>()
+        };
+        let mut regions = Regions::plan(layout);
+        let parts = regions.resolve(MemoryId(7), layout);
+        let places: Vec<_> = parts.iter().map(|part| (part.offset(), part.len())).collect();
+        assert_eq!(places, [(0, 10), (40, 10), (80, 10)]);
+        assert_eq!(regions.all().len(), 1);
+    }
+
+    #[test]
     fn absurd_sizes_saturate_instead_of_overflowing() {
         let regions = Regions::plan(|regions| {
             for _ in 0..3 {
                 regions.region::<f32>("huge", Category::Weights, usize::MAX / 2, Moments::ALWAYS);
+                let parts = (usize::MAX, 3);
+                regions
+                    .parts::<f32>("parts".into(), Category::Weights, parts, Moments::pass())
+                    .nth(7);
             }
         });
         assert_eq!(regions.total_bytes(), usize::MAX);

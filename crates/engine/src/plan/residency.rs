@@ -56,19 +56,66 @@ pub fn is_spread(index: usize, n_chosen: usize, n: usize) -> bool {
     n > 0 && (index + 1) * n_chosen / n > index * n_chosen / n
 }
 
-/// One of the counts.
-type Count = fn(&mut Residency) -> &mut usize;
+/// What can leave, in the order in which it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Optimizer,
+    Layers,
+    Inputs,
+}
 
-/// The kinds, in the order in which they leave, and how many of each there are.
-fn kinds(plan: &MemoryPlan) -> [(Count, usize); 3] {
-    let shape = plan.shape();
-    // Kept activations are read from where they are; only checkpoints are few enough to move.
-    let n_inputs = if shape.recompute { shape.spec.n_layers } else { 0 };
-    [
-        (|residency| &mut residency.optimizer_pages, plan.state_layout().pages().len()),
-        (|residency| &mut residency.layers, shape.spec.n_layers),
-        (|residency| &mut residency.inputs, n_inputs),
-    ]
+impl Kind {
+    const ALL: [Self; 3] = [Self::Optimizer, Self::Layers, Self::Inputs];
+
+    /// How many of it there are.
+    fn most(self, plan: &MemoryPlan) -> usize {
+        let shape = plan.shape();
+        match self {
+            Self::Optimizer => plan.state_layout().n_pages(),
+            Self::Layers => shape.spec.n_layers,
+            // Kept activations are read from where they are; only checkpoints are few enough to move.
+            Self::Inputs if shape.recompute => shape.spec.n_layers,
+            Self::Inputs => 0,
+        }
+    }
+
+    /// The same run with `n` of this kind outside.
+    fn leave(self, plan: &MemoryPlan, n: usize) -> MemoryPlan {
+        let mut residency = plan.shape().residency;
+        *match self {
+            Self::Optimizer => &mut residency.optimizer_pages,
+            Self::Layers => &mut residency.layers,
+            Self::Inputs => &mut residency.inputs,
+        } = n;
+        plan.with_residency(residency)
+    }
+
+    /// Of `all`, the plan with every one of this kind outside, the one with the fewest outside that
+    /// still fits `budget_bytes`.
+    fn leave_least(self, all: MemoryPlan, budget_bytes: u64) -> MemoryPlan {
+        let most = self.most(&all);
+        let peak_bytes = all.peak_bytes();
+        let fits = |n: usize| match self {
+            // States and weights share their bytes with nothing, so that those which stay cost
+            // exactly themselves.
+            Self::Optimizer => {
+                let stay_bytes = all.state_layout().page_offset(most - n);
+                peak_bytes.saturating_add(stay_bytes) as u64 <= budget_bytes
+            }
+            Self::Layers => {
+                let stay_bytes = all.layer_bytes().saturating_mul(most - n);
+                peak_bytes.saturating_add(stay_bytes) as u64 <= budget_bytes
+            }
+            Self::Inputs => self.leave(&all, n).peak_bytes() as u64 <= budget_bytes,
+        };
+        // More pages outside never take more room, once there is a window.
+        let (mut low, mut high) = ((WINDOW_PAGES + 1).min(most), most);
+        while low < high {
+            let middle = (low + high) / 2;
+            if fits(middle) { high = middle } else { low = middle + 1 }
+        }
+        if high == most { all } else { self.leave(&all, high) }
+    }
 }
 
 /// The plan of `shape` with everything on the device.
@@ -82,62 +129,47 @@ fn unpaged(shape: &TrainingShape) -> MemoryPlan {
 pub fn choose(shape: &TrainingShape, budget_bytes: u64, paging: Paging) -> MemoryPlan {
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
     let unpaged = unpaged(shape);
-    let resident = unpaged.shape().residency;
     match paging {
         Paging::Off => return unpaged,
         Paging::On => {
-            let mut everything = resident;
-            for (count, most) in kinds(&unpaged) {
-                *count(&mut everything) = most;
-            }
-            return unpaged.with_residency(everything);
+            return unpaged.with_residency(Residency {
+                optimizer_pages: Kind::Optimizer.most(&unpaged),
+                layers: Kind::Layers.most(&unpaged),
+                inputs: Kind::Inputs.most(&unpaged),
+                ..unpaged.shape().residency
+            });
         }
         Paging::Auto if fits(&unpaged) => return unpaged,
         Paging::Auto => {}
     }
-    let mut chosen = resident;
-    let mut least_bytes = unpaged.peak_bytes();
-    for (count, most) in kinds(&unpaged) {
-        let at = |n: usize| {
-            let mut residency = chosen;
-            *count(&mut residency) = n;
-            unpaged.with_residency(residency)
-        };
-        let all = at(most);
+    let mut least = None;
+    for kind in Kind::ALL {
+        let before = least.as_ref().unwrap_or(&unpaged);
+        let all = kind.leave(before, kind.most(before));
         if fits(&all) {
-            // More pages outside never take more room, once there is a window.
-            let (mut low, mut high) = ((WINDOW_PAGES + 1).min(most), most);
-            while low < high {
-                let middle = (low + high) / 2;
-                if fits(&at(middle)) { high = middle } else { low = middle + 1 }
-            }
-            return at(high);
+            return kind.leave_least(all, budget_bytes);
         }
         // A kind that would only cost its window stays where it is.
-        if all.peak_bytes() < least_bytes {
-            least_bytes = all.peak_bytes();
-            *count(&mut chosen) = most;
+        if all.peak_bytes() < before.peak_bytes() {
+            least = Some(all);
         }
     }
     unpaged
 }
 
-/// The plan of the same run that takes the least of the device.
-pub fn smallest(plan: &MemoryPlan, paging: Paging) -> MemoryPlan {
+/// The least of the device that a run of this plan's shape takes, whatever else leaves it.
+pub fn smallest_bytes(plan: &MemoryPlan, paging: Paging) -> u64 {
     let outside = plan.shape().residency.outside;
     let mut least = plan.with_residency(Residency { outside, ..Residency::default() });
-    if paging == Paging::Off {
-        return least;
-    }
-    for (count, most) in kinds(&least) {
-        let mut residency = least.shape().residency;
-        *count(&mut residency) = most;
-        let smaller = least.with_residency(residency);
-        if smaller.peak_bytes() < least.peak_bytes() {
-            least = smaller;
+    if paging != Paging::Off {
+        for kind in Kind::ALL {
+            let all = kind.leave(&least, kind.most(&least));
+            if all.peak_bytes() < least.peak_bytes() {
+                least = all;
+            }
         }
     }
-    least
+    least.peak_bytes() as u64
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@
 //! be a file that is mapped in place.
 
 use nibble_kernels::{
-    DeviceProfile, DeviceSlice,
+    DeviceSlice,
     attention::{self, AttentionShape, Segment},
     linear::{self, LinearShape},
     lora::{self, LoraShape},
     output_loss::{self, OutputLossShape},
-    paging::StoreId,
     rms_norm::{self, RmsNormShape},
 };
 use nibble_run::Category;
@@ -18,130 +17,14 @@ use nibble_run::Category;
 use super::{
     generation::{GenerationLayout, GenerationShape},
     moments::{Backward, Forward, Moments},
-    regions::{OutsideRegion, Regions},
-    residency::{Outside, Residency, is_spread},
+    paged::{InputSlices, StateSlices, inputs, states, weight_window},
+    regions::{RegionName, Regions},
+    shape::{Trainable, TrainingShape},
 };
 use crate::{
-    adapter::{AdapterLayout, Targets},
     model::{ModelSpec, Projection},
-    optimizer::{StateFormat, StateLayout, TrainedTensor},
-    weights::{EmbeddingFormat, PagedLayers, WeightFormat, WeightLayout},
+    optimizer::StateLayout,
 };
-
-/// What is trained.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Trainable {
-    /// Low-rank pairs beside frozen weights.
-    Adapter {
-        /// Which linear layers carry a pair.
-        targets: Targets,
-        /// R.
-        rank: usize,
-        /// Whether inputs of the pairs are dropped at random.
-        dropout: bool,
-    },
-    /// Every weight.
-    Everything,
-}
-
-/// Everything that a run's memory depends on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainingShape {
-    /// The model.
-    pub spec: ModelSpec,
-    /// How the matrices of the layers are stored.
-    pub weight_format: WeightFormat,
-    /// How the embedding and the output matrix are stored.
-    pub embedding_format: EmbeddingFormat,
-    /// What is trained.
-    pub trainable: Trainable,
-    /// The longest example, in tokens.
-    pub sequence: usize,
-    /// Rows of `sequence` tokens in a micro-batch.
-    pub batch: usize,
-    /// Whether a layer's activations are computed again in the backward pass, instead of kept.
-    pub recompute: bool,
-    /// The longest sample written during the run, prompt included; 0: none.
-    pub sample_tokens: usize,
-    /// How the optimizer's states are stored.
-    pub states: StateFormat,
-    /// What lies outside the device.
-    pub residency: Residency,
-    /// The device.
-    pub profile: DeviceProfile,
-}
-
-impl TrainingShape {
-    /// T, the tokens of a micro-batch.
-    pub fn n_rows(&self) -> usize {
-        self.batch.saturating_mul(self.sequence)
-    }
-
-    /// The layout of the base weights.
-    pub fn weight_layout(&self) -> WeightLayout {
-        WeightLayout::with_embedding_format(&self.spec, self.weight_format, self.embedding_format)
-    }
-
-    /// The layout of the adapter, if one is trained.
-    pub fn adapter_layout(&self) -> Option<AdapterLayout> {
-        match self.trainable {
-            Trainable::Adapter { targets, rank, .. } => {
-                Some(AdapterLayout::new(&self.spec, targets, rank))
-            }
-            Trainable::Everything => None,
-        }
-    }
-
-    /// The layout of the gradients (and moments) of full fine-tuning: every weight in f32.
-    pub fn gradient_layout(&self) -> WeightLayout {
-        WeightLayout::new(&self.spec, WeightFormat::F32)
-    }
-
-    /// The layout of the optimizer's states.
-    pub fn state_layout(&self) -> StateLayout {
-        StateLayout::new(self.trained_tensors().map(|tensor| tensor.state()), self.states)
-    }
-
-    /// Everything that is trained, in the order of the flat buffers.
-    pub fn trained_tensors(&self) -> impl Iterator<Item = TrainedTensor> {
-        let adapter = self.adapter_layout();
-        let weights = adapter.is_none().then(|| self.gradient_layout());
-        let pairs = adapter.map(|layout| layout.tensors().collect::<Vec<_>>());
-        let places = weights.map(|layout| layout.tensors().collect::<Vec<_>>());
-        let n_layers = self.spec.n_layers;
-        let of_adapter = pairs.into_iter().flatten().map(TrainedTensor::of_adapter);
-        let of_weights = places
-            .into_iter()
-            .flatten()
-            .map(move |place| TrainedTensor::of_weights(place, n_layers));
-        of_adapter.chain(of_weights)
-    }
-
-    /// Whether the weights of `layer` lie outside the device.
-    pub fn is_layer_paged(&self, layer: usize) -> bool {
-        is_spread(layer, self.residency.layers, self.spec.n_layers)
-    }
-
-    /// Which layers lie outside, in `store` or, without one, in the model's image.
-    pub fn paged_layers(&self, store: Option<StoreId>) -> PagedLayers {
-        let is_paged = (0..self.spec.n_layers).map(|layer| self.is_layer_paged(layer)).collect();
-        PagedLayers { is_paged, store: store.filter(|_| !self.pages_from_image()) }
-    }
-
-    /// Whether the paged weights are read from the model's quantised image on disk, which nothing
-    /// changes, rather than from a store of the run's own.
-    pub fn pages_from_image(&self) -> bool {
-        self.weight_format == WeightFormat::Nf4 && self.residency.outside == Outside::Disk
-    }
-
-    /// Whether the gradient of this projection's own matrices (weight or pair) is wanted.
-    fn trains(&self, projection: Projection) -> bool {
-        match self.trainable {
-            Trainable::Adapter { targets, .. } => targets.contains(projection),
-            Trainable::Everything => true,
-        }
-    }
-}
 
 /// The inputs of one micro-batch and its losses.
 #[derive(Clone, Copy, Debug)]
@@ -179,30 +62,6 @@ pub struct TrainableSlices {
     pub gradients: DeviceSlice<f32>,
     /// The optimizer's states.
     pub states: StateSlices,
-}
-
-/// Where the pages of a [`StateLayout`] are.
-#[derive(Clone, Copy, Debug)]
-pub struct StateSlices {
-    /// The first pages.
-    pub resident: DeviceSlice<u8>,
-    /// The others, outside.
-    pub outside: Option<OutsideRegion>,
-    /// Through which those pass.
-    pub window: Option<[DeviceSlice<u8>; 2]>,
-}
-
-/// Where the checkpointed input of each layer is: the residual stream `[T, D]` before it.
-#[derive(Clone, Debug)]
-pub struct InputSlices {
-    /// By layer; `None` where it lies outside.
-    pub resident: Vec<Option<DeviceSlice<f32>>>,
-    /// The others, by layer.
-    pub outside: Vec<Option<OutsideRegion>>,
-    /// Through which those pass.
-    pub window: Option<[DeviceSlice<u8>; 2]>,
-    /// The residual stream after the last layer.
-    pub last: DeviceSlice<f32>,
 }
 
 /// What one layer's forward pass writes.
@@ -307,16 +166,12 @@ impl TrainingLayout {
         let n_positions = shape.sequence.max(shape.sample_tokens);
         let rope = rope_tables(regions, spec, n_positions);
         let batch = batch(regions, n_rows);
-        let weight_window = (shape.residency.layers > 0).then(|| {
-            let bytes = shape.weight_layout().layer_bytes();
-            window(regions, "weights.window", Category::Weights, bytes, Moments::ALWAYS)
-        });
+        let weight_window = weight_window(regions, shape);
         let inputs = inputs(regions, shape);
         let layers = layers(regions, shape);
-        let mut gradient = |name: &str, width, first, last| {
+        let mut gradient = |name: &'static str, width, first, last| {
             let moments = Moments::backward(first, last);
-            let name = format!("gradient.{name}");
-            regions.region(name, Category::Activations, area(n_rows, width), moments)
+            regions.region(("gradient", name), Category::Activations, area(n_rows, width), moments)
         };
         let (query_width, key_width) = (spec.query_width(), spec.kv_width());
         let layer_gradients = LayerGradientSlices {
@@ -395,7 +250,7 @@ fn trainable(
         None => shape.gradient_layout().n_bytes() / size_of::<f32>(),
     };
     let mut flat =
-        |name: &str, category| regions.region::<f32>(name, category, len, Moments::ALWAYS);
+        |name: &'static str, category| regions.region::<f32>(name, category, len, Moments::ALWAYS);
     TrainableSlices {
         parameters: adapter.is_some().then(|| flat("adapter", Category::Adapters)),
         gradients: flat("gradients", Category::Gradients),
@@ -403,64 +258,12 @@ fn trainable(
     }
 }
 
-/// The optimizer's states. Only the update reads them, so the window of the paged ones takes turns
-/// with the activations.
-fn states(regions: &mut Regions, shape: &TrainingShape, layout: &StateLayout) -> StateSlices {
-    let n_paged = shape.residency.optimizer_pages.min(layout.pages().len());
-    let resident_bytes = layout.page_offset(layout.pages().len() - n_paged);
-    let category = Category::Optimizer;
-    let resident = regions.region("optimizer", category, resident_bytes, Moments::ALWAYS);
-    let outside = (n_paged > 0).then(|| {
-        let bytes = layout.n_bytes() - resident_bytes;
-        regions.outside("optimizer.paged", category, bytes, shape.residency.outside.residence())
-    });
-    let window = (n_paged > 0).then(|| {
-        let bytes = layout.page_bytes();
-        window(regions, "optimizer.window", category, bytes, Moments::OPTIMIZER)
-    });
-    StateSlices { resident, outside, window }
-}
-
-fn inputs(regions: &mut Regions, shape: &TrainingShape) -> InputSlices {
-    let TrainingShape { residency, spec, .. } = shape;
-    let len = area(shape.n_rows(), spec.hidden_width);
-    let bytes = len.saturating_mul(size_of::<f32>());
-    let category = Category::Activations;
-    let (mut resident, mut outside) = (Vec::new(), Vec::new());
-    for layer in 0..spec.n_layers {
-        let name = format!("layers.{layer}.input");
-        let (here, there) = if is_spread(layer, residency.inputs, spec.n_layers) {
-            let residence = residency.outside.residence();
-            (None, Some(regions.outside(name, category, bytes, residence)))
-        } else {
-            (Some(regions.region(name, category, len, Moments::pass())), None)
-        };
-        resident.push(here);
-        outside.push(there);
-    }
-    let window = (residency.inputs > 0)
-        .then(|| window(regions, "inputs.window", category, bytes, Moments::pass()));
-    let last = regions.region("output.input", category, len, Moments::pass());
-    InputSlices { resident, outside, window, last }
-}
-
-/// The two places of a window.
-fn window(
-    regions: &mut Regions,
-    name: &str,
-    category: Category,
-    n_bytes: usize,
-    moments: Moments,
-) -> [DeviceSlice<u8>; 2] {
-    [0, 1].map(|slot| regions.region(format!("{name}.{slot}"), category, n_bytes, moments))
-}
-
 pub(super) fn rope_tables(
     regions: &mut Regions,
     spec: &ModelSpec,
     n_positions: usize,
 ) -> RopeTables {
-    let mut table = |name: &str| {
+    let mut table = |name: &'static str| {
         let len = area(n_positions, spec.head_size / 2);
         regions.region(name, Category::Workspace, len, Moments::ALWAYS)
     };
@@ -469,7 +272,8 @@ pub(super) fn rope_tables(
 
 pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
     let moments = Moments::pass();
-    let mut tokens = |name: &str| regions.region::<u32>(name, Category::Workspace, n_rows, moments);
+    let mut tokens =
+        |name: &'static str| regions.region::<u32>(name, Category::Workspace, n_rows, moments);
     let (ids, positions) = (tokens("batch.ids"), tokens("batch.positions"));
     let (target_rows, targets) = (tokens("batch.target_rows"), tokens("batch.targets"));
     BatchSlices {
@@ -498,14 +302,27 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable
         && targets.contains(Projection::Down)
     {
-        for (index, slices) in layers.iter_mut().enumerate() {
-            let len = area(shape.n_rows(), rank);
-            let name = format!("layers.{index}.low_rank.down");
-            let slice = regions.region(name, Category::Activations, len, Moments::pass());
+        let parts = (n_layers, area(shape.n_rows(), rank));
+        let name = RegionName::from(("layers", low_rank_name(Projection::Down)));
+        let parts = regions.parts(name, Category::Activations, parts, Moments::pass());
+        for (slices, slice) in layers.iter_mut().zip(parts) {
             slices.low_rank[Projection::Down as usize] = Some(slice);
         }
     }
     layers
+}
+
+/// What is kept of the pair beside `projection`.
+pub(super) fn low_rank_name(projection: Projection) -> &'static str {
+    match projection {
+        Projection::Query => "low_rank.q_proj",
+        Projection::Key => "low_rank.k_proj",
+        Projection::Value => "low_rank.v_proj",
+        Projection::Output => "low_rank.o_proj",
+        Projection::Gate => "low_rank.gate_proj",
+        Projection::Up => "low_rank.up_proj",
+        Projection::Down => "low_rank.down_proj",
+    }
 }
 
 /// The activations of one layer; `first` are those of layer 0, with which it shares what only the
@@ -520,11 +337,11 @@ fn layer(
     let spec = &shape.spec;
     let n_rows = shape.n_rows();
     let (query_width, key_width) = (spec.query_width(), spec.kv_width());
-    let mut saved = |name: &str, width: usize, since: Forward, until: Backward| {
+    let mut saved = |name: &'static str, width: usize, since: Forward, until: Backward| {
         let (name, moments) = if shape.recompute {
-            (format!("layer.{name}"), Moments::recomputed(since, until))
+            (RegionName::from(("layer", name)), Moments::recomputed(since, until))
         } else {
-            (format!("layers.{index}.{name}"), Moments::pass())
+            (RegionName::from(("layers", index, name)), Moments::pass())
         };
         regions.region::<f32>(name, Category::Activations, area(n_rows, width), moments)
     };
@@ -554,8 +371,8 @@ fn layer(
             (Up, Forward::GateUp, Backward::GateUp),
         ] {
             if targets.contains(projection) {
-                let name = format!("low_rank.{}", projection.name());
-                low_rank[projection as usize] = Some(saved(&name, rank, since, until));
+                let name = low_rank_name(projection);
+                low_rank[projection as usize] = Some(saved(name, rank, since, until));
             }
         }
     }
@@ -585,13 +402,13 @@ fn layer(
     };
     let mut or_shared =
         |kept: Result<DeviceSlice<f32>, (Forward, Forward)>,
-         name: &str,
+         name: &'static str,
          width: usize,
          of_first: fn(&LayerSlices) -> DeviceSlice<f32>| match (kept, first) {
             (Ok(slice), _) => slice,
             (Err(_), Some(first)) => of_first(first),
             (Err((since, until)), None) => regions.region(
-                format!("layer.{name}"),
+                ("layer", name),
                 Category::Activations,
                 area(n_rows, width),
                 Moments::forward(since, until),
@@ -624,7 +441,8 @@ fn layer(
 
 pub(super) fn loss(regions: &mut Regions, shape: &TrainingShape) -> LossSlices {
     let len = area(shape.n_rows(), shape.spec.hidden_width);
-    let mut rows = |name: &str| regions.region(name, Category::Activations, len, Moments::LOSS);
+    let mut rows =
+        |name: &'static str| regions.region(name, Category::Activations, len, Moments::LOSS);
     let (gathered, normed, gradient) =
         (rows("loss.gathered"), rows("loss.normed"), rows("loss.gradient"));
     let bytes = output_loss::workspace_bytes(&shape.profile, output_loss_shape(shape))
