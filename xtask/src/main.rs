@@ -23,6 +23,9 @@ cargo xtask COMMAND
   test [--without-window]
                      check formatting, lints, every test and the house's rules
   bench [SHAPE ...]  measure speed and memory, beside PEFT + bitsandbytes where Python is there
+  bench plan         measure planning alone
+  bench paging [SHAPE ...]
+                     measure what paging weights from memory costs a step
   bench window       measure the windows: start, memory, size, frames
   dist               build what people install: an archive and, on Linux, a Debian package
   tidy               check the house's rules alone
@@ -79,6 +82,8 @@ fn main() -> ExitCode {
         Some("test") => test(words.any(|word| word == "--without-window")),
         Some("bench") => match &words.collect::<Vec<_>>()[..] {
             ["window"] => window::bench(),
+            ["plan"] => bench::bench_plan(),
+            ["paging", shapes @ ..] => bench::bench_paging(shapes),
             shapes => bench::bench(shapes),
         },
         Some("starter") => starter::starter(),

@@ -1,6 +1,9 @@
 //! `cargo xtask bench`: speed and memory of every method on random weights of well-known shapes,
 //! ours beside PEFT + bitsandbytes in the same run where their environment is ready.
 
+mod paging;
+mod plan;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -40,18 +43,26 @@ impl Measured {
     }
 }
 
-/// Measures the shapes named, or the usual ones, and prints a table.
+pub use paging::bench as bench_paging;
+pub use plan::bench as bench_plan;
+
+/// Everything but the windows: plans, training beside PEFT, and paging; of the shapes named, or the
+/// usual ones.
 pub fn bench(shapes: &[&str]) -> Result<(), Error> {
+    bench_plan()?;
+    bench_training(shapes)?;
+    bench_paging(shapes)
+}
+
+/// Measures the shapes named, or the usual ones, and prints a table.
+fn bench_training(shapes: &[&str]) -> Result<(), Error> {
     let nibble = nibble()?;
     let python = reference::ready_python();
     if python.is_none() {
         println!("Without PEFT + bitsandbytes: `cargo xtask reference` sets them up.");
     }
-    let mut plan = Command::new(&nibble);
-    println!("Planning a 7B shape by every method:");
-    run("the plan", plan.args(["plan", "--model", "llama-2-7b"]))?;
     println!(
-        "\nTokens/s and peak memory at {SEQUENCE} tokens a step, rank 16, no recomputation; medians \
+        "Tokens/s and peak memory at {SEQUENCE} tokens a step, rank 16, no recomputation; medians \
          of {ROUNDS} rounds by turns\n"
     );
     println!(
@@ -99,7 +110,16 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
             println!();
         }
     }
+    println!();
     Ok(())
+}
+
+/// A program that stands beside the engine, built to be measured.
+fn example(name: &str) -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    command.current_dir(root()).args(["run", "--quiet", "--release", "--package", "nibble-engine"]);
+    command.args(["--example", name, "--"]);
+    command
 }
 
 /// A folder of random weights of a catalog shape, with data of whole sequences; made once.
@@ -107,11 +127,8 @@ fn random_model(shape: &str) -> Result<PathBuf, Error> {
     let folder = root().join("target").join("bench").join(shape);
     if !folder.join("data.jsonl").is_file() {
         let what = "making a random model";
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args(["run", "--quiet", "--release", "--package", "nibble-engine"]);
-        command.args(["--example", "random_model", "--", shape]).arg(&folder).arg(SEQUENCE);
-        run(what, &mut command)?;
+        let mut command = example("random_model");
+        run(what, command.arg(shape).arg(&folder).arg(SEQUENCE))?;
     }
     Ok(folder)
 }
