@@ -104,7 +104,7 @@ fn a_page_file_that_is_disturbed_ends_a_run_that_resumes_bit_for_bit() {
             assert!(error.contains("resume"), "{method}: {error}");
             assert!(!pages.exists(), "{method} {word}: the page file goes with the run");
             let step = last_checkpoint(&place.path("run"));
-            assert!(step >= 14 && step < 40, "{method} {word}: {step}");
+            assert!((14..40).contains(&step), "{method} {word}: {step}");
             place.json("resume @run");
             let last = files(&place.path("run").join("checkpoints").join("step-000040"));
             assert_eq!(last, expected, "{method} {word}");
