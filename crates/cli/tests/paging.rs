@@ -24,20 +24,20 @@ const METHODS: [&str; 2] = ["full --optimizer adamw-8bit", "qlora --dropout 0.1"
 
 fn train(method: &str) -> String {
     format!(
-        "train --model @model --data @data.jsonl --seq 32 --batch 2 --rank 4 --lr 1e-3 --steps 40 \
-         --save-every 7 --method {method}"
+        "train --model @model --data @data.jsonl --seq 32 --batch 2 --rank 4 --lr 1e-3 --steps 150 \
+         --save-every 20 --method {method}"
     )
 }
 
 /// What the run that nothing disturbs ends with.
 fn expected(place: &Place, method: &str) -> Vec<(String, Vec<u8>)> {
     place.json(&format!("{} --out @whole --paged off", train(method)));
-    let last = files(&place.path("whole").join("checkpoints").join("step-000040"));
+    let last = files(&place.path("whole").join("checkpoints").join("step-000150"));
     fs::remove_dir_all(place.path("whole")).unwrap();
     last
 }
 
-/// Starts a run of which everything is paged, and returns when it has done step 18.
+/// Starts a run of which everything is paged, and returns soon after it has done step 30.
 fn start(place: &Place, method: &str) -> Child {
     let run = place.command(&format!("{} --out @run --paged on --json", train(method)));
     // A file beyond its limit is then an error, as a full disk is, not a signal.
@@ -53,7 +53,7 @@ fn start(place: &Place, method: &str) -> Child {
     let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
     let is_due = |line: String| {
         let event: Value = serde_json::from_str(&line).unwrap();
-        event["event"] == "step" && event["step"] == 18
+        event["event"] == "step" && event["step"] == 30
     };
     assert!(lines.any(|line| is_due(line.unwrap())), "it ended before");
     // It goes on beside a reader that has gone.
@@ -104,9 +104,9 @@ fn a_page_file_that_is_disturbed_ends_a_run_that_resumes_bit_for_bit() {
             assert!(error.contains("resume"), "{method}: {error}");
             assert!(!pages.exists(), "{method} {word}: the page file goes with the run");
             let step = last_checkpoint(&place.path("run"));
-            assert!((14..40).contains(&step), "{method} {word}: {step}");
+            assert!((20..150).contains(&step), "{method} {word}: {step}");
             place.json("resume @run");
-            let last = files(&place.path("run").join("checkpoints").join("step-000040"));
+            let last = files(&place.path("run").join("checkpoints").join("step-000150"));
             assert_eq!(last, expected, "{method} {word}");
             fs::remove_dir_all(place.path("run")).unwrap();
         }
@@ -126,8 +126,8 @@ fn a_killed_runs_page_file_is_gone_after_the_next_sitting() {
     let text = fs::read_to_string(&settings).unwrap();
     for paging in ["on", "off"] {
         fs::write(&pages, vec![0xff; left_bytes as usize]).unwrap();
-        let steps = if paging == "on" { 40 } else { 45 };
-        let text = text.replace("steps = 40", &format!("steps = {steps}"));
+        let steps = if paging == "on" { 150 } else { 155 };
+        let text = text.replace("steps = 150", &format!("steps = {steps}"));
         fs::write(&settings, text.replace("paged = \"on\"", &format!("paged = \"{paging}\"")))
             .unwrap();
         place.json("resume @run");
@@ -213,7 +213,7 @@ fn a_disk_that_fills_up_beside_a_paged_run_costs_no_checkpoint() {
             rm "$disk/filler"
             rm -rf "$2/result"
             "$1" resume "$disk/run" > "$2/log"
-            cp -r "$disk/run/checkpoints/step-000040" "$2/result"
+            cp -r "$disk/run/checkpoints/step-000150" "$2/result"
             ls "$disk/run" > "$2/run-left"
             "#
         );

@@ -14,14 +14,15 @@ const PLANS: [(&str, Option<&str>, &str); 3] = [
 ];
 /// Shapes, and a budget that their adapters fit when a part is paged, and full fine-tuning never.
 const SHAPES: [(&str, &str); 2] = [("llama-2-7b", "5GiB"), ("llama-2-70b", "40GiB")];
-/// Fresh processes for each figure: the first plan of a process is what a person waits for.
+/// Processes for each figure, each of which has planned the same once before, as a window has whenever
+/// a setting changes.
 const ROUNDS: usize = 9;
 
 /// Measures and prints a table.
 pub fn bench() -> Result<(), Error> {
     let nibble = nibble()?;
     println!(
-        "Planning full, LoRA and QLoRA together, in a fresh process; medians of {ROUNDS}, ms\n"
+        "Planning full, LoRA and QLoRA together, the model's shape read each time; medians of {ROUNDS}, ms\n"
     );
     println!("{:<14} {:>12} {:>12} {:>12}", "shape", PLANS[0].0, PLANS[1].0, PLANS[2].0);
     for (shape, tight) in SHAPES {

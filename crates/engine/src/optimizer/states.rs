@@ -207,7 +207,7 @@ struct BlockPage {
 
 impl BlockLayout {
     fn new(sizes: Vec<usize>, format: StateFormat, page_elements: usize) -> Self {
-        let mut layout = Self::default();
+        let mut layout = Self { pieces: Vec::with_capacity(sizes.len()), ..Self::default() };
         let mut room = 0;
         for (tensor, &n_elements) in sizes.iter().enumerate() {
             let quantized = format == StateFormat::Blockwise8 && n_elements >= LEAST_QUANTIZED;

@@ -17,6 +17,9 @@ use super::moments::Moments;
 /// Offsets are multiples of this many bytes: a cache line, and the widest vector.
 pub const REGION_ALIGNMENT: usize = 64;
 
+/// About as many regions as a plan has, when layers share theirs.
+const USUAL_REGIONS: usize = 64;
+
 /// What a region is called: `scope.number.part`, of which the first is always there. Nothing is
 /// written out before somebody reads it, because most plans are made to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +115,12 @@ struct HandingOut {
 impl Regions {
     /// Runs `layout` to learn its regions, and places them.
     pub fn plan<L>(mut layout: impl FnMut(&mut Self) -> L) -> Self {
-        let mut regions =
-            Self { regions: Vec::new(), total_bytes: 0, outside_bytes: 0, handing_out: None };
+        let mut regions = Self {
+            regions: Vec::with_capacity(USUAL_REGIONS),
+            total_bytes: 0,
+            outside_bytes: 0,
+            handing_out: None,
+        };
         layout(&mut regions);
         regions.place();
         regions
@@ -227,7 +234,7 @@ impl Regions {
         }
         let floor = end;
         floating.sort_by_key(|&i| std::cmp::Reverse(self.regions[i].n_bytes));
-        let mut placed: Vec<Span> = Vec::new();
+        let mut placed: Vec<Span> = Vec::with_capacity(USUAL_REGIONS);
         for &index in &floating {
             let (n_bytes, moments) = (self.regions[index].n_bytes, self.regions[index].moments);
             let mut offset = floor;

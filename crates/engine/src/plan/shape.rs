@@ -81,7 +81,13 @@ impl TrainingShape {
 
     /// The layout of the optimizer's states.
     pub fn state_layout(&self) -> StateLayout {
-        StateLayout::new(self.trained_tensors().map(|tensor| tensor.state()), self.states)
+        match self.adapter_layout() {
+            Some(layout) => {
+                let tensors = layout.tensors().map(TrainedTensor::of_adapter);
+                StateLayout::new(tensors.map(|tensor| tensor.state()), self.states)
+            }
+            None => StateLayout::new(self.trained_tensors().map(|t| t.state()), self.states),
+        }
     }
 
     /// Everything that is trained, in the order of the flat buffers.
