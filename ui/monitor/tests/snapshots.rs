@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Window, events, paged_facts, paged_step, ready};
+use common::{Window, events};
 use eframe::egui::Theme;
 use egui_kittest::{Harness, SnapshotOptions};
 use nibble_monitor::reader::{Message, Trouble};
@@ -39,14 +39,6 @@ fn a_run_that_trains_in_the_dark() {
     let mut window = window([960.0, 760.0], Theme::Dark);
     window.facts().news(events(310), RunState::Training);
     assert_looks_like(&mut window, "training-dark");
-}
-
-#[test]
-fn a_run_that_pages() {
-    let mut window = window([960.0, 760.0], Theme::Light);
-    let events = std::iter::once(ready(400)).chain((1..=310).map(paged_step)).collect();
-    window.tell(Message::Facts(Box::new(paged_facts()))).news(events, RunState::Training);
-    assert_looks_like(&mut window, "paged-light");
 }
 
 #[test]

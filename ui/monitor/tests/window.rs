@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Window, eval, events, facts, paged_facts, paged_step, ready, step};
+use common::{MIB, Window, eval, events, facts, ready, step};
 use eframe::egui::{self, Key, Theme, ThemePreference, ViewportCommand, ViewportId, WindowLevel};
 use egui_kittest::{
     Harness,
@@ -17,9 +17,10 @@ use egui_kittest::{
 use nibble_monitor::{
     app::{Choices, Monitor},
     charts::View,
+    history::Facts,
     reader::{self, Message, Trouble},
 };
-use nibble_run::{Event, RunFolder, RunSettings, RunState};
+use nibble_run::{Event, PagingPlan, Residence, RunFolder, RunSettings, RunState};
 
 const SIZE: [f32; 2] = [960.0, 760.0];
 
@@ -73,6 +74,35 @@ fn everything_that_is_shown_is_said() {
     ] {
         assert_said(&window.harness, text);
     }
+}
+
+/// The same run in so little memory that states and weights visit it from a file.
+fn paged_facts() -> Facts {
+    let mut facts = facts();
+    let plan = &mut facts.plan.as_mut().expect("a plan").methods[0];
+    plan.categories.weights = 4 * MIB;
+    plan.categories.optimizer = MIB;
+    plan.peak_bytes = plan.categories.total();
+    plan.page_file_bytes = 3 * MIB;
+    plan.paging = Some(PagingPlan {
+        resident: Residence::Disk,
+        optimizer_bytes: 3 * MIB,
+        weights_bytes: 8 * MIB,
+        activations_bytes: 0,
+        step_bytes: 22 * MIB,
+        step_seconds: Some(0.02),
+    });
+    facts
+}
+
+/// A step of that run.
+fn paged_step(number: u64) -> Event {
+    let mut event = step(number);
+    if let Event::Step { paged_bytes, tokens, tokens_per_s, .. } = &mut event {
+        *paged_bytes = 22 * MIB;
+        *tokens_per_s = 2.0 * *tokens as f64;
+    }
+    event
 }
 
 #[test]

@@ -10,11 +10,11 @@ use nibble_monitor::{
     reader::Message,
 };
 use nibble_run::{
-    CategoryBytes, Event, Method, MethodPlan, ModelSummary, PagingPlan, PlanReport, Residence,
-    RunNews, RunSettings, RunState,
+    CategoryBytes, Event, Method, MethodPlan, ModelSummary, PlanReport, RunNews, RunSettings,
+    RunState,
 };
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// A window of a run, fed by hand.
 pub struct Window {
@@ -88,35 +88,6 @@ pub fn facts() -> Facts {
     };
     let plan = PlanReport { model, budget_bytes: 8192 * MIB, methods: vec![plan] };
     Facts { name: "pirate with qlora".into(), settings, plan: Ok(plan) }
-}
-
-/// The same run in so little memory that states and weights visit it from a file.
-pub fn paged_facts() -> Facts {
-    let mut facts = facts();
-    let plan = &mut facts.plan.as_mut().expect("a plan").methods[0];
-    plan.categories.weights = 4 * MIB;
-    plan.categories.optimizer = MIB;
-    plan.peak_bytes = plan.categories.total();
-    plan.page_file_bytes = 3 * MIB;
-    plan.paging = Some(PagingPlan {
-        resident: Residence::Disk,
-        optimizer_bytes: 3 * MIB,
-        weights_bytes: 8 * MIB,
-        activations_bytes: 0,
-        step_bytes: 22 * MIB,
-        step_seconds: Some(0.02),
-    });
-    facts
-}
-
-/// A step of that run.
-pub fn paged_step(number: u64) -> Event {
-    let mut event = step(number);
-    if let Event::Step { paged_bytes, tokens, tokens_per_s, .. } = &mut event {
-        *paged_bytes = 22 * MIB;
-        *tokens_per_s = 2.0 * *tokens as f64;
-    }
-    event
 }
 
 pub fn ready(n_steps: u64) -> Event {
