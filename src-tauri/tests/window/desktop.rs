@@ -29,7 +29,7 @@ fn a_kept_run_tells_its_end_and_leaves_the_icon() {
     let screen = Screen::within(home.path(), bus.variable());
     let desktop = Desktop::new(screen.display());
     let window = screen.open(app());
-    let run = start_run(&window, 600);
+    let run = start_run(&window, 60);
     let icon = keep(&window, &desktop, &bus);
     assert_eq!(state_of(&run), RunState::Training);
     let (title, text) = bus.notice();

@@ -96,7 +96,7 @@ fn what_people_bring_is_answered_where_they_brought_it() {
 #[test]
 #[ignore = "needs Xvfb, WebKitWebDriver and a built page"]
 fn a_disk_that_fills_ends_the_run_and_nothing_else() {
-    const N_STEPS: u64 = 400;
+    const N_STEPS: u64 = 25;
     let home = tempfile::tempdir().unwrap();
     let screen = Screen::new(home.path());
     let run = {

@@ -118,7 +118,7 @@ fn what_is_paged_is_shown_with_its_place_and_its_traffic() {
         "paged weights 8.00 MiB, paged optimizer 3.00 MiB",
         "page file 3.00 MiB",
         "each step moves 22.0 MiB",
-        "planned 25.0 MiB",
+        "planned 23.0 MiB",
     ] {
         assert_said(&window.harness, text);
     }

@@ -363,7 +363,7 @@ export type Inspection = {
   cut: number, 
   /** Examples of which nothing to train on is left. */
   skipped: number, 
-  /** Lines that cannot be read. */
+  /** Lines that cannot be read, or that the chat template refuses. */
   malformed: Array<InspectedLine>, 
   /** The first examples. */
   samples: Array<InspectedSample>,
