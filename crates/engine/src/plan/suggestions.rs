@@ -45,7 +45,11 @@ pub fn suggestions(
         }
     }
     let least = TrainingShape { batch: 1, ..least };
-    for sequence in halvings(shape.sequence, 64) {
+    // Where not even the shortest fits, no other needs to be planned.
+    let shortest = halvings(shape.sequence, 64).last();
+    let shortest = shortest.map(|sequence| TrainingShape { sequence, ..least.clone() });
+    let some_fits = shortest.is_some_and(|shape| fits(&shape).is_some());
+    for sequence in halvings(shape.sequence, 64).filter(|_| some_fits) {
         let change = if shape.batch > 1 {
             format!("sequence length {sequence} with batch 1")
         } else {
