@@ -77,6 +77,17 @@ pub fn close(app: &AppHandle, choice: CloseChoice) -> Result<(), CommandError> {
     }
 }
 
+/// Opens the window from a handler of the system's events, in which Windows could not make one: the
+/// handler would wait for what only comes after it.
+pub fn reopen(app: &AppHandle) {
+    let app = app.clone();
+    std::thread::spawn(move || {
+        if let Err(error) = open(&app) {
+            eprintln!("the window could not be opened: {error}");
+        }
+    });
+}
+
 /// Opens the window, or brings it to the front.
 ///
 /// # Errors

@@ -48,9 +48,7 @@ pub fn run() {
     // A test's app is not the one that the person may have open.
     if std::env::var_os("TAURI_AUTOMATION").is_none() {
         builder = builder.plugin(tauri_plugin_single_instance::init(|app, _, _| {
-            if let Err(error) = closing::open(app) {
-                eprintln!("the window could not be opened: {error}");
-            }
+            closing::reopen(app);
         }));
     }
     let app = builder

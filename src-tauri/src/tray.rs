@@ -62,11 +62,7 @@ fn build(app: &AppHandle) -> tauri::Result<()> {
         .menu(&menu(app, "Stop, save and quit")?)
         .tooltip("Nibble is training")
         .on_menu_event(|app, event| match event.id().as_ref() {
-            OPEN => {
-                if let Err(error) = closing::open(app) {
-                    eprintln!("the window could not be opened: {error}");
-                }
-            }
+            OPEN => closing::reopen(app),
             QUIT => {
                 let app = app.clone();
                 // Saving takes seconds, in which the icon should still answer.

@@ -12,6 +12,8 @@ use std::{io::Write, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 
 use arguments::{Arguments, Verb};
+use nibble_data::DataError;
+use nibble_engine::generate::GenerateError;
 
 /// How a verb fails: what to print, and the exit code.
 #[derive(Debug)]
@@ -24,6 +26,26 @@ impl Failure {
     /// The input is at fault.
     pub fn input(error: impl std::fmt::Display) -> Self {
         Self { message: error.to_string(), code: 2 }
+    }
+
+    /// A dataset, its tokenizer or its template is at fault, or the room for its tokens.
+    pub fn data(error: DataError) -> Self {
+        match error {
+            DataError::Write { .. } | DataError::Cancelled => Self::running(error),
+            _ => Self::input(error),
+        }
+    }
+
+    /// A model that reads or writes text: its files, or what the machine would not give.
+    pub fn session(error: GenerateError) -> Self {
+        match error {
+            GenerateError::Data(error) => Self::data(error),
+            GenerateError::Memory(_)
+            | GenerateError::Threads(_)
+            | GenerateError::Page(_)
+            | GenerateError::Sample(_) => Self::running(error),
+            _ => Self::input(error),
+        }
     }
 
     /// Something failed on the way.

@@ -37,9 +37,10 @@ pub fn resume(arguments: &ResumeArguments, json: bool) -> Result<(), Failure> {
 pub fn failure(error: TrainError) -> Failure {
     match error {
         TrainError::Run(RunError::Write { .. }) => Failure::running(error),
+        TrainError::Data(error) => Failure::data(error),
+        TrainError::Generate(error) => Failure::session(error),
         TrainError::Run(_)
         | TrainError::Model(_)
-        | TrainError::Data(_)
         | TrainError::Plan(_)
         | TrainError::NotDownloaded { .. }
         | TrainError::Complete { .. } => Failure::input(error),

@@ -24,7 +24,7 @@ use crate::{
     },
     output::{self, say},
     show,
-    train::{apply_columns, apply_sizes, precision},
+    train::{apply_columns, apply_sizes, failure, precision},
 };
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
@@ -137,7 +137,7 @@ pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> 
     settings.data.clone_from(&arguments.data);
     settings.check().map_err(Failure::input)?;
     let inspection =
-        preview::inspect(&arguments.model, &settings, arguments.limit).map_err(Failure::input)?;
+        preview::inspect(&arguments.model, &settings, arguments.limit).map_err(failure)?;
     if json {
         return print_json(&inspection);
     }
@@ -229,7 +229,7 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
         max_tokens,
     };
     sampling.check().map_err(Failure::input)?;
-    let mut session = Session::open(&settings).map_err(Failure::input)?;
+    let mut session = Session::open(&settings).map_err(Failure::session)?;
     let start = Instant::now();
     let mut text = String::new();
     let (n_tokens, _) = session
@@ -265,7 +265,7 @@ pub fn eval(arguments: &EvalArguments, json: bool) -> Result<(), Failure> {
         columns: train::column_mapping(&settings),
         tokenize: train::tokenize_options(&settings),
     };
-    let evaluation = evaluate(&settings).map_err(Failure::input)?;
+    let evaluation = evaluate(&settings).map_err(Failure::session)?;
     if json {
         return print_json(&evaluation);
     }

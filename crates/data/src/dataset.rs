@@ -435,7 +435,7 @@ fn parse_line(line: &[u8]) -> Result<Value, String> {
 impl Dataset {
     /// Reads a JSON-lines file (an object a line), a JSON file (a list of objects, or an object
     /// that holds one), or a plain text file (one text a paragraph between empty lines), one example
-    /// in memory at a time.
+    /// in memory at a time, but for an object that holds a list, which is read whole.
     ///
     /// # Errors
     /// When the file cannot be read, its columns are not known, or most examples are malformed; or
@@ -546,7 +546,7 @@ fn read_object(mut reader: Reader<'_>, mut file: impl BufRead) -> Result<Dataset
     let mut bytes = first;
     file.read_to_end(&mut bytes).map_err(failed)?;
     let n_bytes = bytes.len() as u64;
-    let fields = match serde_json::from_slice(&bytes) {
+    let mut fields = match serde_json::from_slice(&bytes) {
         Ok(Value::Object(fields)) => fields,
         Ok(_) => return reader.finish(),
         Err(error) => {
@@ -560,12 +560,14 @@ fn read_object(mut reader: Reader<'_>, mut file: impl BufRead) -> Result<Dataset
             });
         }
     };
-    let mut lists = fields.iter().filter(|(_, value)| {
+    let is_list = |value: &Value| {
         value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_object))
-    });
-    let known = Columns::recognise(reader.mapping, &fields).is_some();
-    let rows = match (lists.next(), lists.next()) {
-        (Some((_, Value::Array(rows))), None) if !known => rows.clone(),
+    };
+    let mut lists = fields.iter().filter(|(_, value)| is_list(value)).map(|(name, _)| name);
+    let only_list = lists.next().filter(|_| lists.next().is_none()).cloned();
+    let is_known = Columns::recognise(reader.mapping, &fields).is_some();
+    let rows = match only_list.filter(|_| !is_known).map(|name| fields[&name].take()) {
+        Some(Value::Array(rows)) => rows,
         _ => vec![Value::Object(fields)],
     };
     for (i, row) in rows.into_iter().enumerate() {

@@ -79,6 +79,8 @@ pub struct Encoder<'a> {
     pub template: &'a ChatTemplate,
     /// What is kept and trained.
     pub options: TokenizeOptions,
+    /// Threads that tokenize.
+    pub n_threads: usize,
 }
 
 impl Encoder<'_> {
@@ -90,21 +92,25 @@ impl Encoder<'_> {
         encode_example(example, self.tokenizer, self.template, &self.options)
     }
 
-    /// Tokenizes examples on all cores; the results are in their order.
+    /// Tokenizes examples on all threads; the results are in their order.
     fn encode_all(&self, examples: &[(usize, Example)]) -> Vec<Result<EncodedExample, DataError>> {
-        let n_threads = thread::available_parallelism().map_or(1, usize::from);
-        let share = examples.len().div_ceil(n_threads).max(1);
+        let share = examples.len().div_ceil(self.n_threads.max(1)).max(1);
+        let encode_share = |examples: &[(usize, Example)]| -> Vec<_> {
+            examples.iter().map(|(_, example)| self.encode(example)).collect()
+        };
         thread::scope(|scope| {
-            let encode = |(_, example): &(usize, Example)| self.encode(example);
-            let encode_share = move |examples: &[(usize, Example)]| {
-                examples.iter().map(encode).collect::<Vec<_>>()
+            let start = |examples| {
+                let work = move || encode_share(examples);
+                // Where the system has no thread left, this one does the work.
+                let thread = thread::Builder::new().spawn_scoped(scope, work);
+                thread.map_err(|_| examples)
             };
-            let threads: Vec<_> = examples
-                .chunks(share)
-                .map(|examples| scope.spawn(move || encode_share(examples)))
-                .collect();
-            let results = threads.into_iter().flat_map(|thread| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let threads: Vec<_> = examples.chunks(share).map(start).collect();
+            let results = threads.into_iter().flat_map(|thread| match thread {
+                Ok(thread) => {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                }
+                Err(examples) => encode_share(examples),
             });
             results.collect()
         })

@@ -22,7 +22,7 @@ fn dataset(n: usize, max_tokens: usize) -> TokenizedDataset {
         .collect();
     common::write_rows(&data, &rows);
     let options = TokenizeOptions { max_tokens, train_on: TrainOn::Completions };
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads: 3 };
     common::read_tokens(&data, encoder).unwrap()
 }
 

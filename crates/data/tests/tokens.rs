@@ -34,7 +34,8 @@ const WHOLE: TokenizeOptions =
 
 /// The trained tokens' text between brackets, others plain.
 fn shade(example: &Example, template: &ChatTemplate, tokenizer: &Tokenizer) -> String {
-    let encoded = Encoder { tokenizer, template, options: WHOLE }.encode(example).unwrap();
+    let encoded =
+        Encoder { tokenizer, template, options: WHOLE, n_threads: 1 }.encode(example).unwrap();
     let mut text = String::new();
     let mut inside = false;
     for (id, trained) in encoded.ids.iter().zip(&encoded.trained) {
@@ -109,7 +110,8 @@ fn a_template_that_refuses_says_why() {
     let tokenizer = tokenizer(folder.path());
     let template = ChatTemplate::new(Some(INSTRUCT.into()), Some("<s>"), Some("</s>")).unwrap();
     let example = chat(&[("system", "s"), ("user", "q"), ("assistant", "a")]);
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options: WHOLE };
+    let encoder =
+        Encoder { tokenizer: &tokenizer, template: &template, options: WHOLE, n_threads: 1 };
     let error = encoder.encode(&example).unwrap_err();
     assert!(error.to_string().contains("Only user and assistant roles"), "{error}");
     let broken = ChatTemplate::new(Some("{% for %}".into()), None, None).unwrap_err();
@@ -122,7 +124,7 @@ fn conversations_that_the_template_refuses_are_counted_by_their_number() {
     let tokenizer = tokenizer(folder.path());
     let template = ChatTemplate::new(Some(INSTRUCT.into()), Some("<s>"), Some("</s>")).unwrap();
     let options = TokenizeOptions { max_tokens: 40, train_on: TrainOn::Completions };
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads: 3 };
     let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
     let good = json!({ "messages": [turn("user", "q"), turn("assistant", "a")] });
     let mut refused = good.clone();
@@ -212,7 +214,7 @@ fn cut_and_skipped_examples_are_counted_and_nothing_to_train_is_an_error() {
     let pair =
         |prompt: &str, completion: &str| json!({ "prompt": prompt, "completion": completion });
     let options = TokenizeOptions { max_tokens: 6, train_on: TrainOn::Completions };
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads: 3 };
     let data = folder.path().join("data.jsonl");
     write_rows(&data, &[pair("ab", "cd"), pair("abc", "defgh"), pair("abcdefgh", "i")]);
     let tokenized = read_tokens(&data, encoder).unwrap();
@@ -230,7 +232,7 @@ fn many_examples_are_tokenized_in_their_order_and_told_as_they_are_read() {
     let tokenizer = tokenizer(folder.path());
     let template = ChatTemplate::new(None, None, Some("</s>")).unwrap();
     let options = TokenizeOptions { max_tokens: 3000, train_on: TrainOn::Completions };
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads: 3 };
     let texts: Vec<String> = (0..2000).map(|i| format!("{i} ").repeat(1 + i % 577)).collect();
     let rows: Vec<_> = texts.iter().map(|text| json!({ "text": text })).collect();
     let data = folder.path().join("data.jsonl");
@@ -315,7 +317,8 @@ fn the_beginning_of_a_long_text_has_the_tokens_of_the_whole() {
     let words = "the quick brown fox, 12 dogs and \u{72d0}\u{72f8}\n\n  jump ".repeat(4000);
     let one_word = "\u{72d0}\u{72f8}x".repeat(20_000);
     for text in [words, one_word] {
-        let encoder = |options| Encoder { tokenizer: &tokenizer, template: &template, options };
+        let encoder =
+            |options| Encoder { tokenizer: &tokenizer, template: &template, options, n_threads: 3 };
         let example = Example::Text(text);
         let whole = encoder(WHOLE).encode(&example).unwrap();
         for max_tokens in [1, 7, 100, 3000] {

@@ -6,7 +6,7 @@ use nibble_data::{
     BatchBuffers, BatchPlan, ChatTemplate, ColumnMapping, Encoder, TokenizeOptions,
     TokenizedDataset, Tokenizer,
 };
-use nibble_kernels::{Backend, Compute, Cpu, DeviceSlice, attention::Segment};
+use nibble_kernels::{Backend, Compute, Cpu, DeviceKind, DeviceSlice, attention::Segment};
 use serde::Serialize;
 
 use crate::{
@@ -64,7 +64,8 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
     let template = ChatTemplate::open(model, &tokenizer)?;
     let max_tokens = settings.tokenize.max_tokens.min(spec.max_context);
     let options = TokenizeOptions { max_tokens, ..settings.tokenize };
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let DeviceKind::Cpu { n_threads, .. } = settings.session.profile.kind;
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads };
     let unwatched = &mut |_| ControlFlow::Continue(());
     let (data, columns) = (&settings.data, &settings.columns);
     let dataset = TokenizedDataset::read(data, columns, encoder, None, unwatched)?;

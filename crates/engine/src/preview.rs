@@ -7,6 +7,7 @@ use std::{
 };
 
 use nibble_data::{ChatTemplate, Encoder, Inspection, Tokenizer};
+use nibble_kernels::DeviceKind;
 use nibble_run::{ModelSummary, PlanReport, RunSettings};
 use serde::Serialize;
 
@@ -152,7 +153,8 @@ pub fn inspect(
     let tokenizer = Tokenizer::open(model)?;
     let template = ChatTemplate::open(model, &tokenizer)?;
     let options = train::tokenize_options(settings);
-    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options };
+    let DeviceKind::Cpu { n_threads, .. } = devices::cpu_profile(settings.threads, None).kind;
+    let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads };
     let columns = train::column_mapping(settings);
     Ok(nibble_data::inspect(&settings.data, &columns, encoder, n_samples)?)
 }

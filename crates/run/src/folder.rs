@@ -15,6 +15,7 @@ const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 const REPORT: &str = "report";
 const PAGES: &str = "pages.bin";
+const MODEL: &str = "model";
 
 /// A folder that holds one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,7 @@ impl RunFolder {
                 let _ = fs::remove_file(self.path.join(file));
             }
         }
+        let _ = fs::remove_dir_all(self.path.join(MODEL));
         // A folder with anything in it is not removed.
         let _ = fs::remove_dir(self.path.join(CHECKPOINTS));
         let _ = fs::remove_dir(&self.path);
@@ -105,6 +107,12 @@ impl RunFolder {
     /// Where the settings are.
     pub fn settings_file(&self) -> PathBuf {
         self.path.join(Self::SETTINGS)
+    }
+
+    /// Where the configuration and the tokenizer of the model are kept, of a run that trains all of
+    /// it: every checkpoint is a model with them, whatever becomes of the folder that they came from.
+    pub fn model(&self) -> PathBuf {
+        self.path.join(MODEL)
     }
 
     /// Where charts go.
@@ -178,6 +186,19 @@ impl RunFolder {
             .collect();
         checkpoints.sort();
         Ok(checkpoints)
+    }
+
+    /// Deletes what runs that were killed left of checkpoints: half-written ones and half-deleted ones.
+    /// For whoever holds the lock.
+    pub fn remove_unfinished_checkpoints(&self) {
+        let Ok(entries) = fs::read_dir(self.path.join(CHECKPOINTS)) else { return };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("step-") && name.ends_with(".tmp") {
+                // One that stays only takes room.
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
     }
 
     /// Deletes all but the last `keep` checkpoints; 0 keeps all.

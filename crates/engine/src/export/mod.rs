@@ -547,7 +547,9 @@ pub(crate) fn copy_companions(
     ] {
         let (from, path) = (model.join(file), folder.join(file));
         if from.is_file() {
-            fs::copy(&from, &path).map_err(failed(path))?;
+            // A copy of its bytes alone: one that may not be written could not be replaced.
+            let copy = || io::copy(&mut fs::File::open(&from)?, &mut fs::File::create(&path)?);
+            copy().map_err(failed(path.clone()))?;
         }
     }
     Ok(())

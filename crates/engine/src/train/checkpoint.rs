@@ -196,7 +196,9 @@ fn write_files<B: Backend>(
     fs::write(folder.join(STATE), json).map_err(failed)?;
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
+        // Windows brings only files to the disk that may be written.
+        let file = fs::OpenOptions::new().read(true).write(true).open(&path);
+        file.and_then(|file| file.sync_all()).map_err(failed)?;
     }
     Ok(())
 }

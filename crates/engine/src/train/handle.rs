@@ -11,7 +11,7 @@ use std::{
 };
 
 use nibble_data::DataError;
-use nibble_kernels::paging::{PageError, PageFile};
+use nibble_kernels::paging::PageFile;
 use nibble_run::{Event, MetricsWriter, RunFolder, RunLock, RunSettings};
 use serde::Deserialize;
 
@@ -105,27 +105,26 @@ pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError
     let folder = RunFolder::create(path, &prepared.settings)?;
     let open = || -> Result<RunLock, TrainError> {
         let lock = folder.lock()?;
-        check_page_space(&prepared, &folder)?;
-        if !prepared.plan.shape().residency.is_resident() {
-            // So that the stored plan tells what paging costs, where it happens.
-            devices::measure_page_rates(folder.path());
-        }
-        folder.write_plan(&prepared.report())?;
+        settle_plan(&prepared, &folder)?;
         Ok(lock)
     };
-    match open() {
-        Ok(lock) => spawn(prepared, folder, lock, Begin::New),
-        Err(error) => {
-            folder.discard();
-            Err(error)
-        }
+    let started = open().and_then(|lock| spawn(prepared, folder.clone(), lock, Begin::New));
+    if started.is_err() {
+        folder.discard();
     }
+    started
 }
 
-/// Refuses a run whose page file has no room, before examples are read and weights loaded for it.
-fn check_page_space(prepared: &Prepared, folder: &RunFolder) -> Result<(), PageError> {
+/// Stores the plan of a sitting, which may be another than that of the sitting before. Refuses one
+/// whose page file has no room, before examples are read and weights loaded for it.
+fn settle_plan(prepared: &Prepared, folder: &RunFolder) -> Result<(), TrainError> {
     let n_bytes = prepared.plan.page_file_bytes() as u64;
-    PageFile::check_space(&folder.page_file(), n_bytes)
+    PageFile::check_space(&folder.page_file(), n_bytes)?;
+    if !prepared.plan.shape().residency.is_resident() {
+        // So that the stored plan tells what paging costs, where it happens.
+        devices::measure_page_rates(folder.path());
+    }
+    Ok(folder.write_plan(&prepared.report())?)
 }
 
 /// Where a sitting of a run begins.
@@ -145,7 +144,8 @@ pub fn resume(path: &Path) -> Result<RunHandle, TrainError> {
     let folder = RunFolder::open(path)?;
     let lock = folder.lock()?;
     let prepared = prepare::prepare(folder.settings()?)?;
-    check_page_space(&prepared, &folder)?;
+    settle_plan(&prepared, &folder)?;
+    folder.remove_unfinished_checkpoints();
     let last = folder.checkpoints()?.pop();
     spawn(prepared, folder, lock, Begin::Again(last.map(|checkpoint| checkpoint.path)))
 }

@@ -11,8 +11,12 @@ use nibble_data::{
     BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, DataError, Encoder, TokenizedDataset,
     Tokenizer,
 };
-use nibble_kernels::{Cpu, Memory, Paging, attention::Segment, random::hash};
-use nibble_run::{Event, Explain, MetricsWriter, RunFolder, RunSettings, read_metrics, size};
+use nibble_kernels::{
+    Cpu, DeviceKind, Memory, Paging, attention::Segment, paging::StoreId, random::hash,
+};
+use nibble_run::{
+    Event, Explain, MetricsWriter, RunError, RunFolder, RunSettings, read_metrics, size,
+};
 
 use super::{
     TrainError,
@@ -27,6 +31,7 @@ use crate::{
     adapter::AdapterConfig,
     decoder::DropoutMask,
     devices::ResidentMemory,
+    export::copy_companions,
     generate::{self, SamplingSettings},
     optimizer::OptimizerConfig,
     report,
@@ -136,10 +141,17 @@ impl Run {
         let tokenizer = Tokenizer::open(&settings.model)?;
         tokenizer.check_vocabulary(prepared.model.spec().vocabulary)?;
         let template = ChatTemplate::open(&settings.model, &tokenizer)?;
+        if prepared.is_full() && !folder.model().is_dir() {
+            keep_companions(&settings.model, &folder.model())?;
+        }
+        let page_file = folder.page_file();
+        let (device, store) = open_device(&prepared, &page_file)?;
+        let DeviceKind::Cpu { n_threads, .. } = prepared.plan.shape().profile.kind;
         let encoder = Encoder {
             tokenizer: &tokenizer,
             template: &template,
             options: tokenize_options(&settings),
+            n_threads,
         };
         // Reading the dataset is the first part of loading, the model the second.
         let data_bytes = std::fs::metadata(&settings.data).map_or(0, |metadata| metadata.len());
@@ -194,12 +206,12 @@ impl Run {
             page_file_bytes: prepared.plan.page_file_bytes() as u64,
         };
         let adapter = prepared.adapter_config();
-        let page_file = folder.page_file();
         let on_progress = &mut |progress: LoadProgress| {
             link.load(data_bytes + progress.done_bytes as u64, total_bytes)
         };
-        let place = (checkpoint, page_file.as_path());
-        let trainer = open_trainer(&mut prepared, adapter.as_ref(), place, on_progress)?;
+        let place = (device, store);
+        let trainer =
+            open_trainer(&mut prepared, place, adapter.as_ref(), checkpoint, on_progress)?;
         let learning_rate = LearningRate {
             peak: settings.learning_rate(),
             schedule: settings.schedule,
@@ -277,7 +289,7 @@ impl Run {
         let n_steps = self.learning_rate.n_steps;
         let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         if self.state.step == 0 {
-            self.sample()?;
+            self.sample(0)?;
         }
         let mut saved_step = self.state.step;
         while self.state.step < n_steps && self.link.goes_on(&mut self.metrics)? {
@@ -287,7 +299,7 @@ impl Run {
                 self.evaluate()?;
             }
             if due(self.settings.samples.every, step) && step < n_steps {
-                self.sample()?;
+                self.sample(0)?;
             }
             if due(self.settings.save_every, step) && step < n_steps {
                 self.save()?;
@@ -340,8 +352,7 @@ impl Run {
                 _ => {}
             }
         }
-        Ok((n_evaluations > 0 || self.evaluate()?)
-            && (n_samples >= self.settings.samples.prompts.len() || self.sample()?))
+        Ok((n_evaluations > 0 || self.evaluate()?) && self.sample(n_samples)?)
     }
 
     fn report(&mut self, event: Event) -> Result<(), TrainError> {
@@ -444,9 +455,10 @@ impl Run {
         Ok(true)
     }
 
-    /// Answers every prompt, if there are any. Returns whether it was not asked to stop before.
-    fn sample(&mut self) -> Result<bool, TrainError> {
-        for index in 0..self.settings.samples.prompts.len() {
+    /// Answers every prompt from the `first` on, if there are any. Returns whether it was not asked to
+    /// stop before.
+    fn sample(&mut self, first: usize) -> Result<bool, TrainError> {
+        for index in first..self.settings.samples.prompts.len() {
             let (device, decoder, layout) = self.trainer.parts();
             let Some(layout) = &layout.generation else { return Ok(true) };
             let link = &self.link;
@@ -481,28 +493,48 @@ impl Run {
 
     fn save(&mut self) -> Result<(), TrainError> {
         let path = self.folder.checkpoint(self.state.step);
-        let (adapter, base) = (self.adapter.as_ref(), &self.settings.model);
-        checkpoint::write(&path, &mut self.trainer, adapter, base, &self.state)?;
+        let (adapter, base) = (self.adapter.as_ref(), self.folder.model());
+        checkpoint::write(&path, &mut self.trainer, adapter, &base, &self.state)?;
         self.report(Event::Checkpoint { step: self.state.step, path })?;
         self.folder.prune_checkpoints(self.settings.keep_checkpoints)?;
         Ok(())
     }
 }
 
+/// The device, and the room of what does not stay on it, taken before anything that takes long.
+fn open_device(
+    prepared: &Prepared,
+    page_file: &Path,
+) -> Result<(Cpu, Option<StoreId>), TrainError> {
+    let profile = prepared.plan.shape().profile;
+    let mut device = Cpu::new(profile).map_err(|error| TrainError::Threads(error.to_string()))?;
+    // Room that a run which was killed left taken is given back, whether this one pages or not.
+    let _ = std::fs::remove_file(page_file);
+    let store = open_store(&mut device, &prepared.plan, page_file)?;
+    Ok((device, store))
+}
+
+/// Copies the model's configuration and tokenizer to `kept`, whole or not at all.
+fn keep_companions(model: &Path, kept: &Path) -> Result<(), TrainError> {
+    let failed = |source| RunError::Write { path: kept.to_owned(), source };
+    let unfinished = kept.with_extension("tmp");
+    let _ = std::fs::remove_dir_all(&unfinished);
+    std::fs::create_dir_all(&unfinished).map_err(failed)?;
+    copy_companions(model, None, &unfinished).map_err(CheckpointError::from)?;
+    std::fs::rename(&unfinished, kept).map_err(failed)?;
+    Ok(())
+}
+
 /// The model in memory, with the adapter, moments and (trained in full) weights of the checkpoint,
 /// or those that a run begins with.
 fn open_trainer(
     prepared: &mut Prepared,
+    (mut device, store): (Cpu, Option<StoreId>),
     adapter: Option<&AdapterConfig>,
-    (checkpoint, page_file): (Option<&Path>, &Path),
+    checkpoint: Option<&Path>,
     on_progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
 ) -> Result<Trainer<Cpu>, TrainError> {
     let shape = prepared.plan.shape();
-    let mut device =
-        Cpu::new(shape.profile).map_err(|error| TrainError::Threads(error.to_string()))?;
-    // Room that a run which was killed left taken is given back, whether this one pages or not.
-    let _ = std::fs::remove_file(page_file);
-    let store = open_store(&mut device, &prepared.plan, page_file)?;
     let (layout, paged) = (shape.weight_layout(), shape.paged_layers(store));
     let weights = place_weights(&mut device, &prepared.model, layout, &paged, None, on_progress)?;
     let scale = adapter.map_or(1.0, AdapterConfig::scale);

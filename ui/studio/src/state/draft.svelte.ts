@@ -33,16 +33,23 @@ class Latest {
   }
 }
 
-type Remembered = { settings: RunSettings; model: ModelChoice; budgetBytes: number | null };
+type Remembered = {
+  settings: RunSettings;
+  model: ModelChoice;
+  budgetBytes: number | null;
+  /** The built-in dataset, if it is one. */
+  dataset?: string | null;
+};
 
 /** The draft of the last time; what a newer Nibble has added since has its default. */
 function recall(startup: Startup): Remembered | null {
   try {
     const former = JSON.parse(localStorage.getItem(REMEMBERED) ?? "null") as Remembered | null;
     if (!former) return null;
-    const { defaults, starter } = startup;
-    // The starter may have moved with the program.
+    const { defaults, starter, datasets } = startup;
+    // What is built in may have moved with the program.
     const isStarter = former.model.name === starter.name;
+    const dataset = datasets.find(({ name }) => name === former.dataset);
     const settings = {
       ...defaults,
       ...former.settings,
@@ -50,6 +57,7 @@ function recall(startup: Startup): Remembered | null {
       samples: { ...defaults.samples, ...former.settings.samples },
       columns: { ...defaults.columns, ...former.settings.columns },
       ...(isStarter ? { model: defaults.model } : {}),
+      ...(dataset ? { data: dataset.path } : {}),
       // What computes is set for every run, in the settings.
       device: defaults.device,
     };
@@ -130,10 +138,9 @@ export class Draft {
   async replan(): Promise<void> {
     const settings = $state.snapshot(this.settings);
     const [model, budget_bytes] = [this.model.path ?? this.model.id, this.budgetBytes];
-    localStorage.setItem(
-      REMEMBERED,
-      JSON.stringify({ settings, model: this.model, budgetBytes: budget_bytes }),
-    );
+    const dataset = this.#startup.datasets.find(({ path }) => path === settings.data)?.name;
+    const draft: Remembered = { settings, model: this.model, budgetBytes: budget_bytes, dataset };
+    localStorage.setItem(REMEMBERED, JSON.stringify(draft));
     await this.#plans.run(async () => {
       try {
         this.plan = await platform.plan({ model, settings, budget_bytes });

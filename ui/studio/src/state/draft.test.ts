@@ -47,6 +47,18 @@ test("a draft outlives the window, and an older Nibble", async () => {
   expect(new Draft(begin).isChanged).toBe(false);
 });
 
+test("a built-in dataset is found where a newer program has it", async () => {
+  const draft = new Draft(begin);
+  draft.settings.data = begin.datasets[1]!.path;
+  await draft.replan();
+  const datasets = begin.datasets.map((of) => ({ ...of, path: `/newer${of.path}` }));
+  const moved = new Draft({ ...begin, datasets });
+  expect(moved.settings.data).toBe(datasets[1]!.path);
+  draft.settings.data = "/mine.jsonl";
+  await draft.replan();
+  expect(new Draft({ ...begin, datasets }).settings.data).toBe("/mine.jsonl");
+});
+
 test("a model whose folder has gone is told beside the model", async () => {
   const gone = { ...begin.starter, id: "/gone", name: "gone", path: "/gone" };
   const settings = { ...begin.defaults, model: "/gone" };
