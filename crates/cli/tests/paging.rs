@@ -11,20 +11,25 @@ mod common;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Lines},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    thread,
+    time::Duration,
 };
 
 use common::{Place, files};
 use nibble_run::RunFolder;
 use serde_json::Value;
 
+/// Steps that take seconds: what happens to a run after its 30th happens long before its end.
+const STEPS: usize = 150;
+
 const METHODS: [&str; 2] = ["full --optimizer adamw-8bit", "qlora --dropout 0.1"];
 
 fn train(method: &str) -> String {
     format!(
-        "train --model @model --data @data.jsonl --seq 32 --batch 2 --rank 4 --lr 1e-3 --steps 150 \
+        "train --model @model --data @data.jsonl --seq 128 --batch 8 --rank 4 --lr 1e-3 --steps {STEPS} \
          --save-every 20 --method {method}"
     )
 }
@@ -37,8 +42,11 @@ fn expected(place: &Place, method: &str) -> Vec<(String, Vec<u8>)> {
     last
 }
 
+/// The events of a run.
+type Events = Lines<BufReader<ChildStdout>>;
+
 /// Starts a run of which everything is paged, and returns soon after it has done step 30.
-fn start(place: &Place, method: &str) -> Child {
+fn start(place: &Place, method: &str) -> (Child, Events) {
     let run = place.command(&format!("{} --out @run --paged on --json", train(method)));
     // A file beyond its limit is then an error, as a full disk is, not a signal.
     let mut run = Command::new("sh")
@@ -56,14 +64,13 @@ fn start(place: &Place, method: &str) -> Child {
         event["event"] == "step" && event["step"] == 30
     };
     assert!(lines.any(|line| is_due(line.unwrap())), "it ended before");
-    // It goes on beside a reader that has gone.
-    run
+    (run, lines)
 }
 
 /// The one line of a program that failed.
-fn one_error(output: &Output) -> String {
+fn one_error(output: &Output, case: &str) -> String {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(output.status.code(), Some(1), "{case}: {errors}");
     assert_eq!(errors.trim_end().lines().count(), 1, "{errors}");
     errors
 }
@@ -86,7 +93,13 @@ fn a_page_file_that_is_disturbed_ends_a_run_that_resumes_bit_for_bit() {
     };
     let remove = |_: &Child, pages: &Path| fs::remove_file(pages).unwrap();
     let shrink = |_: &Child, pages: &Path| {
-        fs::OpenOptions::new().write(true).open(pages).unwrap().set_len(4096).unwrap();
+        // Again and again: a page file of which nothing is read before all of it is written anew is
+        // whole again after one cut.
+        let pages = fs::OpenOptions::new().write(true).open(pages).unwrap();
+        for _ in 0..200 {
+            pages.set_len(4096).unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
     };
     type Disturbance = fn(&Child, &Path);
     let disturbances: [(&str, Disturbance); 3] =
@@ -95,16 +108,18 @@ fn a_page_file_that_is_disturbed_ends_a_run_that_resumes_bit_for_bit() {
         let place = Place::new();
         let expected = expected(&place, method);
         for (word, disturb) in disturbances {
-            let run = start(&place, method);
+            let (run, events) = start(&place, method);
             let pages = place.path("run").join("pages.bin");
             assert!(pages.is_file());
             disturb(&run, &pages);
-            let error = one_error(&run.wait_with_output().unwrap());
+            // It goes on beside a reader that has gone.
+            drop(events);
+            let error = one_error(&run.wait_with_output().unwrap(), &format!("{method} {word}"));
             assert!(error.contains("page file") && error.contains(word), "{method}: {error}");
             assert!(error.contains("resume"), "{method}: {error}");
             assert!(!pages.exists(), "{method} {word}: the page file goes with the run");
             let step = last_checkpoint(&place.path("run"));
-            assert!((20..150).contains(&step), "{method} {word}: {step}");
+            assert!((20..STEPS as u64).contains(&step), "{method} {word}: {step}");
             place.json("resume @run");
             let last = files(&place.path("run").join("checkpoints").join("step-000150"));
             assert_eq!(last, expected, "{method} {word}");
@@ -116,7 +131,7 @@ fn a_page_file_that_is_disturbed_ends_a_run_that_resumes_bit_for_bit() {
 #[test]
 fn a_killed_runs_page_file_is_gone_after_the_next_sitting() {
     let place = Place::new();
-    let mut run = start(&place, METHODS[1]);
+    let (mut run, _events) = start(&place, METHODS[1]);
     run.kill().unwrap();
     run.wait().unwrap();
     let pages = place.path("run").join("pages.bin");
@@ -126,8 +141,8 @@ fn a_killed_runs_page_file_is_gone_after_the_next_sitting() {
     let text = fs::read_to_string(&settings).unwrap();
     for paging in ["on", "off"] {
         fs::write(&pages, vec![0xff; left_bytes as usize]).unwrap();
-        let steps = if paging == "on" { 150 } else { 155 };
-        let text = text.replace("steps = 150", &format!("steps = {steps}"));
+        let steps = if paging == "on" { STEPS } else { STEPS + 5 };
+        let text = text.replace(&format!("steps = {STEPS}"), &format!("steps = {steps}"));
         fs::write(&settings, text.replace("paged = \"on\"", &format!("paged = \"{paging}\"")))
             .unwrap();
         place.json("resume @run");
@@ -226,7 +241,7 @@ fn a_disk_that_fills_up_beside_a_paged_run_costs_no_checkpoint() {
         assert_eq!(error.trim_end().lines().count(), 1, "{error}");
         assert!(error.contains("checkpoint") && error.contains("space"), "{error}");
         let left = read("left");
-        assert!(left.contains("step-0000") && !left.contains(".tmp"), "{left}");
+        assert!(left.contains("step-000") && !left.contains(".tmp"), "{left}");
         assert_eq!(files(&place.path("result")), expected, "{method}");
         assert!(!read("run-left").contains("pages.bin"));
     }

@@ -410,6 +410,9 @@ impl Run {
         }
         let lr = self.learning_rate.at(step);
         let seed = hash(self.settings.seed, step);
+        // The update writes every page of what it changes: a file that was disturbed before could look
+        // whole after it.
+        self.trainer.check_stores()?;
         let grad_norm = self.trainer.update(&self.optimizer, lr, step, seed)?;
         if !grad_norm.is_finite() {
             return Err(diverged("gradient norm", grad_norm));
