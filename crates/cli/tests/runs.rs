@@ -204,6 +204,28 @@ fn a_resumed_run_tells_that_its_examples_have_changed() {
     }
 }
 
+/// A sitting begins with its own plan, and without what a killed one left half-written.
+#[test]
+fn a_resumed_run_clears_up_and_stores_its_plan() {
+    let place = Place::new();
+    place.json(&format!("{TRAIN} --method full --steps 4 --paged off --out @run"));
+    let run = place.path("run");
+    assert!(run.join("model").join("config.json").is_file());
+    let left = run.join("checkpoints").join("step-000002.tmp");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("model.safetensors"), "half").unwrap();
+    let settings = run.join("run.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    let text = text.replace("steps = 4", "steps = 6").replace("paged = \"off\"", "paged = \"on\"");
+    fs::write(&settings, text).unwrap();
+    let plan = || fs::read_to_string(run.join("plan.json")).unwrap();
+    let before = plan();
+    place.json("resume @run");
+    assert!(!left.exists());
+    assert_ne!(plan(), before);
+    assert!(plan().contains("optimizer_bytes"), "what is paged is in the plan");
+}
+
 /// A limit on the size of files stands in for a full disk: the system refuses to write more.
 #[cfg(unix)]
 #[test]

@@ -3,7 +3,8 @@
 //! ```text
 //! file ── Dataset ── Encoder (Tokenizer, ChatTemplate) ── TokenizedDataset ── BatchPlan ── micro-batches
 //! ```
-//! A dataset is never in memory as a whole, neither its texts nor its tokens.
+//! A dataset is never in memory as a whole, neither its texts nor its tokens, but for a JSON object
+//! that holds its list.
 //!
 //! Knows nothing of models, devices or runs.
 

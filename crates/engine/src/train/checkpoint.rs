@@ -81,7 +81,7 @@ pub enum CheckpointError {
         size(*needed_bytes), size(*available_bytes)
     )]
     NoSpace {
-        /// The folder of checkpoints.
+        /// The run folder.
         path: PathBuf,
         /// What one takes.
         needed_bytes: u64,

@@ -257,8 +257,7 @@ impl Run {
         let n_saves = |step: u64| step.checked_div(save_every).unwrap_or(0);
         // The last one is written whatever its number.
         let n_to_come = n_saves(n_steps.saturating_sub(1)).saturating_sub(n_saves(step)) + 1;
-        let path = self.folder.checkpoint(n_steps);
-        let path = path.parent().unwrap_or(&path).to_owned();
+        let path = self.folder.path().to_owned();
         let n_now = self.folder.checkpoints()?.len() as u64;
         let all = n_now + n_to_come;
         // Before an old one goes a new one is whole.
