@@ -3,6 +3,7 @@
 
 mod merge;
 mod second_opinion;
+mod unfinished;
 
 use std::{
     collections::HashMap,
@@ -18,7 +19,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use self::merge::Merger;
+use self::{merge::Merger, unfinished::Unfinished};
 use crate::{
     adapter::{AdapterError, peft},
     devices,
@@ -191,40 +192,17 @@ pub fn export(
     if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ExportError::Exists { path: to.to_owned() });
     }
-    let unfinished = make_unfinished(to).map_err(failed(to))?;
+    let unfinished = Unfinished::beside(to).map_err(failed(to))?;
     on_progress(ExportStage::Opening.into());
-    let written = Source::open(&settings, &checkpoint).and_then(|source| match format {
-        ExportFormat::Adapter => export_adapter(source, &checkpoint, &unfinished, on_progress),
-        ExportFormat::Merged => export_merged(source, &unfinished, on_progress),
-    });
-    let report = written.and_then(|report| {
-        // An empty folder at the place is the person's own choice of it.
-        if to.exists() {
-            fs::remove_dir(to).map_err(failed(to))?;
+    let source = Source::open(&settings, &checkpoint)?;
+    let report = match format {
+        ExportFormat::Adapter => {
+            export_adapter(source, &checkpoint, unfinished.path(), on_progress)
         }
-        fs::rename(&unfinished, to).map_err(failed(to))?;
-        Ok(ExportReport { path: to.to_owned(), ..report })
-    });
-    if report.is_err() {
-        let _ = fs::remove_dir_all(&unfinished);
-    }
-    report
-}
-
-/// Makes a folder beside `to` for what is not whole yet, under a name that nobody has used: whatever
-/// else lies there is somebody's.
-fn make_unfinished(to: &Path) -> io::Result<PathBuf> {
-    fs::create_dir_all(to.parent().unwrap_or(to))?;
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    for number in 0_u64.. {
-        let path = to.with_file_name(format!("{name}.{}-{number}.unfinished", std::process::id()));
-        match fs::create_dir(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
+        ExportFormat::Merged => export_merged(source, unfinished.path(), on_progress),
+    }?;
+    unfinished.finish(to).map_err(failed(to))?;
+    Ok(ExportReport { path: to.to_owned(), ..report })
 }
 
 /// The run's model as it was trained, in f32 products, and its logits of the probe.
