@@ -2,6 +2,7 @@
 //! of it is tested without one.
 
 use std::{
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -10,11 +11,12 @@ use std::{
     time::SystemTime,
 };
 
+use nibble_data::{DataError, Inspection};
 use nibble_engine::{
     devices,
     playground::{AnswerPiece, Playground, Question},
-    preview::ModelChoice,
-    train::{self, Command, RunHandle},
+    preview::{self, ModelChoice},
+    train::{self, Command, RunHandle, TrainError},
 };
 use nibble_run::{
     PlanReport, RunFolder, RunList, RunSettings, RunState, RunSummary, TrainingDevice, new_run_path,
@@ -93,6 +95,10 @@ pub struct Studio {
     playground: Mutex<Playground>,
     /// Rises when the answer of the moment is to end.
     answer_number: AtomicU64,
+    /// One dataset is read at a time.
+    reading: Mutex<()>,
+    /// Rises when another look at a dataset is asked for.
+    look_number: AtomicU64,
 }
 
 impl Studio {
@@ -106,6 +112,8 @@ impl Studio {
             list: Mutex::default(),
             playground: Mutex::default(),
             answer_number: AtomicU64::new(0),
+            reading: Mutex::default(),
+            look_number: AtomicU64::new(0),
         }
     }
 
@@ -308,6 +316,36 @@ impl Studio {
             return Ok(());
         }
         Ok(playground.answer(question, |piece| goes_on() && send(piece) && goes_on())?)
+    }
+
+    /// The dataset of `settings` as the model in the folder `model` would be trained on it, with its
+    /// first `limit` examples. `tell` hears the share of the file that is read, and whether anybody
+    /// still waits is what it returns. The next call ends this one.
+    ///
+    /// # Errors
+    /// When the dataset cannot be trained on, or nobody waits for the answer any more.
+    pub fn inspect(
+        &self,
+        model: &Path,
+        settings: &RunSettings,
+        limit: usize,
+        mut tell: impl FnMut(f64) -> bool,
+    ) -> Result<Inspection, CommandError> {
+        let number = self.look_number.fetch_add(1, Ordering::Relaxed) + 1;
+        // The look before has noticed.
+        let _reading = lock(&self.reading);
+        let n_bytes = settings.data.metadata().map_or(0, |metadata| metadata.len());
+        let mut goes_on = |n_read: u64| {
+            let is_latest = self.look_number.load(Ordering::Relaxed) == number;
+            match is_latest && tell(n_read as f64 / n_bytes.max(1) as f64) {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        };
+        if goes_on(0).is_break() {
+            return Err(TrainError::from(DataError::Cancelled).into());
+        }
+        Ok(preview::inspect(model, settings, limit, &mut goes_on)?)
     }
 
     /// Ends the answer of the moment.

@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -13,13 +14,11 @@ use nibble_engine::{
     export::{ExportFormat, ExportProgress, ExportStage, export},
     generate::SamplingSettings,
     playground::{Question, Side},
-    preview,
     train::Command,
 };
 use nibble_run::{Event, RunSettings, RunState};
 use nibble_studio::{
     built_in::BuiltIn,
-    error::CommandError,
     preferences::{MemoryFile, Preferences, Theme},
     state::{Studio, describe},
     training::Ended,
@@ -283,6 +282,32 @@ fn runs_from_elsewhere_are_remembered() {
 }
 
 #[test]
+fn the_next_look_at_a_dataset_ends_the_one_before() {
+    let place = Place::new();
+    // More than is read between two tellings, several times.
+    let long = place.folder.path().join("long.jsonl");
+    let line = format!("{{\"text\": \"{}\"}}\n", "the cat sat ".repeat(80));
+    fs::write(&long, line.repeat(6000)).unwrap();
+    let (short, long) = (place.settings(2), RunSettings { data: long, ..place.settings(2) });
+    let (begun, has_begun) = mpsc::channel();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            place.studio.inspect(&long.model, &long, 1, |share| {
+                begun.send(share).unwrap();
+                true
+            })
+        });
+        assert_eq!(has_begun.recv().unwrap(), 0.0);
+        let second = place.studio.inspect(&short.model, &short, 1, |_| true).unwrap();
+        assert_eq!(second.samples.len(), 1);
+        assert_eq!(first.join().unwrap().unwrap_err().code, "cancelled");
+    });
+    // Nobody waits for it any more.
+    let gone = place.studio.inspect(&long.model, &long, 1, |share| share == 0.0).unwrap_err();
+    assert_eq!(gone.code, "cancelled");
+}
+
+#[test]
 fn what_people_bring_is_refused_with_advice() {
     let place = Place::new();
     let file = |name: &str, text: &str| {
@@ -294,7 +319,7 @@ fn what_people_bring_is_refused_with_advice() {
     // A dataset whose columns nobody knows.
     let data = file("data.jsonl", "{\"foo\": 1}\n{\"foo\": 2}\n");
     let settings = RunSettings { data, ..place.settings(2) };
-    let error = CommandError::from(preview::inspect(&settings.model, &settings, 1).unwrap_err());
+    let error = place.studio.inspect(&settings.model, &settings, 1, |_| true).unwrap_err();
     assert_eq!(error.code, "columns_unknown");
     assert!(error.hint.contains("columns"), "{}", error.hint);
 

@@ -1,6 +1,7 @@
 //! The verbs that answer at once.
 
 use std::{
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -136,8 +137,9 @@ pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> 
     apply_columns(&mut settings, &arguments.columns);
     settings.data.clone_from(&arguments.data);
     settings.check().map_err(Failure::input)?;
-    let inspection =
-        preview::inspect(&arguments.model, &settings, arguments.limit).map_err(failure)?;
+    let to_the_end = &mut |_| ControlFlow::Continue(());
+    let inspection = preview::inspect(&arguments.model, &settings, arguments.limit, to_the_end)
+        .map_err(failure)?;
     if json {
         return print_json(&inspection);
     }
@@ -153,6 +155,10 @@ pub fn inspect(arguments: &InspectArguments, json: bool) -> Result<(), Failure> 
     );
     for line in &inspection.malformed {
         say!("line {}: {}", line.line, line.error);
+    }
+    let n_more = inspection.n_malformed - inspection.malformed.len();
+    if n_more > 0 {
+        say!("{} more lines cannot be read", show::count(n_more as u64));
     }
     for (i, sample) in inspection.samples.iter().enumerate() {
         say!("\nExample {} (trained on: \u{27e6}…\u{27e7})", i + 1);

@@ -8,32 +8,88 @@ use std::collections::VecDeque;
 
 use crate::{DataError, TokenizedDataset, tokenize::TRAINED};
 
-/// Where a micro-batch is written; each slice as long as [`BatchPlan::capacity`].
-#[derive(Debug)]
-pub struct BatchBuffers<'a> {
-    /// Token ids.
-    pub ids: &'a mut [u32],
-    /// Position of each token in its example.
-    pub positions: &'a mut [u32],
-    /// First query, number of queries, first key, number of keys of each example.
-    pub segments: &'a mut [[u32; 4]],
-    /// Tokens whose successor in the same example is trained on.
-    pub target_rows: &'a mut [u32],
-    /// That successor.
-    pub targets: &'a mut [u32],
+/// A micro-batch, with room for the largest of its plan.
+#[derive(Clone, Debug)]
+pub struct BatchBuffer {
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    segments: Vec<[u32; 4]>,
+    target_rows: Vec<u32>,
+    targets: Vec<u32>,
+    n_tokens: usize,
+    n_segments: usize,
+    n_targets: usize,
 }
 
-/// How much of the buffers a micro-batch fills.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BatchCounts {
-    /// Tokens.
-    pub n_tokens: usize,
-    /// Examples.
-    pub n_segments: usize,
-    /// Trained tokens.
-    pub n_targets: usize,
-    /// Tokens of the longest example.
-    pub longest_segment: usize,
+impl BatchBuffer {
+    /// Room for `capacity` tokens; empty.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            ids: vec![0; capacity],
+            positions: vec![0; capacity],
+            segments: vec![[0; 4]; capacity],
+            target_rows: vec![0; capacity],
+            targets: vec![0; capacity],
+            n_tokens: 0,
+            n_segments: 0,
+            n_targets: 0,
+        }
+    }
+
+    /// Token ids.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids[..self.n_tokens]
+    }
+
+    /// Position of each token in its example.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions[..self.n_tokens]
+    }
+
+    /// First query, number of queries, first key, number of keys of each example.
+    pub fn segments(&self) -> &[[u32; 4]] {
+        &self.segments[..self.n_segments]
+    }
+
+    /// Tokens whose successor in the same example is trained on.
+    pub fn target_rows(&self) -> &[u32] {
+        &self.target_rows[..self.n_targets]
+    }
+
+    /// That successor.
+    pub fn targets(&self) -> &[u32] {
+        &self.targets[..self.n_targets]
+    }
+
+    /// Adds an example of as many tokens as `read` is to fill, each with [`TRAINED`] where it is
+    /// trained on.
+    fn push(
+        &mut self,
+        len: usize,
+        read: impl FnOnce(&mut [u32]) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let (start, end) = (self.n_tokens, self.n_tokens + len);
+        let ids = &mut self.ids[start..end];
+        read(ids)?;
+        for (position, slot) in self.positions[start..end].iter_mut().enumerate() {
+            *slot = position as u32;
+        }
+        let (first, n) = (start as u32, len as u32);
+        self.segments[self.n_segments] = [first, n, first, n];
+        for (i, word) in ids.iter_mut().enumerate() {
+            let is_trained = *word & TRAINED != 0;
+            *word &= !TRAINED;
+            // The first token is predicted by nothing.
+            if is_trained && i > 0 {
+                self.target_rows[self.n_targets] = (start + i - 1) as u32;
+                self.targets[self.n_targets] = *word;
+                self.n_targets += 1;
+            }
+        }
+        self.n_tokens = end;
+        self.n_segments += 1;
+        Ok(())
+    }
 }
 
 /// The examples of one micro-batch.
@@ -160,46 +216,27 @@ impl BatchPlan {
         }
     }
 
-    /// Writes the micro-batch at `index` of `epoch`.
+    /// Writes the micro-batch at `index` of `epoch` over what is in `buffer`.
     ///
     /// # Errors
     /// When the tokens cannot be read.
     ///
     /// # Panics
-    /// When a buffer is shorter than [`BatchPlan::capacity`].
+    /// When `buffer` has room for less than [`BatchPlan::capacity`].
     pub fn fill(
         &mut self,
         dataset: &TokenizedDataset,
         epoch: u64,
         index: usize,
-        buffers: &mut BatchBuffers<'_>,
-    ) -> Result<BatchCounts, DataError> {
-        let mut counts = BatchCounts::default();
+        buffer: &mut BatchBuffer,
+    ) -> Result<(), DataError> {
+        (buffer.n_tokens, buffer.n_segments, buffer.n_targets) = (0, 0, 0);
         for &example in self.micro_batch(epoch, index).examples {
-            let start = counts.n_tokens;
-            let end = start + dataset.example_len(example as usize);
-            let ids = &mut buffers.ids[start..end];
-            dataset.read_example(example as usize, ids)?;
-            for (position, slot) in buffers.positions[start..end].iter_mut().enumerate() {
-                *slot = position as u32;
-            }
-            let (first, n) = (start as u32, ids.len() as u32);
-            buffers.segments[counts.n_segments] = [first, n, first, n];
-            for (i, word) in ids.iter_mut().enumerate() {
-                let is_trained = *word & TRAINED != 0;
-                *word &= !TRAINED;
-                // The first token is predicted by nothing.
-                if is_trained && i > 0 {
-                    buffers.target_rows[counts.n_targets] = (start + i - 1) as u32;
-                    buffers.targets[counts.n_targets] = *word;
-                    counts.n_targets += 1;
-                }
-            }
-            counts.n_tokens = end;
-            counts.n_segments += 1;
-            counts.longest_segment = counts.longest_segment.max(n as usize);
+            let example = example as usize;
+            let read = |words: &mut [u32]| dataset.read_example(example, words);
+            buffer.push(dataset.example_len(example), read)?;
         }
-        Ok(counts)
+        Ok(())
     }
 }
 

@@ -121,6 +121,42 @@ pub struct MalformedLine {
     pub error: String,
 }
 
+/// The examples that cannot be read, or used: how many there are, and the first of them. A file may
+/// have more than are worth their memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MalformedLines {
+    n: usize,
+    first: Vec<MalformedLine>,
+}
+
+impl MalformedLines {
+    /// More than anybody reads.
+    const REMEMBERED: usize = 1000;
+
+    /// Adds one that comes after all others.
+    pub(crate) fn push(&mut self, line: usize, error: String) {
+        self.n += 1;
+        if self.first.len() < Self::REMEMBERED {
+            self.first.push(MalformedLine { line, error });
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// The first of them, at most a thousand.
+    pub fn first(&self) -> &[MalformedLine] {
+        &self.first
+    }
+}
+
 /// What a file of examples is, beside the examples themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
@@ -129,7 +165,7 @@ pub struct Dataset {
     /// How many can be read.
     pub n_examples: usize,
     /// Those that cannot.
-    pub malformed: Vec<MalformedLine>,
+    pub malformed: MalformedLines,
 }
 
 /// What is done with each example, as soon as it is read: it gets the example's place (the line that
@@ -321,7 +357,7 @@ struct Reader<'a> {
     columns: Option<Columns>,
     unknown: Option<String>,
     n_examples: usize,
-    malformed: Vec<MalformedLine>,
+    malformed: MalformedLines,
     /// Whether somebody has seen enough.
     is_over: bool,
 }
@@ -335,7 +371,7 @@ impl<'a> Reader<'a> {
             columns: None,
             unknown: None,
             n_examples: 0,
-            malformed: Vec::new(),
+            malformed: MalformedLines::default(),
             is_over: false,
         }
     }
@@ -384,7 +420,7 @@ impl<'a> Reader<'a> {
                 self.n_examples += 1;
                 self.is_over |= (self.on_example)(line, example, n_read)?.is_break();
             }
-            Err(error) => self.malformed.push(MalformedLine { line, error }),
+            Err(error) => self.malformed.push(line, error),
         }
         Ok(!self.is_over)
     }
@@ -398,7 +434,7 @@ impl<'a> Reader<'a> {
                 let Self { n_examples, malformed, .. } = self;
                 // A few bad lines are left out; where most are bad, the file is not what it was
                 // taken for.
-                match malformed.first() {
+                match malformed.first().first() {
                     Some(first) if malformed.len() > n_examples && !self.is_over => {
                         return Err(DataError::MostlyMalformed {
                             path,

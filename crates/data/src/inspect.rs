@@ -1,12 +1,12 @@
 //! What a person sees of a dataset before training on it.
 
-use std::{ops::ControlFlow, path::Path};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ColumnMapping, DataError, Dataset, EncodedExample, Encoder, Format, MalformedLine,
-    TokenizedDataset,
+    ColumnMapping, DataError, EncodedExample, Encoder, Format, MalformedLine, OnProgress,
+    Tokenizer, tokenize::tokenize,
 };
 
 /// A line that cannot be read.
@@ -29,6 +29,8 @@ pub struct Inspection {
     /// Examples of which nothing to train on is left.
     pub skipped: usize,
     /// Lines that cannot be read, or that the chat template refuses.
+    pub n_malformed: usize,
+    /// The first of them.
     pub malformed: Vec<InspectedLine>,
     /// The first examples.
     pub samples: Vec<InspectedSample>,
@@ -49,52 +51,55 @@ pub struct InspectedSample {
 }
 
 /// Looks at the file at `path` as training with `encoder` would, with its first `n_samples` examples.
+/// `on_progress` is told how many bytes of the file are read, and may break it off.
 ///
 /// # Errors
 /// When the file cannot be read, the tokenizer or the template fails, or nothing would be trained
-/// on.
+/// on; [`DataError::Cancelled`] when it was broken off.
 pub fn inspect(
     path: &Path,
     mapping: &ColumnMapping,
     encoder: Encoder<'_>,
     n_samples: usize,
+    on_progress: OnProgress<'_>,
 ) -> Result<Inspection, DataError> {
-    let unwatched = &mut |_| ControlFlow::Continue(());
-    let tokenized = TokenizedDataset::read(path, mapping, encoder, None, unwatched)?;
     let mut samples = Vec::new();
-    if n_samples > 0 {
-        Dataset::read(path, mapping, &mut |_, example, _| {
-            match encoder.encode(&example) {
-                Ok(encoded) => samples.push(InspectedSample::new(encoded, &encoder)?),
-                // It is counted with the malformed lines.
-                Err(DataError::Template { .. }) => {}
-                Err(error) => return Err(error),
-            }
-            let is_enough = samples.len() == n_samples;
-            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-    }
-    let mut malformed = [tokenized.source.malformed.as_slice(), &tokenized.refused].concat();
+    let mut show = |encoded: &EncodedExample, n_tokens: usize, _: usize| {
+        if samples.len() < n_samples {
+            samples.push(InspectedSample::new(encoded, n_tokens, encoder.tokenizer)?);
+        }
+        Ok(())
+    };
+    let tally = tokenize(path, mapping, encoder, on_progress, &mut show)?;
+    let (unreadable, refused) = (&tally.source.malformed, &tally.refused);
+    let mut malformed = [unreadable.first(), refused.first()].concat();
     malformed.sort_by_key(|malformed| malformed.line);
     Ok(Inspection {
-        format: tokenized.source.format,
-        examples: tokenized.len(),
-        tokens: tokenized.n_tokens(),
-        trained_tokens: tokenized.n_trained,
-        cut: tokenized.n_cut,
-        skipped: tokenized.n_skipped,
+        format: tally.source.format,
+        examples: tally.n_examples,
+        tokens: tally.n_tokens,
+        trained_tokens: tally.n_trained,
+        cut: tally.n_cut,
+        skipped: tally.n_skipped,
+        n_malformed: unreadable.len() + refused.len(),
         malformed,
         samples,
     })
 }
 
 impl InspectedSample {
-    fn new(encoded: EncodedExample, encoder: &Encoder<'_>) -> Result<Self, DataError> {
-        let EncodedExample { text, mut ids, mut trained } = encoded;
-        ids.truncate(encoder.options.max_tokens);
-        trained.truncate(encoder.options.max_tokens);
-        let pieces = ids.iter().map(|&id| encoder.tokenizer.decode(&[id], false));
-        let pieces = pieces.collect::<Result<_, _>>()?;
-        Ok(Self { text, ids, trained, pieces })
+    fn new(
+        encoded: &EncodedExample,
+        n_tokens: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, DataError> {
+        let ids = encoded.ids[..n_tokens].to_vec();
+        let pieces = ids.iter().map(|&id| tokenizer.decode(&[id], false));
+        Ok(Self {
+            text: encoded.text.clone(),
+            pieces: pieces.collect::<Result<_, _>>()?,
+            trained: encoded.trained[..n_tokens].to_vec(),
+            ids,
+        })
     }
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::{
-    ChatTemplate, ColumnMapping, DataError, Dataset, Example, MalformedLine, Message, Tokenizer,
-    batches::hash,
+    ChatTemplate, ColumnMapping, DataError, Dataset, Example, Format, MalformedLines, Message,
+    Tokenizer, batches::hash,
 };
 
 /// Which tokens the loss counts.
@@ -56,7 +56,7 @@ pub struct TokenizedDataset {
     /// Tokens that are trained on.
     pub n_trained: usize,
     /// Conversations that the chat template refuses, which are left out.
-    pub refused: Vec<MalformedLine>,
+    pub refused: MalformedLines,
     tokens: File,
     /// Where it was made, for errors.
     folder: PathBuf,
@@ -66,6 +66,9 @@ pub struct TokenizedDataset {
     n_trained_of: Vec<u32>,
     fingerprint: u64,
 }
+
+/// Is told how many bytes of a file are read, and may break the reading off.
+pub type OnProgress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 
 /// The bit of a stored token that tells whether it is trained on; ids are far below it.
 pub(crate) const TRAINED: u32 = 1 << 31;
@@ -117,25 +120,41 @@ impl Encoder<'_> {
     }
 }
 
-/// Gathers examples until they are worth the threads that tokenize them, and writes their tokens.
-struct Writer<'a> {
+/// What is counted while examples are tokenized.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// The file that the examples were read from.
+    pub(crate) source: Dataset,
+    /// Examples that are trained on.
+    pub(crate) n_examples: usize,
+    /// Their tokens.
+    pub(crate) n_tokens: usize,
+    /// Those that are trained on.
+    pub(crate) n_trained: usize,
+    /// Examples that were cut.
+    pub(crate) n_cut: usize,
+    /// Examples of which nothing to train on was left.
+    pub(crate) n_skipped: usize,
+    /// Conversations that the chat template refuses.
+    pub(crate) refused: MalformedLines,
+}
+
+/// What is done with each tokenized example: it gets the example, its tokens up to the cut, and how
+/// many of them are trained on.
+pub(crate) type OnEncoded<'a> =
+    &'a mut dyn FnMut(&EncodedExample, usize, usize) -> Result<(), DataError>;
+
+/// Gathers examples until they are worth the threads that tokenize them, and counts.
+struct Tokenizing<'a> {
     encoder: Encoder<'a>,
-    tokens: BufWriter<File>,
-    folder: PathBuf,
+    on_encoded: OnEncoded<'a>,
     pending: Vec<(usize, Example)>,
     pending_bytes: usize,
-    words: Vec<u32>,
-    starts: Vec<u64>,
-    n_trained_of: Vec<u32>,
-    n_cut: usize,
-    n_skipped: usize,
-    n_trained: usize,
-    refused: Vec<MalformedLine>,
-    fingerprint: u64,
+    tally: Tally,
     first_text: Option<String>,
 }
 
-impl Writer<'_> {
+impl Tokenizing<'_> {
     /// Takes an example. Returns whether those before were worth tokenizing now.
     fn push(&mut self, line: usize, example: Example) -> Result<bool, DataError> {
         /// Text that keeps every core busy for long beside the start of a thread.
@@ -144,23 +163,23 @@ impl Writer<'_> {
         self.pending.push((line, example));
         let is_enough = self.pending_bytes >= ENOUGH_BYTES;
         if is_enough {
-            self.write_pending()?;
+            self.take_pending()?;
         }
         Ok(is_enough)
     }
 
-    fn write_pending(&mut self) -> Result<(), DataError> {
+    fn take_pending(&mut self) -> Result<(), DataError> {
         let pending = std::mem::take(&mut self.pending);
         self.pending_bytes = 0;
         for (result, (line, _)) in self.encoder.encode_all(&pending).into_iter().zip(pending) {
             match result {
                 Ok(encoded) => {
-                    self.write(&encoded)?;
+                    self.take(&encoded)?;
                     self.first_text.get_or_insert(encoded.text);
                 }
                 Err(DataError::Template { reason }) => {
                     let error = format!("the chat template refuses it: {reason}");
-                    self.refused.push(MalformedLine { line, error });
+                    self.tally.refused.push(line, error);
                 }
                 Err(error) => return Err(error),
             }
@@ -168,64 +187,81 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn write(&mut self, encoded: &EncodedExample) -> Result<(), DataError> {
+    fn take(&mut self, encoded: &EncodedExample) -> Result<(), DataError> {
         let n_tokens = encoded.ids.len().min(self.encoder.options.max_tokens);
-        self.n_cut += usize::from(n_tokens < encoded.ids.len());
         // The first token is predicted by nothing.
         let n_trained = encoded.trained[..n_tokens].iter().skip(1).filter(|&&t| t).count();
+        let tally = &mut self.tally;
+        tally.n_cut += usize::from(n_tokens < encoded.ids.len());
         if n_trained == 0 {
-            self.n_skipped += 1;
-            return Ok(());
+            tally.n_skipped += 1;
+        } else {
+            tally.n_examples += 1;
+            tally.n_tokens += n_tokens;
+            tally.n_trained += n_trained;
         }
-        self.fingerprint = hash(self.fingerprint, n_tokens as u64);
-        self.words.clear();
-        for (&id, &trained) in encoded.ids.iter().zip(&encoded.trained).take(n_tokens) {
-            self.fingerprint = hash(self.fingerprint, u64::from(id) << 1 | u64::from(trained));
-            self.words.push(if trained { id | TRAINED } else { id });
-        }
-        self.tokens
-            .write_all(bytemuck::cast_slice(&self.words))
-            .map_err(|source| DataError::Write { folder: self.folder.clone(), source })?;
-        self.n_trained += n_trained;
-        self.n_trained_of.push(n_trained as u32);
-        self.starts.push(self.starts.last().copied().unwrap_or(0) + n_tokens as u64);
-        Ok(())
+        (self.on_encoded)(encoded, n_tokens, n_trained)
     }
 
-    fn finish(mut self, source: Dataset) -> Result<TokenizedDataset, DataError> {
-        self.write_pending()?;
-        if let Some(first) = self.refused.first()
-            && 2 * self.refused.len() > source.n_examples
+    fn finish(mut self, source: Dataset) -> Result<Tally, DataError> {
+        self.take_pending()?;
+        let tally = Tally { source, ..self.tally };
+        if let Some(first) = tally.refused.first().first()
+            && 2 * tally.refused.len() > tally.source.n_examples
         {
             return Err(DataError::MostlyRefused {
-                n_refused: self.refused.len(),
-                n_examples: source.n_examples,
+                n_refused: tally.refused.len(),
+                n_examples: tally.source.n_examples,
                 line: first.line,
                 reason: first.error.clone(),
             });
         }
-        if self.n_trained_of.is_empty() {
+        if tally.n_examples == 0 {
             let text = self.first_text.unwrap_or_default();
             let short: String = text.chars().take(200).collect();
             let example = format!("{short:?}");
             return Err(DataError::NothingTrained { example });
         }
-        let folder = self.folder;
-        let failed = |source| DataError::Write { folder: folder.clone(), source };
-        let tokens = self.tokens.into_inner().map_err(|error| failed(error.into_error()))?;
-        Ok(TokenizedDataset {
-            source,
-            n_cut: self.n_cut,
-            n_skipped: self.n_skipped,
-            n_trained: self.n_trained,
-            refused: self.refused,
-            tokens,
-            folder,
-            starts: self.starts,
-            n_trained_of: self.n_trained_of,
-            fingerprint: self.fingerprint,
-        })
+        Ok(tally)
     }
+}
+
+/// Reads the file at `path` and tokenizes its examples, but for conversations that the template
+/// refuses. `on_progress` is told how many bytes of the file are read, and may break it off.
+///
+/// # Errors
+/// When the file cannot be read, the tokenizer fails, the template refuses most, or nothing would
+/// be trained on; what `on_encoded` says; [`DataError::Cancelled`] when it was broken off.
+pub(crate) fn tokenize(
+    path: &Path,
+    mapping: &ColumnMapping,
+    encoder: Encoder<'_>,
+    on_progress: OnProgress<'_>,
+    on_encoded: OnEncoded<'_>,
+) -> Result<Tally, DataError> {
+    let tally = Tally {
+        source: Dataset {
+            format: Format::Text,
+            n_examples: 0,
+            malformed: MalformedLines::default(),
+        },
+        n_examples: 0,
+        n_tokens: 0,
+        n_trained: 0,
+        n_cut: 0,
+        n_skipped: 0,
+        refused: MalformedLines::default(),
+    };
+    let (pending, first_text) = (Vec::new(), None);
+    let mut tokenizing =
+        Tokenizing { encoder, on_encoded, pending, pending_bytes: 0, tally, first_text };
+    let source = Dataset::read(path, mapping, &mut |line, example, n_read| {
+        if tokenizing.push(line, example)? && on_progress(n_read).is_break() {
+            return Err(DataError::Cancelled);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    tokenizing.finish(source)
 }
 
 impl TokenizedDataset {
@@ -241,38 +277,47 @@ impl TokenizedDataset {
         mapping: &ColumnMapping,
         encoder: Encoder<'_>,
         folder: Option<&Path>,
-        on_progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        on_progress: OnProgress<'_>,
     ) -> Result<Self, DataError> {
         let tokens = match folder {
             Some(folder) => tempfile::tempfile_in(folder),
             None => tempfile::tempfile(),
         };
         let folder = folder.map_or_else(std::env::temp_dir, Path::to_owned);
-        let tokens =
-            tokens.map_err(|source| DataError::Write { folder: folder.clone(), source })?;
-        let mut writer = Writer {
-            encoder,
-            tokens: BufWriter::with_capacity(1 << 20, tokens),
-            folder,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            words: Vec::new(),
-            starts: vec![0],
-            n_trained_of: Vec::new(),
-            n_cut: 0,
-            n_skipped: 0,
-            n_trained: 0,
-            refused: Vec::new(),
-            fingerprint: 0,
-            first_text: None,
-        };
-        let source = Dataset::read(path, mapping, &mut |line, example, n_read| {
-            if writer.push(line, example)? && on_progress(n_read).is_break() {
-                return Err(DataError::Cancelled);
+        let failed = |source| DataError::Write { folder: folder.clone(), source };
+        let mut tokens = BufWriter::with_capacity(1 << 20, tokens.map_err(failed)?);
+        let mut words: Vec<u32> = Vec::new();
+        let (mut starts, mut n_trained_of, mut fingerprint) = (vec![0], Vec::new(), 0);
+        let mut write = |encoded: &EncodedExample, n_tokens: usize, n_trained: usize| {
+            if n_trained == 0 {
+                return Ok(());
             }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        writer.finish(source)
+            fingerprint = hash(fingerprint, n_tokens as u64);
+            words.clear();
+            for (&id, &trained) in encoded.ids.iter().zip(&encoded.trained).take(n_tokens) {
+                fingerprint = hash(fingerprint, u64::from(id) << 1 | u64::from(trained));
+                words.push(if trained { id | TRAINED } else { id });
+            }
+            tokens.write_all(bytemuck::cast_slice(&words)).map_err(failed)?;
+            n_trained_of.push(n_trained as u32);
+            starts.push(starts.last().copied().unwrap_or(0) + n_tokens as u64);
+            Ok(())
+        };
+        let tally = tokenize(path, mapping, encoder, on_progress, &mut write)?;
+        let tokens = tokens.into_inner().map_err(|error| failed(error.into_error()))?;
+        let Tally { source, n_cut, n_skipped, n_trained, refused, .. } = tally;
+        Ok(Self {
+            source,
+            n_cut,
+            n_skipped,
+            n_trained,
+            refused,
+            tokens,
+            folder,
+            starts,
+            n_trained_of,
+            fingerprint,
+        })
     }
 
     /// Examples that are trained on.

@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 
 use nibble_data::{
-    BatchBuffers, BatchPlan, ChatTemplate, Encoder, TokenizeOptions, TokenizedDataset, TrainOn,
+    BatchBuffer, BatchPlan, ChatTemplate, Encoder, TokenizeOptions, TokenizedDataset, TrainOn,
 };
 use serde_json::json;
 
@@ -34,10 +34,7 @@ fn every_epoch_visits_every_example_once() {
         for seed in 0..5 {
             let (rows, sequence) = (3, 24);
             let mut plan = BatchPlan::new(&dataset, &all, (rows, sequence), packing, seed);
-            let capacity = plan.capacity();
-            let (mut ids, mut positions) = (vec![0; capacity], vec![0; capacity]);
-            let (mut target_rows, mut targets) = (vec![0; capacity], vec![0; capacity]);
-            let mut segments = vec![[0; 4]; capacity];
+            let mut batch = BatchBuffer::new(plan.capacity());
             let mut orders = Vec::new();
             for epoch in 0..3 {
                 let mut seen: HashMap<Vec<u32>, usize> = HashMap::new();
@@ -47,19 +44,14 @@ fn every_epoch_visits_every_example_once() {
                     let planned = plan.micro_batch(epoch, index);
                     order.push(planned.examples.to_vec());
                     let n_planned_targets = planned.n_targets;
-                    let mut buffers = BatchBuffers {
-                        ids: &mut ids,
-                        positions: &mut positions,
-                        segments: &mut segments,
-                        target_rows: &mut target_rows,
-                        targets: &mut targets,
-                    };
-                    let counts = plan.fill(&dataset, epoch, index, &mut buffers).unwrap();
-                    assert_eq!(counts.n_targets, n_planned_targets);
-                    assert!(packing || counts.n_segments <= rows);
-                    n_targets += counts.n_targets;
+                    plan.fill(&dataset, epoch, index, &mut batch).unwrap();
+                    let (ids, positions, segments) =
+                        (batch.ids(), batch.positions(), batch.segments());
+                    assert_eq!(batch.targets().len(), n_planned_targets);
+                    assert!(packing || segments.len() <= rows);
+                    n_targets += batch.targets().len();
                     let mut end = 0;
-                    for &[start, n, key, n_keys] in &segments[..counts.n_segments] {
+                    for &[start, n, key, n_keys] in segments {
                         assert_eq!((start, n), (key, n_keys));
                         assert_eq!(start, end, "no gaps");
                         end = start + n;
@@ -67,10 +59,10 @@ fn every_epoch_visits_every_example_once() {
                         assert!(positions[range.clone()].iter().copied().eq(0..n));
                         *seen.entry(ids[range].to_vec()).or_default() += 1;
                     }
-                    assert_eq!(end as usize, counts.n_tokens);
-                    for (row, target) in target_rows[..counts.n_targets].iter().zip(&targets) {
+                    assert_eq!(end as usize, ids.len());
+                    for (row, target) in batch.target_rows().iter().zip(batch.targets()) {
                         assert_eq!(ids[*row as usize + 1], *target);
-                        let segment = segments[..counts.n_segments]
+                        let segment = segments
                             .iter()
                             .find(|[start, n, ..]| (*start..start + n).contains(row))
                             .unwrap();

@@ -117,12 +117,12 @@ fn malformed_lines_are_counted_by_their_number() {
                    {\"text\":null}\n{\"text\":\"d\"}\n";
     let dataset = read("a.jsonl", content).unwrap();
     assert_eq!(dataset.examples.len(), 4);
-    let lines: Vec<_> = dataset.malformed.iter().map(|line| line.line).collect();
+    let lines: Vec<_> = dataset.malformed.first().iter().map(|line| line.line).collect();
     assert_eq!(lines, [3, 5, 7]);
-    assert!(dataset.malformed[2].error.contains("`text` is null"));
+    assert!(dataset.malformed.first()[2].error.contains("`text` is null"));
     assert_eq!(dataset.lines, [1, 4, 6, 8]);
     // Within a line there is one number that helps: the column.
-    let error = &dataset.malformed[0].error;
+    let error = &dataset.malformed.first()[0].error;
     assert!(error.contains("(column 2)") && !error.contains("line 1"), "{error}");
     // The same lines, in a file that is called JSON.
     let named_json = read("a.json", content).unwrap();
@@ -130,11 +130,20 @@ fn malformed_lines_are_counted_by_their_number() {
 }
 
 #[test]
+fn of_very_many_malformed_lines_the_first_are_remembered() {
+    let content: String = (0..1500).map(|_| "{\"text\": \"a\"}\n{\"text\": 1\n").collect();
+    let dataset = read("a.jsonl", content).unwrap();
+    assert_eq!((dataset.examples.len(), dataset.malformed.len()), (1500, 1500));
+    assert_eq!(dataset.malformed.first().len(), 1000);
+    assert_eq!(dataset.malformed.first()[999].line, 2000);
+}
+
+#[test]
 fn files_from_other_systems_are_read() {
     let content = "\u{feff}{\"text\":\"naïve 🦜\"}\r\n\r\n{\"text\":\"b\"}\r\n{oops}\r\n";
     let dataset = read("a.jsonl", content).unwrap();
     assert_eq!(dataset.examples, ["naïve 🦜", "b"].map(|text| Example::Text(text.into())));
-    assert_eq!(dataset.malformed[0].line, 4);
+    assert_eq!(dataset.malformed.first()[0].line, 4);
     let dataset = read("a.txt", "\u{feff}one\r\ntwo\r\n\r\nthree").unwrap();
     assert_eq!(dataset.examples, ["one\ntwo", "three"].map(|text| Example::Text(text.into())));
     assert_eq!(dataset.lines, [1, 4]);
@@ -172,7 +181,7 @@ fn text_that_is_no_utf8_is_malformed_and_nothing_worse() {
     let mut content = b"{\"text\":\"a\"}\n{\"text\":\"b\"}\n".to_vec();
     content.extend(b"{\"text\":\"\xff\xfe\"}\n");
     let dataset = read("a.jsonl", content).unwrap();
-    assert_eq!((dataset.examples.len(), dataset.malformed[0].line), (2, 3));
+    assert_eq!((dataset.examples.len(), dataset.malformed.first()[0].line), (2, 3));
     let error = read("a.txt", b"\xe9t\xe9\n\n\xe9t\xe9\n").unwrap_err().to_string();
     assert!(error.contains("2 of 2") && error.contains("utf-8"), "{error}");
 }

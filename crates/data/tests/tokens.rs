@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use common::{read_tokens, tokenizer, write_rows, write_tokenizer};
 use nibble_data::{
-    BatchBuffers, BatchPlan, ChatTemplate, ColumnMapping, DataError, Encoder, Example, Message,
+    BatchBuffer, BatchPlan, ChatTemplate, ColumnMapping, DataError, Encoder, Example, Message,
     StreamDecoder, TokenizeOptions, TokenizedDataset, Tokenizer, TrainOn, inspect,
 };
 use serde_json::json;
@@ -133,10 +133,13 @@ fn conversations_that_the_template_refuses_are_counted_by_their_number() {
     write_rows(&data, &[good.clone(), refused.clone(), good.clone()]);
     let tokenized = read_tokens(&data, encoder).unwrap();
     assert_eq!((tokenized.len(), tokenized.refused.len()), (2, 1));
-    assert_eq!(tokenized.refused[0].line, 2);
-    assert!(tokenized.refused[0].error.contains("Only user and assistant roles"));
-    let inspection = inspect(&data, &ColumnMapping::default(), encoder, 3).unwrap();
+    assert_eq!(tokenized.refused.first()[0].line, 2);
+    assert!(tokenized.refused.first()[0].error.contains("Only user and assistant roles"));
+    let to_the_end = &mut |_| ControlFlow::Continue(());
+    let columns = ColumnMapping::default();
+    let inspection = inspect(&data, &columns, encoder, 3, to_the_end).unwrap();
     assert_eq!((inspection.samples.len(), inspection.malformed.len()), (2, 1));
+    assert_eq!(inspection.n_malformed, 1);
     write_rows(&data, &[good, refused.clone(), refused]);
     let error = read_tokens(&data, encoder).unwrap_err().to_string();
     assert!(error.contains("2 of 3") && error.contains("line 2"), "{error}");
@@ -259,21 +262,12 @@ fn many_examples_are_tokenized_in_their_order_and_told_as_they_are_read() {
     }
     let everything: Vec<usize> = (0..texts.len()).collect();
     let mut plan = BatchPlan::new(&tokenized, &everything, (1, 3000), false, 0);
-    let (mut ids, mut positions) = (vec![0; 3000], vec![0; 3000]);
-    let (mut target_rows, mut targets) = (vec![0; 3000], vec![0; 3000]);
-    let mut segments = vec![[0; 4]; 3000];
+    let mut batch = BatchBuffer::new(plan.capacity());
     for index in 0..plan.len() {
         let example = plan.micro_batch(0, index).examples[0] as usize;
-        let mut buffers = BatchBuffers {
-            ids: &mut ids,
-            positions: &mut positions,
-            segments: &mut segments,
-            target_rows: &mut target_rows,
-            targets: &mut targets,
-        };
-        let counts = plan.fill(&tokenized, 0, index, &mut buffers).unwrap();
+        plan.fill(&tokenized, 0, index, &mut batch).unwrap();
         let whole = encoder.encode(&Example::Text(texts[example].clone())).unwrap();
-        assert_eq!(ids[..counts.n_tokens], whole.ids[..counts.n_tokens], "example {example}");
+        assert_eq!(*batch.ids(), whole.ids[..batch.ids().len()], "example {example}");
     }
     let broken_off = &mut |_| ControlFlow::Break(());
     let columns = ColumnMapping::default();

@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, path::PathBuf};
 
 use nibble_data::{
-    BatchBuffers, BatchPlan, ChatTemplate, ColumnMapping, Encoder, TokenizeOptions,
+    BatchBuffer, BatchPlan, ChatTemplate, ColumnMapping, Encoder, TokenizeOptions,
     TokenizedDataset, Tokenizer,
 };
 use nibble_kernels::{Backend, Compute, Cpu, DeviceKind, DeviceSlice, attention::Segment};
@@ -73,29 +73,12 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
     let everything: Vec<usize> = (0..dataset.len()).collect();
     let rows = (1, max_tokens);
     let mut plan = BatchPlan::new(&dataset, &everything, rows, true, 0);
-    let capacity = plan.capacity();
-    let (mut ids, mut positions) = (vec![0; capacity], vec![0; capacity]);
-    let (mut target_rows, mut targets) = (vec![0; capacity], vec![0; capacity]);
-    let mut segments = vec![[0; 4]; capacity];
+    let mut batch = BatchBuffer::new(plan.capacity());
     let (mut total, mut n_targets) = (0.0, 0);
     for index in 0..plan.len() {
-        let mut buffers = BatchBuffers {
-            ids: &mut ids,
-            positions: &mut positions,
-            segments: &mut segments,
-            target_rows: &mut target_rows,
-            targets: &mut targets,
-        };
-        let counts = plan.fill(&dataset, 0, index, &mut buffers)?;
-        total += evaluator.loss(&MicroBatch {
-            ids: &ids[..counts.n_tokens],
-            positions: &positions[..counts.n_tokens],
-            segments: bytemuck::cast_slice(&segments[..counts.n_segments]),
-            target_rows: &target_rows[..counts.n_targets],
-            targets: &targets[..counts.n_targets],
-            max_segment: counts.longest_segment,
-        });
-        n_targets += counts.n_targets as u64;
+        plan.fill(&dataset, 0, index, &mut batch)?;
+        total += evaluator.loss(&MicroBatch::of(&batch));
+        n_targets += batch.targets().len() as u64;
     }
     let loss = total / n_targets.max(1) as f64;
     let cut = dataset.n_cut;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nibble_data::{ChatTemplate, Encoder, Inspection, Tokenizer};
+use nibble_data::{ChatTemplate, Encoder, Inspection, OnProgress, Tokenizer};
 use nibble_kernels::DeviceKind;
 use nibble_run::{ModelSummary, PlanReport, RunSettings};
 use serde::Serialize;
@@ -141,14 +141,16 @@ pub fn plan_report(
 }
 
 /// The dataset of `settings` as the model in the folder `model` would be trained on it, with the
-/// first `n_samples` examples.
+/// first `n_samples` examples. `on_progress` is told how many bytes of the dataset are read, and may
+/// break it off.
 ///
 /// # Errors
-/// When a file is missing or cannot be read, or nothing would be trained on.
+/// When a file is missing or cannot be read, nothing would be trained on, or it was broken off.
 pub fn inspect(
     model: &Path,
     settings: &RunSettings,
     n_samples: usize,
+    on_progress: OnProgress<'_>,
 ) -> Result<Inspection, TrainError> {
     let tokenizer = Tokenizer::open(model)?;
     let template = ChatTemplate::open(model, &tokenizer)?;
@@ -156,11 +158,13 @@ pub fn inspect(
     let DeviceKind::Cpu { n_threads, .. } = devices::cpu_profile(settings.threads, None).kind;
     let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads };
     let columns = train::column_mapping(settings);
-    Ok(nibble_data::inspect(&settings.data, &columns, encoder, n_samples)?)
+    Ok(nibble_data::inspect(&settings.data, &columns, encoder, n_samples, on_progress)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::*;
 
     fn assets(name: &str) -> PathBuf {
@@ -214,7 +218,8 @@ mod tests {
     fn a_dataset_is_read_as_it_would_be_trained_on() {
         let data = assets("datasets").join("pirate.jsonl");
         let settings = RunSettings { data, ..RunSettings::default() };
-        let inspection = inspect(&assets("starter"), &settings, 2).unwrap();
+        let to_the_end = &mut |_| ControlFlow::Continue(());
+        let inspection = inspect(&assets("starter"), &settings, 2, to_the_end).unwrap();
         assert_eq!((inspection.examples, inspection.samples.len()), (300, 2));
         assert!(inspection.trained_tokens < inspection.tokens);
     }

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use nibble_data::Inspection;
-use nibble_engine::preview;
 use nibble_run::RunSettings;
 use serde::Deserialize;
+use tauri::ipc::Channel;
 use ts_rs::TS;
 
-use super::work;
+use super::{App, work};
 use crate::error::CommandError;
 
 /// What to look at.
@@ -22,9 +22,17 @@ pub struct InspectRequest {
     pub limit: usize,
 }
 
-/// The dataset as it would be trained on.
+/// The dataset as it would be trained on. The channel tells the share of it that is read; the next
+/// look ends this one.
 #[tauri::command]
-pub async fn inspect(request: InspectRequest) -> Result<Inspection, CommandError> {
+pub async fn inspect(
+    app: App<'_>,
+    request: InspectRequest,
+    channel: Channel<f64>,
+) -> Result<Inspection, CommandError> {
+    let app = app.inner().clone();
     let InspectRequest { model, settings, limit } = request;
-    work(move || Ok(preview::inspect(&model, &settings, limit)?)).await
+    // A page that is gone waits for nothing.
+    let tell = move |share| channel.send(share).is_ok();
+    work(move || app.inspect(&model, &settings, limit, tell)).await
 }

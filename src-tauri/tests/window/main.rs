@@ -54,7 +54,9 @@ fn commands_answer_in_the_window_as_the_engine_does() {
     }
 
     let request = json!({ "model": model, "settings": startup["defaults"], "limit": 2 });
-    let inspection = window.invoke("inspect", json!({ "request": request })).unwrap();
+    let inspection = window
+        .invoke("inspect", json!({ "request": request, "channel": "__CHANNEL__:0" }))
+        .unwrap();
     assert_eq!(inspection["examples"], 300);
 
     // What the capability does not name is refused.

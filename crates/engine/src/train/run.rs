@@ -7,13 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nibble_data::{
-    BatchBuffers, BatchCounts, BatchPlan, ChatTemplate, DataError, Encoder, TokenizedDataset,
-    Tokenizer,
-};
-use nibble_kernels::{
-    Cpu, DeviceKind, Memory, Paging, attention::Segment, paging::StoreId, random::hash,
-};
+use nibble_data::{BatchBuffer, BatchPlan, ChatTemplate, Encoder, TokenizedDataset, Tokenizer};
+use nibble_kernels::{Cpu, DeviceKind, Memory, Paging, paging::StoreId, random::hash};
 use nibble_run::{
     Event, Explain, MetricsWriter, RunError, RunFolder, RunSettings, read_metrics, size,
 };
@@ -39,62 +34,6 @@ use crate::{
     weights::{load::LoadProgress, place_weights},
 };
 
-/// A micro-batch on the host.
-#[derive(Debug)]
-struct HostBatch {
-    ids: Vec<u32>,
-    positions: Vec<u32>,
-    segments: Vec<[u32; 4]>,
-    target_rows: Vec<u32>,
-    targets: Vec<u32>,
-    counts: BatchCounts,
-}
-
-impl HostBatch {
-    fn new(capacity: usize) -> Self {
-        Self {
-            ids: vec![0; capacity],
-            positions: vec![0; capacity],
-            segments: vec![[0; 4]; capacity],
-            target_rows: vec![0; capacity],
-            targets: vec![0; capacity],
-            counts: BatchCounts::default(),
-        }
-    }
-
-    fn fill(
-        &mut self,
-        plan: &mut BatchPlan,
-        dataset: &TokenizedDataset,
-        epoch: u64,
-        index: usize,
-    ) -> Result<(), DataError> {
-        let mut buffers = BatchBuffers {
-            ids: &mut self.ids,
-            positions: &mut self.positions,
-            segments: &mut self.segments,
-            target_rows: &mut self.target_rows,
-            targets: &mut self.targets,
-        };
-        self.counts = plan.fill(dataset, epoch, index, &mut buffers)?;
-        Ok(())
-    }
-
-    fn view(&self) -> MicroBatch<'_> {
-        let BatchCounts { n_tokens, n_segments, n_targets, longest_segment } = self.counts;
-        // A segment is these four numbers in this order.
-        let segments: &[Segment] = bytemuck::cast_slice(&self.segments[..n_segments]);
-        MicroBatch {
-            ids: &self.ids[..n_tokens],
-            positions: &self.positions[..n_tokens],
-            segments,
-            target_rows: &self.target_rows[..n_targets],
-            targets: &self.targets[..n_targets],
-            max_segment: longest_segment,
-        }
-    }
-}
-
 /// A run on its thread.
 pub(super) struct Run {
     settings: RunSettings,
@@ -110,7 +49,7 @@ pub(super) struct Run {
     dataset: TokenizedDataset,
     training: BatchPlan,
     evaluation: Option<BatchPlan>,
-    batch: HostBatch,
+    batch: BatchBuffer,
     steps_per_epoch: u64,
     state: RunState,
     memory: ResidentMemory,
@@ -220,7 +159,7 @@ impl Run {
         };
         let mut run = Self {
             optimizer: prepared.optimizer(),
-            batch: HostBatch::new(training.capacity()),
+            batch: BatchBuffer::new(training.capacity()),
             memory: ResidentMemory::default(),
             settings,
             folder,
@@ -382,8 +321,8 @@ impl Run {
         self.trainer.clear_gradients();
         let (mut loss, mut n_tokens) = (0.0, 0);
         for index in first..last {
-            self.batch.fill(&mut self.training, &self.dataset, epoch, index)?;
-            n_tokens += self.batch.counts.n_tokens as u64;
+            self.training.fill(&self.dataset, epoch, index, &mut self.batch)?;
+            n_tokens += self.batch.ids().len() as u64;
             let dropout =
                 self.adapter.as_ref().filter(|adapter| adapter.dropout > 0.0).map(|adapter| {
                     DropoutMask {
@@ -392,7 +331,7 @@ impl Run {
                     }
                 });
             let weight = 1.0 / n_targets as f32;
-            loss += self.trainer.accumulate(&self.batch.view(), weight, dropout)?;
+            loss += self.trainer.accumulate(&MicroBatch::of(&self.batch), weight, dropout)?;
         }
         loss /= n_targets as f64;
         let diverged = |what, value| TrainError::Diverged {
@@ -443,9 +382,9 @@ impl Run {
             if self.link.must_stop() {
                 return Ok(false);
             }
-            self.batch.fill(plan, &self.dataset, 0, index)?;
-            loss += self.trainer.evaluate(&self.batch.view())?;
-            n_targets += self.batch.counts.n_targets as u64;
+            plan.fill(&self.dataset, 0, index, &mut self.batch)?;
+            loss += self.trainer.evaluate(&MicroBatch::of(&self.batch))?;
+            n_targets += self.batch.targets().len() as u64;
         }
         let loss = loss / n_targets.max(1) as f64;
         self.report(Event::Eval {
@@ -566,7 +505,7 @@ fn warnings(dataset: &TokenizedDataset) -> Vec<String> {
     for (what, left_out) in
         [("cannot be read", &source.malformed), ("cannot be used", &dataset.refused)]
     {
-        if let Some(first) = left_out.first() {
+        if let Some(first) = left_out.first().first() {
             warnings.push(format!(
                 "{} examples {what} and were left out; the first is line {}: {}",
                 left_out.len(),

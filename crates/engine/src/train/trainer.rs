@@ -3,6 +3,7 @@
 //! Memory is taken when a trainer is made: the base weights' block, the arena of its plan, and the
 //! store of what is paged. A step allocates nothing. It knows nothing of files, threads or events.
 
+use nibble_data::BatchBuffer;
 use nibble_kernels::{
     Backend, DeviceSlice, MemoryError,
     adamw::AdamWStep,
@@ -39,7 +40,25 @@ pub struct MicroBatch<'a> {
     pub max_segment: usize,
 }
 
-impl MicroBatch<'_> {
+impl<'a> MicroBatch<'a> {
+    /// What is in `buffer`.
+    pub fn of(buffer: &'a BatchBuffer) -> Self {
+        // A segment is these four numbers in this order.
+        let segments: &[Segment] = bytemuck::cast_slice(buffer.segments());
+        Self {
+            ids: buffer.ids(),
+            positions: buffer.positions(),
+            segments,
+            target_rows: buffer.target_rows(),
+            targets: buffer.targets(),
+            max_segment: segments
+                .iter()
+                .map(|segment| segment.n_queries as usize)
+                .max()
+                .unwrap_or(0),
+        }
+    }
+
     /// Brings the micro-batch to the device.
     pub fn upload(&self, device: &mut impl Backend, slices: &BatchSlices) {
         device.upload(self.ids, slices.ids.first(self.ids.len()));

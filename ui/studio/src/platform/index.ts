@@ -33,7 +33,8 @@ export interface Platform {
   plan(request: PlanRequest): Promise<PlanReport>;
   /** Measures how fast pages move on this machine; plans tell their time from then on. */
   measurePageRates(): Promise<void>;
-  inspect(request: InspectRequest): Promise<Inspection>;
+  /** Tells the share of the file that is read. The next call ends this one. */
+  inspect(request: InspectRequest, onShare: (share: number) => void): Promise<Inspection>;
   startRun(settings: RunSettings, name: string | null): Promise<string>;
   resumeRun(run: string): Promise<void>;
   repeatSettings(run: string): Promise<RunSettings>;

@@ -364,6 +364,8 @@ export type Inspection = {
   /** Examples of which nothing to train on is left. */
   skipped: number, 
   /** Lines that cannot be read, or that the chat template refuses. */
+  n_malformed: number, 
+  /** The first of them. */
   malformed: Array<InspectedLine>, 
   /** The first examples. */
   samples: Array<InspectedSample>,

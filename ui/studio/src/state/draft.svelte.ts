@@ -77,13 +77,15 @@ export class Draft {
   planFailure = $state.raw<CommandError | null>(null);
   inspection = $state.raw<Inspection | null>(null);
   inspectFailure = $state.raw<CommandError | null>(null);
+  /** The share of the dataset that is read; `null` when nothing is being read. */
+  inspectShare = $state<number | null>(null);
   modelFailure = $state.raw<CommandError | null>(null);
   startFailure = $state.raw<CommandError | null>(null);
   /** What the run is to be called; empty: by its date, method and model. */
   name = $state("");
   starting = $state(false);
   readonly #plans = new Latest();
-  readonly #inspections = new Latest();
+  #look = 0;
   /** What this machine can give, as the planner last saw it. */
   hereBytes = $state<number>(0);
   #measured = false;
@@ -170,20 +172,23 @@ export class Draft {
   async reinspect(): Promise<void> {
     const settings = $state.snapshot(this.settings);
     const model = this.model.path;
-    if (model === null || settings.data === "") {
-      this.inspection = null;
-      this.inspectFailure = null;
-      return;
-    }
-    await this.#inspections.run(async () => {
+    const look = ++this.#look;
+    const isLatest = (): boolean => look === this.#look;
+    let [inspection, failure]: [Inspection | null, CommandError | null] = [null, null];
+    if (model !== null && settings.data !== "") {
       try {
-        this.inspection = await platform.inspect({ model, settings, limit: 5 });
-        this.inspectFailure = null;
+        inspection = await platform.inspect({ model, settings, limit: 5 }, (share) => {
+          if (isLatest()) this.inspectShare = share;
+        });
       } catch (thrown) {
-        this.inspection = null;
-        this.inspectFailure = commandError(thrown);
+        failure = commandError(thrown);
       }
-    });
+    }
+    // What was looked at since is what is shown.
+    if (!isLatest()) return;
+    this.inspectShare = null;
+    this.inspection = inspection;
+    this.inspectFailure = failure;
   }
 
   chooseModel(model: ModelChoice): void {
