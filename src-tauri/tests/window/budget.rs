@@ -20,6 +20,43 @@ fn method(report: &Value, name: &str) -> Value {
     methods.iter().find(|method| method["method"] == name).unwrap().clone()
 }
 
+/// Chooses one of many values.
+fn choose(window: &Window<'_>, field: &str, value: &str) {
+    window.click(&id(field));
+    window.click(&id(&format!("{field}-{value}")));
+}
+
+#[test]
+#[ignore = "needs Xvfb, WebKitWebDriver and a built page"]
+fn what_decides_memory_behind_more_is_planned_as_the_command_line_does() {
+    let home = tempfile::tempdir().unwrap();
+    let screen = Screen::new(home.path());
+    let window = screen.open(app());
+    window.text(&id("page-new"), |text| text.contains("Nibble starter"));
+    let startup = window.invoke("startup", json!({})).unwrap();
+    let model = startup["starter"]["path"].as_str().unwrap();
+    window.write(&id("prompt"), "");
+    window.click(&id("method-full"));
+    window.click(&id("more"));
+    let shows = |changes: &[&str]| {
+        let sizes = ["plan", "--model", model, "--batch", "4", "--seq", "256", "--rank", "16"];
+        let bytes = method(&nibble(&[&sizes[..], changes].concat()), "full")["peak_bytes"].as_u64();
+        let what = changes.join(" ");
+        window.wait(&what, || (shown(&window, "full") == bytes).then_some(()));
+        bytes
+    };
+    let in_f32 = shows(&[]);
+    choose(&window, "optimizer", "adamw-8bit");
+    let resident = shows(&["--optimizer", "adamw-8bit"]);
+    choose(&window, "paged", "on");
+    let paged = shows(&["--optimizer", "adamw-8bit", "--paged", "on"]);
+    assert!(paged < resident && resident < in_f32);
+    choose(&window, "paged", "off");
+    assert_eq!(shows(&["--optimizer", "adamw-8bit", "--paged", "off"]), resident);
+    window.click(&id("recompute"));
+    shows(&["--optimizer", "adamw-8bit", "--paged", "off", "--no-recompute"]);
+}
+
 #[test]
 #[ignore = "needs Xvfb, WebKitWebDriver and a built page"]
 fn a_run_in_the_smallest_budget_is_planned_as_it_is_trained() {

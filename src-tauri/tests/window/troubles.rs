@@ -91,6 +91,24 @@ fn what_people_bring_is_answered_where_they_brought_it() {
     window.write(&id("steps"), "4");
     window.click(&id("train"));
     is_state(&window, "Finished");
+
+    // An export goes over nothing that is somebody's, and says where it cannot write.
+    window.click(&id("nav-export"));
+    let export = |to: &str| {
+        window.write(&id("to"), to);
+        window.click(&id("export"));
+    };
+    export(&holidays);
+    let said = told(&window, &id("page-export"), "folder_not_empty");
+    assert!(said.contains(&holidays), "{said}");
+    assert!(Path::new(&photo).is_file());
+    let below_a_file = home.path().join("occupied").join("adapter").display().to_string();
+    export(&below_a_file);
+    told(&window, &id("page-export"), "export_unwritable");
+    let good = home.path().join("good");
+    export(&good.display().to_string());
+    window.text(&format!("{}[data-verified='true']", id("exported")), |_| true);
+    assert!(good.join("adapter_model.safetensors").is_file());
 }
 
 #[test]
