@@ -93,11 +93,11 @@ pub fn build_programs() -> Result<(), Error> {
 pub fn bench() -> Result<(), Error> {
     prepare(true)?;
     dist::dist()?;
-    for program in PROGRAMS {
-        let path = release_folder().join(format!("{program}{}", std::env::consts::EXE_SUFFIX));
+    for name in PROGRAMS {
+        let path = program(name);
         let metadata =
             path.metadata().map_err(|source| Error::File { path: path.clone(), source })?;
-        println!("{program}: {:.1} MB", metadata.len() as f64 / 1e6);
+        println!("{name}: {:.1} MB", metadata.len() as f64 / 1e6);
     }
     npm("measuring the page", &["run", "measure"])?;
     let figures = ["test", "--release", "--package", CRATE, "--test", "window", "--"];
@@ -112,8 +112,13 @@ pub fn bench() -> Result<(), Error> {
 /// # Errors
 /// When it does not build.
 pub fn open() -> Result<(), Error> {
-    build_page()?;
-    let monitor = ["build", "--release", "--package", "nibble-monitor"];
-    cargo("building the monitor", &monitor)?;
-    cargo("the window", &["run", "--release", "--package", CRATE])
+    // All at once: a package alone would have what it shares with the others built again, with
+    // other features.
+    build_programs()?;
+    run("the window", &mut Command::new(program(CRATE)))
+}
+
+/// A built program, to be used.
+fn program(name: &str) -> PathBuf {
+    release_folder().join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
