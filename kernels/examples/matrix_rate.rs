@@ -8,14 +8,12 @@
 //! several runs: whatever else the machine does can only slow one down. Shares mean something on an
 //! otherwise idle machine only, since the ceiling's short runs fit between another program's.
 
-use std::{
-    hint::black_box,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use half::bf16;
 use nibble_kernels::{
     Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError, Store,
+    cpu::ceilings,
     linear::{self, Linear, LinearShape, Weight},
     lora::{self, Lora, LoraPair, LoraShape},
     nf4::{Nf4, Nf4Layout, Nf4Weight},
@@ -127,7 +125,7 @@ impl Line {
     fn new(profile: DeviceProfile, shape: LinearShape, weight: &str) -> Self {
         let extents = format!("{}, {}, {}", shape.n_rows, shape.n_in, shape.n_out);
         let label = format!("{:<5} {extents:<17} {weight:<6}", format!("{:?}", profile.compute));
-        Self { label, ceiling: ceiling(profile) }
+        Self { label, ceiling: ceilings::product_flops_per_s(profile) }
     }
 
     /// Prints operations a second.
@@ -185,90 +183,4 @@ fn quantized(device: &mut Cpu, source: DeviceSlice<f32>) -> Result<Nf4Weight, Me
     let workspace = place(device, &vec![0.0; layout.n_blocks()])?;
     device.nf4_quantize(source, weight, workspace);
     Ok(weight)
-}
-
-/// Operations a second of multiply-and-add on registers, on all threads at once.
-fn ceiling(profile: DeviceProfile) -> f64 {
-    const STEPS: usize = 100_000;
-    let DeviceKind::Cpu { isa, n_threads } = profile.kind;
-    let secs = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..n_threads)
-            .map(|_| scope.spawn(move || fastest(|| registers(isa, profile.compute, STEPS))))
-            .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or(f64::INFINITY)).fold(0.0, f64::max)
-    });
-    let per_step = match (isa, profile.compute) {
-        (Isa::Avx512Bf16, Compute::Bf16) => 64,
-        (Isa::Avx512 | Isa::Avx512Bf16, _) => 32,
-        (Isa::Avx2, _) => 16,
-        (Isa::Portable, _) => 8,
-    };
-    (n_threads * STEPS * N_SUMS * per_step) as f64 / secs
-}
-
-/// Independent sums: more than the instruction's latency times its rate, fewer than registers.
-const N_SUMS: usize = 12;
-
-/// `steps` rounds of [`N_SUMS`] multiply-and-adds of whole vectors.
-fn registers(isa: Isa, compute: Compute, steps: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-
-        #[target_feature(enable = "avx512f,avx512bf16")]
-        fn avx512_bf16(steps: usize) {
-            let mut sums = black_box([_mm512_setzero_ps(); N_SUMS]);
-            let one = black_box(_mm512_set1_epi32(0x3f80_3f80));
-            // SAFETY: any bits are bf16 numbers.
-            let one: __m512bh = unsafe { std::mem::transmute(one) };
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = _mm512_dpbf16_ps(*sum, one, one);
-                }
-            }
-            black_box(sums);
-        }
-        #[target_feature(enable = "avx512f")]
-        fn avx512(steps: usize) {
-            let mut sums = black_box([_mm512_setzero_ps(); N_SUMS]);
-            let one = black_box(_mm512_set1_ps(1.0));
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = _mm512_fmadd_ps(one, one, *sum);
-                }
-            }
-            black_box(sums);
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(steps: usize) {
-            let mut sums = black_box([_mm256_setzero_ps(); N_SUMS]);
-            let one = black_box(_mm256_set1_ps(1.0));
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = _mm256_fmadd_ps(one, one, *sum);
-                }
-            }
-            black_box(sums);
-        }
-        match (isa, compute) {
-            // SAFETY: `Isa::best` found the instructions on this processor.
-            (Isa::Avx512Bf16, Compute::Bf16) => return unsafe { avx512_bf16(steps) },
-            // SAFETY: as above.
-            (Isa::Avx512 | Isa::Avx512Bf16, _) => return unsafe { avx512(steps) },
-            // SAFETY: as above.
-            (Isa::Avx2, _) => return unsafe { avx2(steps) },
-            (Isa::Portable, _) => {}
-        }
-    }
-    let _ = (isa, compute);
-    let mut sums = black_box([[0.0_f32; 4]; N_SUMS]);
-    let one = black_box([1.0_f32; 4]);
-    for _ in 0..steps {
-        for sum in &mut sums {
-            for (sum, one) in sum.iter_mut().zip(one) {
-                *sum += one * one;
-            }
-        }
-    }
-    black_box(sums);
 }

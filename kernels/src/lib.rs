@@ -22,8 +22,8 @@
 //! out of bounds. Nothing a person can type or load reaches these checks.
 //!
 //! # Determinism
-//! An operation's result depends on its inputs and on [`Compute`] alone: work is cut by shape,
-//! never by the number of threads, and sums are taken in a fixed order.
+//! An operation's result depends on its inputs and on [`Compute`] alone: each
+//! element is one task's, however they are divided among threads, and its sum is taken in a fixed order.
 
 pub mod blockwise;
 pub mod cpu;

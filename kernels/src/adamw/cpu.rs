@@ -1,7 +1,6 @@
 //! The update on the processor.
 
 use half::bf16;
-use rayon::prelude::*;
 
 use super::{
     AdamW, AdamWStep, MOMENT_BLOCK, Moments, Parameters, QuantizedMoment, first_moment_code,
@@ -10,7 +9,11 @@ use super::{
 use crate::{
     Cpu, Element,
     blockwise::{DynamicCode, dequantize_block, largest_magnitude, quantize_block},
-    cpu::{Access, math::for_each_isa, parallel::CHUNK},
+    cpu::{
+        Access,
+        math::for_each_isa,
+        parallel::{CHUNK, Output, Shared, for_each_part},
+    },
     memory::DeviceSlice,
     random::hash,
 };
@@ -258,20 +261,15 @@ impl Cpu {
         let isa = self.isa();
         let factors = Factors::new(&step);
         let n = g.len();
-        let mut access = self.access();
+        let mut access = self.access("adamw");
         let (w, g) = (access.write(w), access.read(g));
         assert_eq!(w.len(), n, "parameters for {n} gradients");
-        let w_and_g = (w.par_chunks_mut(CHUNK), g.par_chunks(CHUNK));
         let first_of = |task: usize| step.first_element + task * CHUNK;
         match moments {
             Moments::F32 { first, second } => {
                 let (m, v) = (access.write(first), access.write(second));
-                assert_eq!((m.len(), v.len()), (n, n), "moments for {n} gradients");
-                let tasks = (w_and_g.0, w_and_g.1, m.par_chunks_mut(CHUNK), v.par_chunks_mut(CHUNK));
-                access.pool().install(|| {
-                    tasks.into_par_iter().enumerate().for_each(|(task, (w, g, m, v))| {
-                        update_f32(isa, factors, first_of(task), w, g, m, v);
-                    });
+                for_each_part(access.pool(), (w, m, v), CHUNK, |task, (w, m, v)| {
+                    update_f32(isa, factors, first_of(task), w, &g[task * CHUNK..], m, v);
                 });
             }
             Moments::Blockwise8 { first, second } => {
@@ -280,32 +278,47 @@ impl Cpu {
                     "{} is not the first element of a block",
                     step.first_element
                 );
-                let m = parts(&mut access, n, first, first_moment_code());
-                let v = parts(&mut access, n, second, second_moment_code());
-                access.pool().install(|| {
-                    (w_and_g.0, w_and_g.1, m, v).into_par_iter().enumerate().for_each(
-                        |(task, (w, g, m, v))| {
-                            update_blockwise(isa, factors, first_of(task), w, g, m, v);
-                        },
-                    );
+                let m = MomentPart::of(&mut access, first, first_moment_code());
+                let v = MomentPart::of(&mut access, second, second_moment_code());
+                for_each_part(access.pool(), (w, m, v), CHUNK, |task, (w, m, v)| {
+                    let g = &g[task * CHUNK..][..w.len()];
+                    update_blockwise(isa, factors, first_of(task), w, g, m, v);
                 });
             }
         }
     }
 }
 
-/// A moment of `n` elements, a part for each task.
-fn parts<'a>(
-    access: &mut Access<'a>,
-    n: usize,
-    moment: QuantizedMoment,
-    code: &'static DynamicCode,
-) -> impl IndexedParallelIterator<Item = MomentPart<'a>> + use<'a> {
-    let (codes, absmax) = (access.write(moment.codes), access.write(moment.absmax));
-    let n_blocks = n_moment_blocks(n);
-    assert_eq!((codes.len(), absmax.len()), (n, n_blocks), "a moment for {n} gradients");
-    codes
-        .par_chunks_mut(CHUNK)
-        .zip(absmax.par_chunks_mut(CHUNK / MOMENT_BLOCK))
-        .map(move |(codes, absmax)| MomentPart { code, codes, absmax })
+impl<'a> MomentPart<'a> {
+    /// A whole moment.
+    fn of(access: &mut Access<'a>, moment: QuantizedMoment, code: &'static DynamicCode) -> Self {
+        let (codes, absmax) = (access.write(moment.codes), access.write(moment.absmax));
+        assert_eq!(absmax.len(), n_moment_blocks(codes.len()), "blocks of a moment");
+        Self { code, codes, absmax }
+    }
+}
+
+impl<'a> Output for MomentPart<'a> {
+    type Shared = (&'static DynamicCode, Shared<u8>, Shared<f32>);
+    type Part = MomentPart<'a>;
+
+    fn len(&self) -> usize {
+        self.codes.len()
+    }
+
+    fn share(self) -> Self::Shared {
+        (self.code, self.codes.share(), self.absmax.share())
+    }
+
+    unsafe fn part(&(code, ref codes, ref absmax): &Self::Shared, start: usize, len: usize) -> Self {
+        assert!(start.is_multiple_of(MOMENT_BLOCK), "two parts in one block");
+        // SAFETY: the caller's promise holds for the elements, and so for their blocks.
+        unsafe {
+            Self {
+                code,
+                codes: <&mut [u8]>::part(codes, start, len),
+                absmax: <&mut [f32]>::part(absmax, start / MOMENT_BLOCK, n_moment_blocks(len)),
+            }
+        }
+    }
 }

@@ -16,7 +16,7 @@ use crate::{
     cpu::{
         gemm::{Layout, Operand, bf16_bits},
         math::{dot, for_each_isa},
-        parallel::{Shared, for_each_part, for_each_task},
+        parallel::{Shared, for_each_part},
     },
     memory::DeviceSlice,
 };
@@ -46,14 +46,17 @@ pub(super) fn delta_len(shape: &AttentionShape) -> usize {
 }
 
 impl Cpu {
-    /// The scratch of the calling thread, out of that of all.
+    /// The scratch of `thread`, out of that of all.
     ///
     /// # Safety
     /// The memory must outlive the task, and the thread have no other scratch.
-    unsafe fn scratch<'a>(memory: &'a Shared<u32>, inputs: &Inputs<'_>) -> Scratch<'a> {
+    unsafe fn scratch<'a>(
+        memory: &'a Shared<u32>,
+        thread: usize,
+        inputs: &Inputs<'_>,
+    ) -> Scratch<'a> {
         let head_size = inputs.shape.head_size;
         let len = Scratch::len(&inputs.products, head_size);
-        let thread = rayon::current_thread_index().unwrap_or(0);
         // SAFETY: a thread runs one task at a time, and has a part of its own.
         let memory = unsafe { memory.slice(thread * len, len) };
         Scratch::new(memory, &inputs.products, head_size)
@@ -74,10 +77,12 @@ impl Attention for Cpu {
     ) {
         let (isa, compute) = (self.isa(), self.compute());
         let products = products(isa, compute);
-        let mut access = self.access();
+        let mut access = self.access("attention");
         let segments = access.read(segments);
         let (q, k, v) = (access.read(q), access.read(k), access.read(v));
         let inputs = Inputs { isa, compute, products, shape, q, k, v };
+        // Scores, and what they weigh.
+        access.count_flops(|| 2.0 * inputs.product_flops(segments));
         let out = &mut access.write(out)[..shape.n_rows * inputs.query_stride()];
         let log_sum_exp = &mut access.write(log_sum_exp)[..shape.n_rows * shape.n_heads];
         out.fill(0.0);
@@ -86,7 +91,7 @@ impl Attention for Cpu {
         let scratch = Shared::new(access.write(workspace.cast::<u32>()));
 
         let n_tiles: usize = segments.iter().map(Segment::query_tiles).sum();
-        for_each_task(access.pool(), n_tiles * shape.n_heads, |task| {
+        access.pool().run(n_tiles * shape.n_heads, |thread, task| {
             let head = task % shape.n_heads;
             // The last tiles see the most keys: they go first.
             let tile = n_tiles - 1 - task / shape.n_heads;
@@ -94,7 +99,7 @@ impl Attention for Cpu {
                 return;
             };
             // SAFETY: this task's only scratch.
-            let mut scratch = unsafe { Cpu::scratch(&scratch, &inputs) };
+            let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
             forward_tile(&inputs, &segment, tile, head, &mut scratch, &out, &log_sum_exp);
         });
     }
@@ -116,10 +121,12 @@ impl Attention for Cpu {
     ) {
         let (isa, compute) = (self.isa(), self.compute());
         let products = products(isa, compute);
-        let mut access = self.access();
+        let mut access = self.access("attention backward");
         let segments = access.read(segments);
         let (q, k, v) = (access.read(q), access.read(k), access.read(v));
         let inputs = Inputs { isa, compute, products, shape, q, k, v };
+        // Scores again, and four gradients.
+        access.count_flops(|| 5.0 * inputs.product_flops(segments));
         let (query_stride, key_stride) = (inputs.query_stride(), inputs.key_stride());
         let (out, dout) = (access.read(out), access.read(dout));
         let log_sum_exp = access.read(log_sum_exp);
@@ -133,7 +140,7 @@ impl Attention for Cpu {
         let (delta, scratch) = workspace.split_at_mut(delta_len(&shape));
         let delta = &mut bytemuck::cast_slice_mut(delta)[..shape.n_rows * shape.n_heads];
         let head_size = shape.head_size;
-        for_each_part(access.pool(), delta, shape.n_heads, |row, delta| {
+        for_each_part(access.pool(), &mut *delta, shape.n_heads, |row, delta| {
             let row = row * query_stride..(row + 1) * query_stride;
             row_deltas(isa, compute, &dout[row.clone()], &out[row], head_size, delta);
         });
@@ -142,20 +149,20 @@ impl Attention for Cpu {
         let scratch = Shared::new(scratch);
 
         let n_tiles: usize = segments.iter().map(Segment::key_tiles).sum();
-        for_each_task(access.pool(), n_tiles * shape.n_kv_heads, |task| {
+        access.pool().run(n_tiles * shape.n_kv_heads, |thread, task| {
             let (head, tile) = (task % shape.n_kv_heads, task / shape.n_kv_heads);
             if let Some((segment, tile)) = tile_of(segments, tile, Segment::key_tiles) {
                 // SAFETY: this task's only scratch.
-                let mut scratch = unsafe { Cpu::scratch(&scratch, &inputs) };
+                let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
                 gradient.key_tile(&segment, tile, head, &mut scratch, &dk, &dv);
             }
         });
         let n_tiles: usize = segments.iter().map(Segment::query_tiles).sum();
-        for_each_task(access.pool(), n_tiles * shape.n_heads, |task| {
+        access.pool().run(n_tiles * shape.n_heads, |thread, task| {
             let (head, tile) = (task % shape.n_heads, n_tiles - 1 - task / shape.n_heads);
             if let Some((segment, tile)) = tile_of(segments, tile, Segment::query_tiles) {
                 // SAFETY: this task's only scratch.
-                let mut scratch = unsafe { Cpu::scratch(&scratch, &inputs) };
+                let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
                 gradient.query_tile(&segment, tile, head, &mut scratch, &dq);
             }
         });

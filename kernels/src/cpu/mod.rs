@@ -3,14 +3,21 @@
 //! Operations reach memory through [`Cpu::access`], the one place where a [`DeviceSlice`] becomes
 //! a Rust slice.
 
+pub mod ceilings;
 pub(crate) mod gemm;
 pub(crate) mod math;
 mod mover;
 pub(crate) mod parallel;
+pub(crate) mod pool;
+mod profile;
 
-use std::{ops::Range, sync::Arc};
+use std::{io, ops::Range, sync::Arc};
 
 use memmap2::{MmapMut, MmapRaw};
+
+use pool::Pool;
+pub use profile::OperationProfile;
+use profile::{Call, Profile};
 
 use crate::{
     device::{Compute, DeviceKind, DeviceProfile, Isa},
@@ -88,10 +95,11 @@ pub struct Cpu {
     stores: Vec<Arc<Store>>,
     transferred_bytes: u64,
     blocks: Vec<Block>,
-    pool: rayon::ThreadPool,
+    pool: Pool,
     isa: Isa,
     compute: Compute,
-    n_threads: usize,
+    profile: Option<Profile>,
+    is_profiling: bool,
 }
 
 impl Cpu {
@@ -100,23 +108,20 @@ impl Cpu {
     ///
     /// # Errors
     /// When the system refuses to start the threads.
-    pub fn new(profile: DeviceProfile) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub fn new(profile: DeviceProfile) -> io::Result<Self> {
         let DeviceKind::Cpu { isa, n_threads } = profile.kind;
         let isa = isa.min(Isa::best());
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .thread_name(|index| format!("nibble-{index}"))
-            .build()?;
         Ok(Self {
             mover: None,
             in_flight: Vec::with_capacity(16),
             stores: Vec::new(),
             transferred_bytes: 0,
             blocks: Vec::new(),
-            pool,
+            pool: Pool::new(n_threads)?,
             isa,
             compute: profile.compute,
-            n_threads,
+            profile: None,
+            is_profiling: false,
         })
     }
 
@@ -130,14 +135,32 @@ impl Cpu {
         self.compute
     }
 
-    /// The number of worker threads.
+    /// The number of threads that operations run on, the calling one among them.
     pub fn n_threads(&self) -> usize {
-        self.n_threads
+        self.pool.n_threads()
     }
 
-    /// Starts resolving one operation's arguments.
-    pub(crate) fn access(&mut self) -> Access<'_> {
+    /// Counts and times operations from now on, or no longer; what was counted stays.
+    pub fn profile_operations(&mut self, on: bool) {
+        self.is_profiling = on;
+        if on {
+            self.profile.get_or_insert_with(Profile::new);
+        }
+    }
+
+    /// What was counted so far.
+    pub fn profiled(&self) -> &[OperationProfile] {
+        self.profile.as_ref().map_or(&[], Profile::operations)
+    }
+
+    /// Starts resolving the arguments of one call of `operation`.
+    pub(crate) fn access(&mut self, operation: &'static str) -> Access<'_> {
         Access {
+            call: self
+                .profile
+                .as_mut()
+                .filter(|_| self.is_profiling)
+                .map(|profile| Call::begin(profile, operation)),
             isa: self.isa,
             compute: self.compute,
             blocks: &self.blocks,
@@ -158,11 +181,13 @@ const MAX_ARGUMENTS: usize = 24;
 /// live slices alias. It holds the device for the operation's whole life; on the stack, because a
 /// training step does not allocate.
 pub(crate) struct Access<'a> {
+    /// Where the call is counted, if it is.
+    call: Option<Call<'a>>,
     isa: Isa,
     compute: Compute,
     blocks: &'a [Block],
     in_flight: &'a [InFlight],
-    pool: &'a rayon::ThreadPool,
+    pool: &'a Pool,
     taken: [Option<Taken>; MAX_ARGUMENTS],
     n_taken: usize,
 }
@@ -174,8 +199,20 @@ struct Taken {
 }
 
 impl<'a> Access<'a> {
+    /// Counts the multiplications and additions of a matrix product of these extents.
+    pub(crate) fn count_product(&mut self, m: usize, n: usize, k: usize) {
+        self.count_flops(|| 2.0 * m as f64 * n as f64 * k as f64);
+    }
+
+    /// Counts multiplications and additions, which are found only if somebody wants to know.
+    pub(crate) fn count_flops(&mut self, n_flops: impl FnOnce() -> f64) {
+        if let Some(call) = &mut self.call {
+            call.count_flops(n_flops());
+        }
+    }
+
     /// The threads to run on.
-    pub(crate) fn pool(&self) -> &'a rayon::ThreadPool {
+    pub(crate) fn pool(&self) -> &'a Pool {
         self.pool
     }
 
@@ -186,7 +223,16 @@ impl<'a> Access<'a> {
 
     /// An input.
     pub(crate) fn read<T: Element>(&mut self, slice: DeviceSlice<T>) -> &'a [T] {
-        self.take(slice, false);
+        self.read_some(slice, slice.len())
+    }
+
+    /// An input of which only `n_used` elements are read.
+    pub(crate) fn read_some<T: Element>(
+        &mut self,
+        slice: DeviceSlice<T>,
+        n_used: usize,
+    ) -> &'a [T] {
+        self.take(slice, n_used, false);
         let bytes = self.blocks[slice.memory().0 as usize].as_ptr();
         // SAFETY: `take` checked that the range lies inside the block and overlaps no output handed
         // out in this operation, nor what a transfer writes meanwhile. The block outlives 'a, cannot be freed or handed out again while
@@ -197,7 +243,16 @@ impl<'a> Access<'a> {
 
     /// An output (or an argument changed in place).
     pub(crate) fn write<T: Element>(&mut self, slice: DeviceSlice<T>) -> &'a mut [T] {
-        self.take(slice, true);
+        self.write_some(slice, slice.len())
+    }
+
+    /// An output of which only `n_used` elements are written.
+    pub(crate) fn write_some<T: Element>(
+        &mut self,
+        slice: DeviceSlice<T>,
+        n_used: usize,
+    ) -> &'a mut [T] {
+        self.take(slice, n_used, true);
         let Block::Owned(map) = &self.blocks[slice.memory().0 as usize] else {
             panic!("{slice:?} is in a read-only block");
         };
@@ -209,7 +264,7 @@ impl<'a> Access<'a> {
         }
     }
 
-    fn take<T: Element>(&mut self, slice: DeviceSlice<T>, writable: bool) {
+    fn take<T: Element>(&mut self, slice: DeviceSlice<T>, n_used: usize, writable: bool) {
         let (memory, bytes) = (slice.memory(), slice.byte_range());
         let block = &self.blocks[memory.0 as usize];
         let n_bytes = block.n_bytes();
@@ -225,6 +280,9 @@ impl<'a> Access<'a> {
             );
         }
         self.in_flight.iter().for_each(|transfer| transfer.check(memory, &bytes, writable));
+        if let Some(call) = &mut self.call {
+            call.count_bytes(n_used.min(slice.len()) * size_of::<T>());
+        }
         self.taken[self.n_taken] = Some(Taken { memory, bytes, writable });
         self.n_taken += 1;
     }
@@ -233,7 +291,7 @@ impl<'a> Access<'a> {
 impl Memory for Cpu {
     fn profile(&self) -> DeviceProfile {
         DeviceProfile {
-            kind: DeviceKind::Cpu { isa: self.isa, n_threads: self.n_threads },
+            kind: DeviceKind::Cpu { isa: self.isa, n_threads: self.n_threads() },
             compute: self.compute,
         }
     }
@@ -261,7 +319,7 @@ impl Memory for Cpu {
     }
 
     fn upload<T: Element>(&mut self, source: &[T], destination: DeviceSlice<T>) {
-        self.access().write(destination).copy_from_slice(source);
+        self.access("upload").write(destination).copy_from_slice(source);
     }
 
     fn download<T: Element>(&self, source: DeviceSlice<T>, destination: &mut [T]) {
@@ -280,11 +338,11 @@ impl Memory for Cpu {
     }
 
     fn clear<T: Element>(&mut self, slice: DeviceSlice<T>) {
-        self.access().write(slice).fill(T::zeroed());
+        self.access("clear").write(slice).fill(T::zeroed());
     }
 
     fn copy<T: Element>(&mut self, source: DeviceSlice<T>, destination: DeviceSlice<T>) {
-        let mut access = self.access();
+        let mut access = self.access("copy");
         let source = access.read(source);
         access.write(destination).copy_from_slice(source);
     }

@@ -1,8 +1,8 @@
-//! Cutting work into tasks for the thread pool.
+//! Cutting work into tasks for the threads.
 //!
-//! Tasks are cut by shape alone, so that results do not depend on the number of threads.
+//! No task's results depend on how many threads there are.
 
-use rayon::prelude::*;
+use super::pool::Pool;
 
 /// Elements that one task of an elementwise operation works on: enough to outweigh handing it out,
 /// few enough that a layer's buffers keep every core busy.
@@ -13,34 +13,92 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
     (CHUNK / width.max(1)).max(1)
 }
 
-/// Runs `task(i)` for `i < n` on the pool.
-pub(crate) fn for_each_task(
-    pool: &rayon::ThreadPool,
-    n: usize,
-    task: impl Fn(usize) + Send + Sync,
+/// Runs `task(i)` for `i < n` on the threads.
+pub(crate) fn for_each_task(pool: &Pool, n: usize, task: impl Fn(usize) + Sync) {
+    pool.run(n, |_, index| task(index));
+}
+
+/// Runs `task(i, part)` on the `i`-th `len` elements of `output`, which is a slice or several of one
+/// length.
+pub(crate) fn for_each_part<O: Output>(
+    pool: &Pool,
+    output: O,
+    len: usize,
+    task: impl Fn(usize, O::Part) + Sync,
 ) {
-    if n <= 1 {
-        (0..n).for_each(task);
-    } else {
-        pool.install(|| (0..n).into_par_iter().with_max_len(1).for_each(task));
+    let (n, len) = (output.len(), len.max(1));
+    let shared = output.share();
+    pool.run(n.div_ceil(len), |_, index| {
+        let start = index * len;
+        // SAFETY: each task has a range of its own, and `output` is borrowed until all are done.
+        task(index, unsafe { O::part(&shared, start, len.min(n - start)) });
+    });
+}
+
+/// Slices that tasks write parts of.
+pub(crate) trait Output {
+    /// As all tasks see it.
+    type Shared: Sync;
+    /// As one task sees its part.
+    type Part;
+
+    /// Elements.
+    fn len(&self) -> usize;
+
+    /// Lets tasks share it.
+    fn share(self) -> Self::Shared;
+
+    /// `len` elements from `start` on.
+    ///
+    /// # Safety
+    /// As [`Shared::part`].
+    unsafe fn part(shared: &Self::Shared, start: usize, len: usize) -> Self::Part;
+}
+
+impl<'a, T: Send> Output for &'a mut [T] {
+    type Shared = Shared<T>;
+    type Part = &'a mut [T];
+
+    fn len(&self) -> usize {
+        <[T]>::len(self)
+    }
+
+    fn share(self) -> Shared<T> {
+        Shared::new(self)
+    }
+
+    unsafe fn part(shared: &Shared<T>, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller keeps the parts of different tasks apart, and uses none after the
+        // borrow that the slice was shared from.
+        unsafe { std::slice::from_raw_parts_mut(shared.part(start, len), len) }
     }
 }
 
-/// Runs `task(i, part)` on the `i`-th `len` elements of `output` on the pool.
-pub(crate) fn for_each_part<T: Send>(
-    pool: &rayon::ThreadPool,
-    output: &mut [T],
-    len: usize,
-    task: impl Fn(usize, &mut [T]) + Send + Sync,
-) {
-    if output.len() <= len {
-        output.chunks_mut(len.max(1)).enumerate().for_each(|(i, part)| task(i, part));
-    } else {
-        pool.install(|| {
-            output.par_chunks_mut(len).enumerate().for_each(|(i, part)| task(i, part));
-        });
-    }
+macro_rules! output_of_several {
+    ($($output:ident $index:tt),*) => {
+        impl<$($output: Output),*> Output for ($($output,)*) {
+            type Shared = ($($output::Shared,)*);
+            type Part = ($($output::Part,)*);
+
+            fn len(&self) -> usize {
+                let len = self.0.len();
+                $(assert_eq!(self.$index.len(), len, "outputs of different lengths");)*
+                len
+            }
+
+            fn share(self) -> Self::Shared {
+                ($(self.$index.share(),)*)
+            }
+
+            unsafe fn part(shared: &Self::Shared, start: usize, len: usize) -> Self::Part {
+                // SAFETY: the caller's promise holds for each.
+                unsafe { ($($output::part(&shared.$index, start, len),)*) }
+            }
+        }
+    };
 }
+output_of_several!(A 0, B 1);
+output_of_several!(A 0, B 1, C 2);
 
 /// A matrix shared by tasks that write different parts of it.
 #[derive(Clone, Copy)]
@@ -65,9 +123,7 @@ impl<T> Shared<T> {
         // SAFETY: inside the slice, as just checked.
         unsafe { self.0.add(start) }
     }
-}
 
-impl<T> Shared<T> {
     /// `len` elements from `start` on.
     ///
     /// # Safety

@@ -16,14 +16,14 @@ impl Embedding for Cpu {
         table: EmbeddingTable,
         y: DeviceSlice<f32>,
     ) {
-        let mut access = self.access();
+        let mut access = self.access("embedding");
         let ids = access.read(ids);
         let y = &mut access.write(y)[..ids.len() * width];
         let n_rows = rows_per_task(width);
         let row = |id: u32| id as usize * width..(id as usize + 1) * width;
         match table {
             EmbeddingTable::F32(table) => {
-                let table = access.read(table);
+                let table = access.read_some(table, y.len());
                 for_each_part(access.pool(), y, n_rows * width, |task, y| {
                     for (y, &id) in y.chunks_exact_mut(width).zip(&ids[task * n_rows..]) {
                         y.copy_from_slice(&table[row(id)]);
@@ -31,7 +31,7 @@ impl Embedding for Cpu {
                 });
             }
             EmbeddingTable::Bf16(table) => {
-                let table = access.read(table);
+                let table = access.read_some(table, y.len());
                 for_each_part(access.pool(), y, n_rows * width, |task, y| {
                     for (y, &id) in y.chunks_exact_mut(width).zip(&ids[task * n_rows..]) {
                         for (y, value) in y.iter_mut().zip(&table[row(id)]) {
@@ -53,10 +53,10 @@ impl Embedding for Cpu {
         /// Columns of a task: a few cache lines.
         const COLUMNS: usize = 64;
 
-        let mut access = self.access();
+        let mut access = self.access("embedding backward");
         let ids = access.read(ids);
         let dy = &access.read(dy)[..ids.len() * width];
-        let dtable = access.write(dtable);
+        let dtable = access.write_some(dtable, dy.len());
         let n_rows = dtable.len() / width;
         assert!(ids.iter().all(|&id| (id as usize) < n_rows), "a token id beyond the table");
         let table = Shared::new(dtable);

@@ -1,25 +1,22 @@
 //! The norm on the processor.
 
-use rayon::prelude::*;
-
 use super::GradientNorm;
-use crate::{Cpu, memory::DeviceSlice};
+use crate::{Cpu, cpu::parallel::for_each_part, memory::DeviceSlice};
 
 /// Sums of a level; with the chunks of the next, enough for any buffer at little stack.
 const N_SUMS: usize = 256;
 
 impl GradientNorm for Cpu {
     fn squared_norm(&mut self, gradient: DeviceSlice<f32>) -> f64 {
-        let mut access = self.access();
+        let mut access = self.access("gradient norm");
         let gradient = access.read(gradient);
         // The chunk depends on the length alone; the sums are on the stack.
         let chunk = gradient.len().div_ceil(N_SUMS).max(1 << 12);
         let mut sums = [0.0_f64; N_SUMS];
-        access.pool().install(|| {
-            gradient
-                .par_chunks(chunk)
-                .zip(sums.par_iter_mut())
-                .for_each(|(part, sum)| *sum = squared(part));
+        let n_chunks = gradient.len().div_ceil(chunk);
+        for_each_part(access.pool(), &mut sums[..n_chunks], 1, |task, sum| {
+            let part = &gradient[task * chunk..];
+            sum[0] = squared(&part[..chunk.min(part.len())]);
         });
         sums.iter().sum()
     }

@@ -44,7 +44,7 @@ impl Linear for Cpu {
         y: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
-        let mut access = self.access();
+        let mut access = self.access("product");
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
         let x = access.read(x);
@@ -52,6 +52,7 @@ impl Linear for Cpu {
         let bias = bias.map(|bias| access.read(bias));
         let y = access.write(y);
         let extents = Extents { m: n_rows, n: n_out, k: n_in };
+        access.count_product(n_rows, n_out, n_in);
         let few = few_rows_bytes(shape);
         let scratch = access.write(workspace.first(few).cast::<f32>());
         if !gemm::few_rows(place, extents, x, weight, store, y, scratch) {
@@ -77,12 +78,13 @@ impl Linear for Cpu {
         dx: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
-        let mut access = self.access();
+        let mut access = self.access("input gradient");
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
         let dy = Operand::f32(access.read(dy), Layout::Depth, n_out);
         let weight = operand(&mut access, weight, shape, Layout::Lanes);
         let extents = Extents { m: n_rows, n: n_in, k: n_out };
+        access.count_product(n_rows, n_in, n_out);
         let (dx, workspace) = (access.write(dx), access.write(workspace.cast()));
         gemm::multiply(place, extents, 1.0, dy, weight, store, dx, workspace);
     }
@@ -96,12 +98,13 @@ impl Linear for Cpu {
         dweight: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
-        let mut access = self.access();
+        let mut access = self.access("weight gradient");
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
         let dy = Operand::f32(access.read(dy), Layout::Lanes, n_out);
         let x = Operand::f32(access.read(x), Layout::Lanes, n_in);
         let extents = Extents { m: n_out, n: n_in, k: n_rows };
+        access.count_product(n_out, n_in, n_rows);
         let (dweight, workspace) = (access.write(dweight), access.write(workspace.cast()));
         gemm::multiply(place, extents, 1.0, dy, x, store, dweight, workspace);
     }
@@ -115,7 +118,7 @@ impl Linear for Cpu {
     ) {
         /// Columns of a task: a cache line.
         const COLUMNS: usize = 16;
-        let mut access = self.access();
+        let mut access = self.access("bias gradient");
         let dy = &access.read(dy)[..n_rows * n_out];
         let dbias = &mut access.write(dbias)[..n_out];
         for_each_part(access.pool(), dbias, COLUMNS, |task, sums| {

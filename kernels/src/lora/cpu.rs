@@ -57,7 +57,7 @@ impl Lora for Cpu {
         workspace: DeviceSlice<u8>,
     ) {
         let LoraShape { n_rows, n_in, n_out, rank } = shape;
-        let mut access = self.access();
+        let mut access = self.access("pair");
         let place = access.place();
         let x = dropped(access.read(x), dropout);
         let x = Operand { values: x, layout: Layout::Depth, stride: n_in };
@@ -65,6 +65,7 @@ impl Lora for Cpu {
         let b = Operand::f32(access.read(pair.b), Layout::Depth, rank);
         let (xa, y) = (access.write(xa), access.write(y));
         let workspace = access.write(workspace.cast());
+        access.count_product(n_rows, rank, n_in + n_out);
         let extents = Extents { m: n_rows, n: rank, k: n_in };
         gemm::multiply(place, extents, 1.0, x, a, Store::Overwrite, xa, workspace);
         let xa = Operand::f32(xa, Layout::Depth, rank);
@@ -86,9 +87,10 @@ impl Lora for Cpu {
         workspace: DeviceSlice<u8>,
     ) {
         let LoraShape { n_rows, n_in, n_out, rank } = shape;
-        let mut access = self.access();
+        let mut access = self.access("pair backward");
         let place = access.place();
         let accumulate = Store::Accumulate;
+        access.count_product(n_rows, rank, 2 * n_out + n_in + if dx.is_some() { n_in } else { 0 });
         let parts = super::parts(shape, dropout.is_some());
         let dxa = access.write(workspace.slice(parts.dxa.clone()).cast::<f32>());
         let product = access.write(workspace.slice(parts.product.clone()).cast::<f32>());

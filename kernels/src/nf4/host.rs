@@ -32,12 +32,8 @@ const fn middles<const N: usize, const M: usize>(table: &[f32; N]) -> [f32; M] {
 /// # Panics
 /// When an output is too short.
 pub fn quantize(values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
-    quantize_with(Isa::best(), values, codes, absmax);
-}
-
-/// [`quantize`] on one path; every path gives the same bits.
-pub(super) fn quantize_with(isa: Isa, values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
     const BLOCKS_PER_TASK: usize = 256;
+    let isa = Isa::best();
     let codes = &mut codes[..values.len().div_ceil(2)];
     let absmax = &mut absmax[..values.len().div_ceil(BLOCK)];
     values
@@ -48,7 +44,8 @@ pub(super) fn quantize_with(isa: Isa, values: &[f32], codes: &mut [u8], absmax: 
 }
 
 for_each_isa! {
-    fn quantize_blocks(values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
+    /// [`quantize`] on one path and one thread; every path gives the same bits.
+    pub(super) fn quantize_blocks(values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
         let (blocks, rest) = values.as_chunks::<BLOCK>();
         let block_codes = codes.as_chunks_mut::<{ BLOCK / 2 }>().0;
         for ((block, codes), absmax) in blocks.iter().zip(block_codes).zip(&mut *absmax) {

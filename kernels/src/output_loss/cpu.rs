@@ -89,7 +89,7 @@ impl Cpu {
         scale: Option<f32>,
     ) {
         let isa = self.isa();
-        let mut access = self.access();
+        let mut access = self.access("cross-entropy");
         let targets = access.read(targets);
         let logits = access.write(logits);
         let losses = Shared::new(access.write(losses));

@@ -5,11 +5,11 @@ use crate::{
     Cpu, Isa,
     cpu::{
         math::{dot, dot_of_three, for_each_isa},
-        parallel::{for_each_part, rows_per_task},
+        parallel::{Shared, for_each_part, for_each_task, rows_per_task},
+        pool::Pool,
     },
     memory::DeviceSlice,
 };
-use rayon::prelude::*;
 
 for_each_isa! {
     fn forward_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
@@ -84,7 +84,7 @@ impl RmsNorm for Cpu {
         y: DeviceSlice<f32>,
     ) {
         let isa = self.isa();
-        let mut access = self.access();
+        let mut access = self.access("norm");
         let len = shape.n_rows * shape.width;
         let x = &access.read(x)[..len];
         let weight = &access.read(weight)[..shape.width];
@@ -107,7 +107,7 @@ impl RmsNorm for Cpu {
         workspace: DeviceSlice<u8>,
     ) {
         let isa = self.isa();
-        let mut access = self.access();
+        let mut access = self.access("norm backward");
         let len = shape.n_rows * shape.width;
         let x = &access.read(x)[..len];
         let weight = &access.read(weight)[..shape.width];
@@ -129,7 +129,7 @@ impl RmsNorm for Cpu {
         workspace: DeviceSlice<u8>,
     ) {
         let isa = self.isa();
-        let mut access = self.access();
+        let mut access = self.access("norm backward");
         let len = shape.n_rows * shape.width;
         let x = &access.read(x)[..len];
         let weight = &access.read(weight)[..shape.width];
@@ -147,7 +147,7 @@ fn sums_bytes(shape: RmsNormShape) -> usize {
 
 fn backward(
     isa: Isa,
-    pool: &rayon::ThreadPool,
+    pool: &Pool,
     shape: RmsNormShape,
     (x, weight): (&[f32], &[f32]),
     dy: Option<&[f32]>,
@@ -166,15 +166,20 @@ fn backward(
         }
         Some((dweight, partials)) => {
             let part = partial_rows(width) * width;
-            pool.install(|| {
-                dx.par_chunks_mut(part).zip(partials.par_chunks_mut(width)).enumerate().for_each(
-                    |(task, (dx, partial))| {
-                        let at = task * part..task * part + dx.len();
-                        let dy = dy.map(|dy| &dy[at.clone()]);
-                        partial.fill(0.0);
-                        backward_rows(isa, &x[at], weight, epsilon, dy, dx, Some(partial));
-                    },
-                );
+            let n = dx.len();
+            let (shared_dx, shared_partials) = (Shared::new(dx), Shared::new(partials));
+            for_each_task(pool, n.div_ceil(part), |task| {
+                let at = task * part..((task + 1) * part).min(n);
+                // SAFETY: each task has its own rows, and its own partial sum.
+                let (dx, partial) = unsafe {
+                    (
+                        shared_dx.slice(at.start, at.len()),
+                        shared_partials.slice(task * width, width),
+                    )
+                };
+                let dy = dy.map(|dy| &dy[at.clone()]);
+                partial.fill(0.0);
+                backward_rows(isa, &x[at], weight, epsilon, dy, dx, Some(partial));
             });
             for partial in partials.chunks_exact(width) {
                 for (sum, term) in dweight.iter_mut().zip(partial) {

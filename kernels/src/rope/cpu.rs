@@ -38,9 +38,10 @@ impl Rope for Cpu {
     ) {
         let isa = self.isa();
         let (width, half) = (n_heads * head_size, head_size / 2);
-        let mut access = self.access();
+        let mut access = self.access("rotation");
         let positions = access.read(positions);
-        let (cos, sin) = (access.read(cos), access.read(sin));
+        let n_used = positions.len() * half;
+        let (cos, sin) = (access.read_some(cos, n_used), access.read_some(sin, n_used));
         let x = &mut access.write(x)[..positions.len() * width];
         let sign = match rotation {
             Rotation::Forward => 1.0,

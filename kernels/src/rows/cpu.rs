@@ -9,7 +9,7 @@ use crate::{
 
 impl Rows for Cpu {
     fn add(&mut self, x: DeviceSlice<f32>, y: DeviceSlice<f32>) {
-        let mut access = self.access();
+        let mut access = self.access("add");
         let x = access.read(x);
         let y = access.write(y);
         for_each_part(access.pool(), y, CHUNK, |task, y| {
@@ -26,7 +26,7 @@ impl Rows for Cpu {
         x: DeviceSlice<f32>,
         y: DeviceSlice<f32>,
     ) {
-        let mut access = self.access();
+        let mut access = self.access("gather rows");
         let (index, x) = (access.read(index), access.read(x));
         let y = &mut access.write(y)[..index.len() * width];
         let n_rows = rows_per_task(width);
@@ -44,10 +44,10 @@ impl Rows for Cpu {
         x: DeviceSlice<f32>,
         y: DeviceSlice<f32>,
     ) {
-        let mut access = self.access();
+        let mut access = self.access("scatter rows");
         let (index, x) = (access.read(index), access.read(x));
         let y = access.write(y);
-        for_each_part(access.pool(), y, CHUNK, |_, y| y.fill(0.0));
+        for_each_part(access.pool(), &mut *y, CHUNK, |_, y| y.fill(0.0));
         for (x, &row) in x.chunks_exact(width).zip(index) {
             y[row as usize * width..(row as usize + 1) * width].copy_from_slice(x);
         }

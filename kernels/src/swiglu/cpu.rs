@@ -1,7 +1,5 @@
 //! The activation on the processor.
 
-use rayon::prelude::*;
-
 use super::Swiglu;
 use crate::{
     Cpu,
@@ -39,7 +37,7 @@ for_each_isa! {
 impl Swiglu for Cpu {
     fn swiglu(&mut self, gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: DeviceSlice<f32>) {
         let isa = self.isa();
-        let mut access = self.access();
+        let mut access = self.access("activation");
         let (gate, up) = (access.read(gate), access.read(up));
         let y = access.write(y);
         for_each_part(access.pool(), y, CHUNK, |task, y| {
@@ -55,14 +53,11 @@ impl Swiglu for Cpu {
         up_dup: DeviceSlice<f32>,
     ) {
         let isa = self.isa();
-        let mut access = self.access();
+        let mut access = self.access("activation backward");
         let dy = access.read(dy);
         let (gate, up) = (access.write(gate_dgate), access.write(up_dup));
-        access.pool().install(|| {
-            dy.par_chunks(CHUNK)
-                .zip(gate.par_chunks_mut(CHUNK))
-                .zip(up.par_chunks_mut(CHUNK))
-                .for_each(|((dy, gate), up)| backward(isa, dy, gate, up));
+        for_each_part(access.pool(), (gate, up), CHUNK, |task, (gate, up)| {
+            backward(isa, &dy[task * CHUNK..][..gate.len()], gate, up);
         });
     }
 }

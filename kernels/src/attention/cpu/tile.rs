@@ -236,6 +236,17 @@ impl Inputs<'_> {
         self.visible(segment, queries.start).start..segment.position(queries.end - 1) + 1
     }
 
+    /// Multiplications and additions of one product over all pairs that see each other.
+    pub fn product_flops(&self, segments: &[Segment]) -> f64 {
+        let n_pairs: usize = segments
+            .iter()
+            .flat_map(|segment| {
+                (0..segment.n_queries as usize).map(|query| self.visible(segment, query).len())
+            })
+            .sum();
+        2.0 * (n_pairs * self.shape.n_heads * self.shape.head_size) as f64
+    }
+
     /// Products of packed queries (or `dout`) with packed keys (or values), where visible.
     pub fn products_of_pairs(
         &self,

@@ -29,7 +29,10 @@ use crate::{
 use kernels::{Kernel, MAX_ROWS, Tile};
 use operand::Form;
 
-use super::parallel::Shared;
+use super::{
+    parallel::{Shared, for_each_task},
+    pool::Pool,
+};
 
 /// Columns of B that a task packs at a time: 128 columns of 512 bf16 are 128 KiB, an eighth of the
 /// second-level cache, and four panels amortise each read of A's panel.
@@ -92,7 +95,7 @@ fn packed_b_len(kernel: &Kernel, blocking: &Blocking) -> usize {
 /// Where a product runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
-    pub pool: &'a rayon::ThreadPool,
+    pub pool: &'a Pool,
     pub isa: Isa,
     pub compute: Compute,
 }
@@ -109,20 +112,6 @@ impl Place<'_> {
 ///
 /// `workspace`: [`workspace_bytes`], read as 32-bit elements.
 pub(crate) fn multiply(
-    place: Place<'_>,
-    extents: Extents,
-    factor: f32,
-    a: Operand<'_>,
-    b: Operand<'_>,
-    store: Store,
-    c: &mut [f32],
-    workspace: &mut [u32],
-) {
-    // Once, rather than for each step: waking the threads takes as long as a small product.
-    place.pool.install(|| multiply_on_pool(place, extents, factor, a, b, store, c, workspace));
-}
-
-fn multiply_on_pool(
     place: Place<'_>,
     extents: Extents,
     factor: f32,
@@ -149,7 +138,7 @@ fn multiply_on_pool(
     let blocking = Blocking::new(&kernel);
     let a_len = packed_a_len(&kernel, &blocking, extents);
     let b_len = packed_b_len(&kernel, &blocking);
-    let n_threads = place.pool.current_num_threads();
+    let n_threads = place.pool.n_threads();
     let (packed_a, rest) = workspace.split_at_mut(a_len);
     let packed_b = Shared::new(&mut rest[..b_len * n_threads]);
     let shared_c = Shared::new(c);
@@ -163,7 +152,7 @@ fn multiply_on_pool(
         let row_tasks =
             (2 * n_threads).div_ceil(column_tasks).min(n_rows.div_ceil(4 * kernel.n_rows)).max(1);
         let rows_of_task = n_rows.div_ceil(row_tasks).next_multiple_of(kernel.n_rows);
-        super::parallel::for_each_task(place.pool, column_tasks * row_tasks, |task| {
+        place.pool.run(column_tasks * row_tasks, |thread, task| {
             let (columns, rows) = (task % column_tasks, task / column_tasks);
             let first_column = columns * TASK_COLUMNS;
             let n_columns = TASK_COLUMNS.min(n - first_column);
@@ -172,7 +161,6 @@ fn multiply_on_pool(
             if top >= bottom {
                 return;
             }
-            let thread = rayon::current_thread_index().unwrap_or(0);
             // SAFETY: each thread has a part of its own, and a thread runs one task at a time.
             let packed_b = unsafe {
                 std::slice::from_raw_parts_mut(packed_b.part(thread * b_len, b_len), b_len)
@@ -207,8 +195,8 @@ fn multiply_on_pool(
                         // SAFETY: tasks own disjoint rows or columns of C, and C outlives them;
                         // `part` checks that the tile ends inside C.
                         unsafe {
-                            kernel.run(steps, a_panel, b_panel, shared_c.part(start, len), tile)
-                        };
+                            kernel.run(steps, a_panel, b_panel, shared_c.part(start, len), tile);
+                        }
                     }
                 }
             }
@@ -233,7 +221,7 @@ fn pack_a(
     let rows_of_task = PANELS * kernel.n_rows;
     let n_row_tasks = n_rows.div_ceil(rows_of_task);
     let shared = Shared::new(packed);
-    super::parallel::for_each_task(place.pool, n_depths * n_row_tasks, |task| {
+    for_each_task(place.pool, n_depths * n_row_tasks, |task| {
         let depth_start = task / n_row_tasks * blocking.depth;
         let depth = blocking.depth.min(k - depth_start);
         let top = task % n_row_tasks * rows_of_task;
