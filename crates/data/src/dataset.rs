@@ -131,7 +131,7 @@ pub struct MalformedLines {
 
 impl MalformedLines {
     /// More than anybody reads.
-    const REMEMBERED: usize = 1000;
+    pub(crate) const REMEMBERED: usize = 1000;
 
     /// Adds one that comes after all others.
     pub(crate) fn push(&mut self, line: usize, error: String) {
@@ -169,10 +169,11 @@ pub struct Dataset {
 }
 
 /// What is done with each example, as soon as it is read: it gets the example's place (the line that
-/// it begins in, from 1; in a JSON list, its number), the example, and how many bytes of the file
-/// are read. To break ends the reading, which then asks no more of the file.
-pub type OnExample<'a> =
-    &'a mut dyn FnMut(usize, Example, u64) -> Result<ControlFlow<()>, DataError>;
+/// it begins in, from 1; in a JSON list, its number), and the example.
+pub type OnExample<'a> = &'a mut dyn FnMut(usize, Example) -> Result<(), DataError>;
+
+/// Is told how many bytes of a file are read, and may break the reading off.
+pub type OnProgress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 
 /// How the fields of a row become an example.
 #[derive(Clone, Debug)]
@@ -353,36 +354,43 @@ fn array<'a>(row: &'a Map<String, Value>, column: &str) -> Result<&'a Vec<Value>
 struct Reader<'a> {
     path: &'a Path,
     mapping: &'a ColumnMapping,
+    on_progress: OnProgress<'a>,
+    /// What was read when progress was told last.
+    n_told: u64,
     on_example: OnExample<'a>,
     columns: Option<Columns>,
     unknown: Option<String>,
     n_examples: usize,
     malformed: MalformedLines,
-    /// Whether somebody has seen enough.
-    is_over: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn new(path: &'a Path, mapping: &'a ColumnMapping, on_example: OnExample<'a>) -> Self {
+    fn new(
+        path: &'a Path,
+        mapping: &'a ColumnMapping,
+        on_progress: OnProgress<'a>,
+        on_example: OnExample<'a>,
+    ) -> Self {
         Self {
             path,
             mapping,
+            on_progress,
+            n_told: 0,
             on_example,
             columns: None,
             unknown: None,
             n_examples: 0,
             malformed: MalformedLines::default(),
-            is_over: false,
         }
     }
 
-    /// Takes the row at `line`, `n_read` bytes into the file. Returns whether to go on.
+    /// Takes the row at `line`, `n_read` bytes into the file.
     fn row(
         &mut self,
         line: usize,
         row: Result<Value, String>,
         n_read: u64,
-    ) -> Result<bool, DataError> {
+    ) -> Result<(), DataError> {
         let example = row.and_then(|row| match row {
             Value::Object(row) => {
                 if self.columns.is_none() {
@@ -414,15 +422,23 @@ impl<'a> Reader<'a> {
         line: usize,
         example: Result<Example, String>,
         n_read: u64,
-    ) -> Result<bool, DataError> {
+    ) -> Result<(), DataError> {
+        /// Bytes between two tellings.
+        const OFTEN: u64 = 1 << 20;
         match example {
             Ok(example) => {
                 self.n_examples += 1;
-                self.is_over |= (self.on_example)(line, example, n_read)?.is_break();
+                (self.on_example)(line, example)?;
             }
             Err(error) => self.malformed.push(line, error),
         }
-        Ok(!self.is_over)
+        if n_read - self.n_told >= OFTEN {
+            self.n_told = n_read;
+            if (self.on_progress)(n_read).is_break() {
+                return Err(DataError::Cancelled);
+            }
+        }
+        Ok(())
     }
 
     fn finish(self) -> Result<Dataset, DataError> {
@@ -435,7 +451,7 @@ impl<'a> Reader<'a> {
                 // A few bad lines are left out; where most are bad, the file is not what it was
                 // taken for.
                 match malformed.first().first() {
-                    Some(first) if malformed.len() > n_examples && !self.is_over => {
+                    Some(first) if malformed.len() > n_examples => {
                         return Err(DataError::MostlyMalformed {
                             path,
                             n_malformed: malformed.len(),
@@ -474,11 +490,12 @@ impl Dataset {
     /// in memory at a time, but for an object that holds a list, which is read whole.
     ///
     /// # Errors
-    /// When the file cannot be read, its columns are not known, or most examples are malformed; or
-    /// what `on_example` says.
+    /// When the file cannot be read, its columns are not known, or most examples are malformed; what
+    /// `on_example` says; [`DataError::Cancelled`] when `on_progress` breaks it off.
     pub fn read(
         path: &Path,
         mapping: &ColumnMapping,
+        on_progress: OnProgress<'_>,
         on_example: OnExample<'_>,
     ) -> Result<Self, DataError> {
         let failed = |source| DataError::Read { path: path.to_owned(), source };
@@ -486,7 +503,7 @@ impl Dataset {
         if let Some(encoding) = wide_encoding(file.fill_buf().map_err(failed)?) {
             return Err(DataError::Encoding { path: path.to_owned(), encoding });
         }
-        let reader = Reader::new(path, mapping, on_example);
+        let reader = Reader::new(path, mapping, on_progress, on_example);
         let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
         if ending == "txt" || ending == "md" {
             if *mapping != ColumnMapping::default() {
@@ -512,9 +529,12 @@ fn read_lines(mut reader: Reader<'_>, mut file: impl BufRead) -> Result<Dataset,
             .read_until(b'\n', &mut line)
             .map_err(|source| DataError::Read { path: path.to_owned(), source })?;
         n_read += n as u64;
-        let text = line.trim_ascii();
-        if n == 0 || !text.is_empty() && !reader.row(number, parse_line(text), n_read)? {
+        if n == 0 {
             break;
+        }
+        let text = line.trim_ascii();
+        if !text.is_empty() {
+            reader.row(number, parse_line(text), n_read)?;
         }
     }
     reader.finish()
@@ -539,13 +559,9 @@ fn read_list(mut reader: Reader<'_>, file: impl BufRead) -> Result<Dataset, Data
             let mut number = 0;
             while let Some(row) = rows.next_element::<Value>()? {
                 number += 1;
-                match self.reader.row(number, Ok(row), self.n_read.get()) {
-                    Ok(true) => {}
-                    Ok(false) => return Err(A::Error::custom("enough is read")),
-                    Err(error) => {
-                        *self.failure = Some(error);
-                        return Err(A::Error::custom("the row was refused"));
-                    }
+                if let Err(error) = self.reader.row(number, Ok(row), self.n_read.get()) {
+                    *self.failure = Some(error);
+                    return Err(A::Error::custom("the row was refused"));
                 }
             }
             Ok(())
@@ -560,7 +576,7 @@ fn read_list(mut reader: Reader<'_>, file: impl BufRead) -> Result<Dataset, Data
     let read = parser.deserialize_seq(rows).and_then(|()| parser.end());
     match (failure, read) {
         (Some(failure), _) => Err(failure),
-        (None, Err(error)) if !reader.is_over => Err(match error.is_io() {
+        (None, Err(error)) => Err(match error.is_io() {
             true => DataError::Read { path, source: error.into() },
             false => DataError::Json { path, reason: error.to_string() },
         }),
@@ -607,9 +623,7 @@ fn read_object(mut reader: Reader<'_>, mut file: impl BufRead) -> Result<Dataset
         _ => vec![Value::Object(fields)],
     };
     for (i, row) in rows.into_iter().enumerate() {
-        if !reader.row(i + 1, Ok(row), n_bytes)? {
-            break;
-        }
+        reader.row(i + 1, Ok(row), n_bytes)?;
     }
     reader.finish()
 }
@@ -623,7 +637,7 @@ fn read_text(mut reader: Reader<'_>, file: impl BufRead) -> Result<Dataset, Data
         let line = line.map_err(|source| DataError::Read { path: path.clone(), source })?;
         n_read += line.len() as u64 + 1;
         let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line);
-        let go_on = match std::str::from_utf8(line) {
+        match std::str::from_utf8(line) {
             Ok(text) if !text.trim().is_empty() => {
                 let (first, words) = &mut paragraph;
                 if words.is_empty() {
@@ -632,17 +646,13 @@ fn read_text(mut reader: Reader<'_>, file: impl BufRead) -> Result<Dataset, Data
                     words.push('\n');
                 }
                 words.push_str(text.trim_end());
-                true
             }
-            Ok(_) if paragraph.1.is_empty() => true,
+            Ok(_) if paragraph.1.is_empty() => {}
             Ok(_) => {
                 let (first, words) = std::mem::take(&mut paragraph);
-                reader.take(first, Ok(Example::Text(words)), n_read)?
+                reader.take(first, Ok(Example::Text(words)), n_read)?;
             }
             Err(error) => reader.take(i + 1, Err(error.to_string()), n_read)?,
-        };
-        if !go_on {
-            return reader.finish();
         }
     }
     let (first, words) = paragraph;

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ColumnMapping, DataError, EncodedExample, Encoder, Format, MalformedLine, OnProgress,
-    Tokenizer, tokenize::tokenize,
+    ColumnMapping, DataError, EncodedExample, Encoder, Format, MalformedLine, MalformedLines,
+    OnProgress, Tokenizer, tokenize::tokenize,
 };
 
 /// A line that cannot be read.
@@ -74,6 +74,8 @@ pub fn inspect(
     let (unreadable, refused) = (&tally.source.malformed, &tally.refused);
     let mut malformed = [unreadable.first(), refused.first()].concat();
     malformed.sort_by_key(|malformed| malformed.line);
+    // Of each kind the first are remembered: those that come first of both.
+    malformed.truncate(MalformedLines::REMEMBERED);
     Ok(Inspection {
         format: tally.source.format,
         examples: tally.n_examples,

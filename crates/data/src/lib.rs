@@ -19,11 +19,10 @@ mod tokenizer;
 pub use batches::{BatchBuffer, BatchPlan, MicroBatchPlan};
 pub use dataset::{
     ColumnMapping, Dataset, Example, Format, MalformedLine, MalformedLines, Message, OnExample,
+    OnProgress,
 };
 pub use error::DataError;
 pub use inspect::{InspectedLine, InspectedSample, Inspection, inspect};
 pub use template::ChatTemplate;
-pub use tokenize::{
-    EncodedExample, Encoder, OnProgress, TokenizeOptions, TokenizedDataset, TrainOn,
-};
+pub use tokenize::{EncodedExample, Encoder, TokenizeOptions, TokenizedDataset, TrainOn};
 pub use tokenizer::{ByteSpan, StreamDecoder, Tokenizer};

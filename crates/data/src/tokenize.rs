@@ -3,14 +3,13 @@
 use std::{
     fs::File,
     io::{BufWriter, Read, Seek, SeekFrom, Write},
-    ops::ControlFlow,
     path::{Path, PathBuf},
     thread,
 };
 
 use crate::{
     ChatTemplate, ColumnMapping, DataError, Dataset, Example, Format, MalformedLines, Message,
-    Tokenizer, batches::hash,
+    OnProgress, Tokenizer, batches::hash,
 };
 
 /// Which tokens the loss counts.
@@ -66,9 +65,6 @@ pub struct TokenizedDataset {
     n_trained_of: Vec<u32>,
     fingerprint: u64,
 }
-
-/// Is told how many bytes of a file are read, and may break the reading off.
-pub type OnProgress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 
 /// The bit of a stored token that tells whether it is trained on; ids are far below it.
 pub(crate) const TRAINED: u32 = 1 << 31;
@@ -155,17 +151,13 @@ struct Tokenizing<'a> {
 }
 
 impl Tokenizing<'_> {
-    /// Takes an example. Returns whether those before were worth tokenizing now.
-    fn push(&mut self, line: usize, example: Example) -> Result<bool, DataError> {
+    /// Takes an example, and tokenizes those before when they are enough.
+    fn push(&mut self, line: usize, example: Example) -> Result<(), DataError> {
         /// Text that keeps every core busy for long beside the start of a thread.
         const ENOUGH_BYTES: usize = 1 << 20;
         self.pending_bytes += example.n_bytes();
         self.pending.push((line, example));
-        let is_enough = self.pending_bytes >= ENOUGH_BYTES;
-        if is_enough {
-            self.take_pending()?;
-        }
-        Ok(is_enough)
+        if self.pending_bytes >= ENOUGH_BYTES { self.take_pending() } else { Ok(()) }
     }
 
     fn take_pending(&mut self) -> Result<(), DataError> {
@@ -255,12 +247,8 @@ pub(crate) fn tokenize(
     let (pending, first_text) = (Vec::new(), None);
     let mut tokenizing =
         Tokenizing { encoder, on_encoded, pending, pending_bytes: 0, tally, first_text };
-    let source = Dataset::read(path, mapping, &mut |line, example, n_read| {
-        if tokenizing.push(line, example)? && on_progress(n_read).is_break() {
-            return Err(DataError::Cancelled);
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
+    let on_example = &mut |line, example| tokenizing.push(line, example);
+    let source = Dataset::read(path, mapping, on_progress, on_example)?;
     tokenizing.finish(source)
 }
 

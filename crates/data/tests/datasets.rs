@@ -35,11 +35,13 @@ fn read_mapped(
     let path = folder.path().join(name);
     std::fs::write(&path, content).unwrap();
     let (mut examples, mut lines) = (Vec::new(), Vec::new());
-    let dataset = Dataset::read(&path, mapping, &mut |line, example, _| {
+    let on_example = &mut |line, example| {
         examples.push(example);
         lines.push(line);
-        Ok(ControlFlow::Continue(()))
-    })?;
+        Ok(())
+    };
+    let to_the_end = &mut |_| ControlFlow::Continue(());
+    let dataset = Dataset::read(&path, mapping, to_the_end, on_example)?;
     assert_eq!(dataset.n_examples, examples.len());
     Ok(Whole { dataset, examples, lines })
 }
@@ -129,6 +131,23 @@ fn malformed_lines_are_counted_by_their_number() {
     assert_eq!(named_json, dataset);
 }
 
+/// Whatever is in it: a person who took the wrong file waits for no more than a part of it.
+#[test]
+fn a_file_of_bad_lines_is_broken_off_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("photo.jsonl");
+    std::fs::write(&path, "no JSON at all\n".repeat(300_000)).unwrap();
+    let mut told = Vec::new();
+    let twice = &mut |n_read| {
+        told.push(n_read);
+        if told.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let columns = ColumnMapping::default();
+    let result = Dataset::read(&path, &columns, twice, &mut |_, _| unreachable!());
+    assert!(matches!(result, Err(DataError::Cancelled)), "{result:?}");
+    assert!(told[1] < 3 << 20, "{told:?}");
+}
+
 #[test]
 fn of_very_many_malformed_lines_the_first_are_remembered() {
     let content: String = (0..1500).map(|_| "{\"text\": \"a\"}\n{\"text\": 1\n").collect();
@@ -172,7 +191,9 @@ fn files_that_cannot_be_trained_on_say_why() {
         assert!(error.contains(expected), "{content:?}: {error}");
     }
     let path = "/no/such/file.jsonl".as_ref();
-    let missing = Dataset::read(path, &ColumnMapping::default(), &mut |_, _, _| unreachable!());
+    let columns = ColumnMapping::default();
+    let missing =
+        Dataset::read(path, &columns, &mut |_| unreachable!(), &mut |_, _| unreachable!());
     assert!(missing.unwrap_err().to_string().contains("/no/such/file.jsonl"));
 }
 
