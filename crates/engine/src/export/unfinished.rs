@@ -1,7 +1,8 @@
 //! A folder for what is not whole yet, beside the place that it is for.
 
 use std::{
-    fs::{self, File},
+    ffi::OsStr,
+    fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
 };
@@ -24,10 +25,11 @@ impl Unfinished {
     /// # Errors
     /// When the folder that `to` is to lie in cannot be written.
     pub(super) fn beside(to: &Path) -> io::Result<Self> {
-        let parent = to.parent().unwrap_or(to);
+        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
         fs::create_dir_all(parent)?;
         let name = to.file_name().unwrap_or_default().to_string_lossy();
-        remove_abandoned(parent, &format!("{name}."));
+        remove_abandoned(parent, &name);
         for number in 0_u64.. {
             let path =
                 to.with_file_name(format!("{name}.{}-{number}.unfinished", std::process::id()));
@@ -35,10 +37,13 @@ impl Unfinished {
                 Ok(()) => {
                     let mut folder = Self { path, mark: None };
                     let mark = File::create(folder.path.join(MARK))?;
-                    // On a file system without locks, what is left is left: nobody can tell.
-                    let _ = mark.try_lock();
+                    // On a file system without locks, what is left is left: nobody can tell. Where
+                    // another process looks for what was left at this very moment, it is its folder.
+                    let is_taken = matches!(mark.try_lock(), Err(TryLockError::WouldBlock));
                     folder.mark = Some(mark);
-                    return Ok(folder);
+                    if !is_taken && folder.path.join(MARK).is_file() {
+                        return Ok(folder);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
@@ -76,16 +81,22 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes folders of ours in `parent` whose name begins with `prefix` and that nobody writes into.
-fn remove_abandoned(parent: &Path, prefix: &str) {
+/// Removes folders of ours in `parent` that were for `name` and that nobody writes into.
+fn remove_abandoned(parent: &Path, name: &str) {
+    let is_for_name = |entry: &OsStr| {
+        let entry = entry.to_string_lossy();
+        let rest = entry.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+        rest.and_then(|rest| rest.strip_suffix(".unfinished"))
+            .is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'))
+    };
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !name.starts_with(prefix) || !name.ends_with(".unfinished") {
+        if !is_for_name(&entry.file_name()) {
             continue;
         }
         let Ok(mark) = File::open(entry.path().join(MARK)) else { continue };
         if mark.try_lock().is_ok() {
+            // Windows removes no folder of which a file is open.
+            #[cfg(windows)]
             drop(mark);
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -130,11 +141,18 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let to = place.path().join("adapter");
         let left = place.path().join("adapter.1-0.unfinished");
-        let others = ["adapter.2-0.unfinished", "adapter.notes", "merged.1-0.unfinished"];
+        let others = [
+            "adapter.2-0.unfinished",
+            "adapter.notes",
+            "adapter.v2.1-0.unfinished",
+            "merged.1-0.unfinished",
+        ];
         for name in others {
             fs::create_dir(place.path().join(name)).unwrap();
         }
-        fs::write(place.path().join("merged.1-0.unfinished").join(MARK), "").unwrap();
+        for other in ["adapter.v2.1-0.unfinished", "merged.1-0.unfinished"] {
+            fs::write(place.path().join(other).join(MARK), "").unwrap();
+        }
         fs::create_dir(&left).unwrap();
         fs::write(left.join(MARK), "").unwrap();
         // One that is being written at the same time.
