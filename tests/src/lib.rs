@@ -15,7 +15,9 @@ use nibble_engine::{
     plan::{MemoryPlan, Residency, Trainable, TrainingShape},
     residency::open_store,
     train::{MicroBatch, Trainer},
-    weights::{EmbeddingFormat, ModelFolder, WeightFormat, load::unwatched, place_weights},
+    weights::{
+        EmbeddingFormat, ModelFolder, PlacedWeights, WeightFormat, load::unwatched, place_weights,
+    },
 };
 use nibble_kernels::{Compute, Cpu, DeviceKind, DeviceProfile, Isa, attention::Segment};
 use safetensors::{Dtype, SafeTensors};
@@ -194,7 +196,8 @@ pub fn place_trainer(
     let mut device = Cpu::new(shape.profile).unwrap();
     let store = open_store(&mut device, &plan, &folder.join("pages.bin")).unwrap();
     let (layout, paged, cache) = (shape.weight_layout(), shape.paged_layers(store), Some(folder));
-    let weights = place_weights(&mut device, model, layout, &paged, cache, &mut unwatched).unwrap();
+    let placed = place_weights(&mut device, model, layout, &paged, cache, &mut unwatched);
+    let PlacedWeights { weights, .. } = placed.unwrap();
     Trainer::new(device, &mut plan, weights, scale, store).unwrap()
 }
 

@@ -8,7 +8,9 @@ use nibble_engine::{
     adapter::Targets,
     model::ModelSpec,
     optimizer::{MomentParts, OptimizerConfig, StateFormat},
-    plan::{MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest_bytes},
+    plan::{
+        Allowance, MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest_bytes,
+    },
     residency::Stored,
     train::{Trainer, checkpoint},
     weights::{
@@ -17,7 +19,7 @@ use nibble_engine::{
     },
 };
 use nibble_kernels::{Cpu, Memory, Paging as _, adamw::n_moment_blocks};
-use nibble_run::Paging;
+use nibble_run::{Paging, Recompute};
 use nibble_tests::{Sequences, f32_profile, place_trainer};
 use tempfile::TempDir;
 
@@ -293,19 +295,24 @@ fn the_least_is_paged_that_fits() {
     let model = model();
     for (name, shape) in methods(model.files.spec()) {
         let whole = MemoryPlan::new(shape.clone()).peak_bytes() as u64;
-        let unlimited = choose(&shape, whole, Paging::Auto);
+        let within = |budget_bytes| Allowance {
+            budget_bytes,
+            recompute: Recompute::On,
+            paging: Paging::Auto,
+        };
+        let unlimited = choose(&shape, within(whole));
         assert!(unlimited.shape().residency.is_resident(), "{name}");
         let mut last = Residency::default();
         for percent in (1..100).rev() {
             let budget = whole * percent / 100;
-            let plan = choose(&shape, budget, Paging::Auto);
+            let plan = choose(&shape, within(budget));
             let residency = plan.shape().residency;
             if plan.peak_bytes() as u64 > budget {
                 // Even everything that can leave is not enough, and the least is said.
                 assert!(residency.is_resident());
-                let least = smallest_bytes(&plan, Paging::Auto);
+                let least = smallest_bytes(&plan, within(budget));
                 assert!(least > budget, "{name}: {least} in {budget}");
-                let plan = choose(&shape, least, Paging::Auto);
+                let plan = choose(&shape, within(least));
                 assert_eq!(plan.peak_bytes() as u64, least, "{name}");
                 break;
             }

@@ -8,12 +8,13 @@ use nibble_engine::{
     model::Projection,
     optimizer::StateFormat,
     plan::{
-        self, MemoryPlan, PageRates, PlanError, PlanSettings, Residency, Trainable, TrainingShape,
+        self, Allowance, MemoryPlan, PageRates, PlanError, PlanSettings, Residency, Trainable,
+        TrainingShape,
     },
     weights::{EmbeddingFormat, WeightFormat},
 };
 use nibble_kernels::{DeviceProfile, MemoryId};
-use nibble_run::{LoraSettings, Method, Paging, RunSettings};
+use nibble_run::{LoraSettings, Method, Paging, Recompute, RunSettings};
 use nibble_tests::{Setup, golden, open_trainer};
 
 fn shapes(id: &str) -> Vec<TrainingShape> {
@@ -111,9 +112,14 @@ fn full_fine_tuning_of_13b_is_52_and_52_and_104_gigabytes() {
 fn suggestions_are_true() {
     let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();
     let paged = Paging::Off;
-    let settings = RunSettings { sequence: 2048, batch: 8, paged, ..RunSettings::default() };
     let profile = DeviceProfile::native_cpu();
-    for method in [Method::Full, Method::Lora, Method::Qlora] {
+    let methods = [Method::Full, Method::Lora, Method::Qlora];
+    let cases = methods
+        .into_iter()
+        .flat_map(|method| [Recompute::Auto, Recompute::Off].map(|recompute| (method, recompute)));
+    for (method, recompute) in cases {
+        let settings =
+            RunSettings { sequence: 2048, batch: 8, paged, recompute, ..RunSettings::default() };
         let plan_settings =
             PlanSettings { settings: &settings, profile, page_rates: PageRates::default() };
         let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
@@ -133,6 +139,7 @@ fn suggestions_are_true() {
                 sequence: suggestion.settings.sequence,
                 batch: suggestion.settings.batch,
                 recompute: suggestion.settings.recompute,
+                paged: suggestion.settings.paged,
                 lora: LoraSettings {
                     rank: suggestion.settings.rank.unwrap_or(16),
                     ..LoraSettings::default()
@@ -143,10 +150,41 @@ fn suggestions_are_true() {
                 PlanSettings { settings: &changed, profile, page_rates: PageRates::default() };
             let method = suggestion.settings.method;
             let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
-            let paged = suggestion.settings.paged;
-            let total = plan::choose(&shape, budget_bytes, paged).peak_bytes() as u64;
+            let allowance = Allowance::of(&changed, budget_bytes);
+            let total = plan::choose(&shape, allowance).peak_bytes() as u64;
             assert_eq!(total, suggestion.peak_bytes, "{method:?} {suggestion:?}");
         }
+    }
+}
+
+#[test]
+fn activations_are_kept_where_memory_is_to_spare() {
+    let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();
+    let profile = DeviceProfile::native_cpu();
+    let planned = |settings: &RunSettings, budget_bytes: u64| {
+        let settings = PlanSettings { settings, profile, page_rates: PageRates::default() };
+        plan::method_plan(&spec, Method::Qlora, settings, budget_bytes).unwrap()
+    };
+    let [auto, on, off] = [Recompute::Auto, Recompute::On, Recompute::Off]
+        .map(|recompute| RunSettings { recompute, ..RunSettings::default() });
+    let (kept, least) = (planned(&off, u64::MAX), planned(&on, u64::MAX));
+    assert_eq!((kept.recompute, least.recompute), (Some(false), Some(true)));
+    assert!(least.peak_bytes < kept.peak_bytes);
+    // Half of the memory may be taken for it.
+    let enough = 2 * kept.peak_bytes;
+    assert_eq!(planned(&auto, enough).peak_bytes, kept.peak_bytes);
+    let one_less = planned(&auto, enough - 1);
+    assert_eq!((one_less.recompute, one_less.peak_bytes), (Some(true), least.peak_bytes));
+    // Nothing leaves the device before they do, and what is asked for is done.
+    let tight = planned(&auto, least.peak_bytes);
+    assert!(tight.recompute == Some(true) && tight.paging.is_none());
+    assert!(planned(&auto, least.peak_bytes - 1).paging.is_some());
+    let all = planned(&RunSettings { paged: Paging::On, ..auto.clone() }, u64::MAX);
+    assert_eq!(all.recompute, Some(true));
+    let paged = planned(&off, least.peak_bytes);
+    assert!(paged.recompute == Some(false) && (paged.paging.is_some() || !paged.fits));
+    for settings in [auto, on] {
+        assert_eq!(planned(&settings, u64::MAX).smallest_bytes, least.smallest_bytes);
     }
 }
 

@@ -94,6 +94,12 @@ pub fn prepare(with_tests: bool) -> Result<(), Error> {
     if packages.is_empty() { Ok(()) } else { Err(Error::Missing { packages }) }
 }
 
+/// Whether the system lets a person mount a disk that nobody else sees.
+pub fn may_mount() -> bool {
+    let mount = "mount -t tmpfs -o size=1m none /mnt";
+    succeeds("unshare", &["--user", "--map-root-user", "--mount", "sh", "-c", mount])
+}
+
 /// Whether there is a screen to open a window on.
 pub fn has_display() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());

@@ -100,9 +100,12 @@ pub fn bench() -> Result<(), Error> {
         println!("{name}: {:.1} MB", metadata.len() as f64 / 1e6);
     }
     npm("measuring the page", &["run", "measure"])?;
-    let figures = ["test", "--release", "--package", CRATE, "--test", "window", "--"];
+    // The tests are those of every day; what they measure is what people run.
+    let figures = ["test", "--workspace", "--test", "window", "--"];
     let alone = ["--ignored", "--nocapture", "figures"];
-    cargo("measuring the window", &[&figures[..], &alone].concat())?;
+    let mut measure = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    measure.args([&figures[..], &alone].concat()).env("NIBBLE_STUDIO", program(CRATE));
+    run("measuring the window", &mut measure)?;
     let frames = ["run", "--release", "--package", "nibble-monitor", "--example", "frame_time"];
     cargo("measuring the monitor", &frames)
 }

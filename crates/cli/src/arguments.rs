@@ -103,6 +103,17 @@ pub enum PagedArgument {
     Off,
 }
 
+/// Whether activations are computed twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecomputeArgument {
+    /// Kept where that takes no more than half of the memory.
+    Auto,
+    /// Always computed again: least memory.
+    On,
+    /// Always kept: fastest.
+    Off,
+}
+
 /// How the optimizer keeps its states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OptimizerArgument {
@@ -164,9 +175,9 @@ pub struct SizeArguments {
     /// Precision of weights that are not quantised.
     #[arg(long, value_enum)]
     pub weights: Option<WeightsArgument>,
-    /// Keep every layer's activations instead of computing them twice: faster, more memory.
-    #[arg(long)]
-    pub no_recompute: bool,
+    /// Whether activations are computed twice instead of kept [default: auto].
+    #[arg(long, value_enum)]
+    pub recompute: Option<RecomputeArgument>,
     /// Threads that compute; otherwise one a core.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -239,6 +250,9 @@ pub struct TrainArguments {
     /// Where the run folder is made.
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
+    /// Show where the time of the steps went: every operation, beside what the machine could do.
+    #[arg(long)]
+    pub profile: bool,
     /// What is trained [default: qlora].
     #[arg(long, value_enum)]
     pub method: Option<MethodArgument>,

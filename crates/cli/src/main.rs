@@ -3,6 +3,7 @@
 
 mod arguments;
 mod output;
+mod profile;
 mod show;
 mod train;
 mod verbs;

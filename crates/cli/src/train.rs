@@ -3,27 +3,31 @@
 use std::{path::Path, time::Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use nibble_engine::train::{self, Command, Outcome, RunHandle, TrainError};
+use nibble_engine::{
+    model::ModelError,
+    train::{self, Command, Outcome, RunHandle, TrainError},
+};
 use nibble_run::{
-    Columns, ComputePrecision, Event, Method, Optimizer, Paging, RunError, RunSettings, Schedule,
-    TrainOn, TrainingDevice, WeightPrecision, read_settings,
+    Columns, ComputePrecision, Event, Method, Optimizer, Paging, Recompute, RunError, RunSettings,
+    Schedule, TrainOn, TrainingDevice, WeightPrecision, read_settings,
 };
 
 use crate::{
     Failure,
     arguments::{
         ComputeArgument, DataArguments, DeviceArgument, MethodArgument, OptimizerArgument,
-        PagedArgument, ResumeArguments, ScheduleArgument, SizeArguments, TrainArguments,
-        TrainOnArgument, WeightsArgument,
+        PagedArgument, RecomputeArgument, ResumeArguments, ScheduleArgument, SizeArguments,
+        TrainArguments, TrainOnArgument, WeightsArgument,
     },
     output::say,
-    show,
+    profile, show,
 };
 
 /// `nibble train`.
 pub fn train(arguments: &TrainArguments, json: bool) -> Result<(), Failure> {
     let settings = settings(arguments)?;
-    let run = train::start(settings, &arguments.out).map_err(failure)?;
+    let start = if arguments.profile { train::start_profiled } else { train::start };
+    let run = start(settings, &arguments.out).map_err(failure)?;
     follow(run, &arguments.out, json)
 }
 
@@ -36,7 +40,10 @@ pub fn resume(arguments: &ResumeArguments, json: bool) -> Result<(), Failure> {
 /// What a person can mend is bad input; the rest are failures.
 pub fn failure(error: TrainError) -> Failure {
     match error {
-        TrainError::Run(RunError::Write { .. }) => Failure::running(error),
+        TrainError::Run(RunError::Write { .. })
+        | TrainError::Model(ModelError::Write { .. } | ModelError::NoSpace { .. }) => {
+            Failure::running(error)
+        }
         TrainError::Data(error) => Failure::data(error),
         TrainError::Generate(error) => Failure::session(error),
         TrainError::Run(_)
@@ -61,7 +68,13 @@ pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
     set(&mut settings.lora.targets, &sizes.targets);
     settings.budget_bytes = sizes.budget.or(settings.budget_bytes);
     settings.threads = sizes.threads.or(settings.threads);
-    settings.recompute &= !sizes.no_recompute;
+    if let Some(recompute) = sizes.recompute {
+        settings.recompute = match recompute {
+            RecomputeArgument::Auto => Recompute::Auto,
+            RecomputeArgument::On => Recompute::On,
+            RecomputeArgument::Off => Recompute::Off,
+        };
+    }
     if let Some(DeviceArgument::Cpu) = sizes.device {
         settings.device = TrainingDevice::Cpu;
     }
@@ -296,6 +309,17 @@ impl Screen {
                 self.line(&format!("{when}\n  > {prompt}\n  {}", text.replace('\n', "\n  ")));
             }
             Event::Warning { message } => self.line(&format!("Note: {message}")),
+            Event::Profile {
+                steps,
+                seconds,
+                operations,
+                product_flops_per_s,
+                copy_bytes_per_s,
+            } => {
+                self.bar.finish();
+                let ceilings = (*product_flops_per_s, *copy_bytes_per_s);
+                profile::show(*steps, *seconds, operations, ceilings);
+            }
             // The error itself follows.
             Event::Failed { .. } => {}
             Event::Paused => self.line("Paused"),

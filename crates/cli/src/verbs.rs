@@ -59,7 +59,10 @@ pub fn devices(json: bool) -> Result<(), Failure> {
 pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
     let mut settings = RunSettings::default();
     apply_sizes(&mut settings, &arguments.sizes);
-    let plan = || preview::plan_report(&arguments.model, &settings, None).map_err(Failure::input);
+    // Whatever this machine has: a plan for another is made here too.
+    let budget_bytes = arguments.sizes.budget;
+    let plan =
+        || preview::plan_report(&arguments.model, &settings, budget_bytes).map_err(Failure::input);
     if plan()?.methods.iter().any(|method| method.paging.is_some()) {
         // Where a run would keep its page file, as long as none is named.
         devices::measure_page_rates(Path::new("."));
@@ -98,6 +101,9 @@ fn show_plan(model: &str, report: &PlanReport) {
     row("activations", &|m| show::bytes(m.categories.activations));
     row("workspace", &|m| show::bytes(m.categories.workspace));
     row("total", &|m| show::bytes(m.peak_bytes));
+    row("  activations", &|m| {
+        if m.recompute == Some(false) { "kept" } else { "recomputed" }.to_owned()
+    });
     if report.methods.iter().any(|method| method.paging.is_some()) {
         let of = |of: fn(&PagingPlan) -> u64| {
             move |m: &nibble_run::MethodPlan| m.paging.map_or("–".into(), |p| show::bytes(of(&p)))

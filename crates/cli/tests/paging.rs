@@ -166,21 +166,10 @@ fn on_a_small_disk(place: &Place, size: &str, script: &str) -> Output {
         .unwrap()
 }
 
-/// Whether the system lets a person mount a disk that nobody else sees.
-fn may_mount(place: &Place) -> bool {
-    let may = on_a_small_disk(place, "1m", "").status.success();
-    if !may {
-        eprintln!("not tested: this system lets nobody but its administrator mount a disk");
-    }
-    may
-}
-
 #[test]
+#[ignore = "needs a system that lets everybody mount a disk of their own"]
 fn a_disk_without_room_for_the_page_file_is_told_at_the_start() {
     let place = Place::new();
-    if !may_mount(&place) {
-        return;
-    }
     let train = train("full --out @disk/run --paged on");
     let words = train.split_whitespace().map(|word| word.replace('@', "$2/"));
     let command = words.collect::<Vec<_>>().join(" ");
@@ -200,11 +189,9 @@ fn a_disk_without_room_for_the_page_file_is_told_at_the_start() {
 }
 
 #[test]
+#[ignore = "needs a system that lets everybody mount a disk of their own"]
 fn a_disk_that_fills_up_beside_a_paged_run_costs_no_checkpoint() {
     let place = Place::new();
-    if !may_mount(&place) {
-        return;
-    }
     for method in METHODS {
         let expected = expected(&place, method);
         let train = train(&format!("{method} --out @disk/run --paged on"));

@@ -23,7 +23,7 @@ fn event<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
 fn every_method_trains_and_allocates_what_it_planned() {
     let place = Place::new();
     for method in ["full", "lora", "qlora"] {
-        for extra in ["", "--no-recompute", "--grad-accum 2 --dropout 0.1 --eval-split 0.1"] {
+        for extra in ["", "--recompute on", "--grad-accum 2 --dropout 0.1 --eval-split 0.1"] {
             let out = format!("{method}-{}", extra.len());
             let events = place.json(&format!(
                 "{TRAIN} --method {method} --epochs 6 --warmup 2 --out @{out} {extra}"
@@ -41,6 +41,25 @@ fn every_method_trains_and_allocates_what_it_planned() {
             assert!(place.path(&out).join("report").join("report.html").is_file());
         }
     }
+}
+
+#[test]
+fn a_profile_tells_where_the_time_of_the_steps_went() {
+    let place = Place::new();
+    let events = place.json(&format!("{TRAIN} --steps 5 --eval-split 0.1 --out @run --profile"));
+    let profile = &events[events.len() - 2];
+    assert_eq!((&profile["event"], &profile["steps"]), (&"profile".into(), &4.into()));
+    let number = |value: &Value| value.as_f64().unwrap();
+    let operations = profile["operations"].as_array().unwrap();
+    let products = operations.iter().find(|operation| operation["name"] == "product").unwrap();
+    // Seven matrices in each of two layers; those of the held-out examples are none of a step's.
+    assert!((4 * 14..4 * 28).contains(&products["calls"].as_u64().unwrap()), "{products}");
+    assert!(number(&products["flops"]) > 0.0);
+    let timed: f64 = operations.iter().map(|operation| number(&operation["seconds"])).sum();
+    assert!(timed > 0.0 && timed <= number(&profile["seconds"]));
+    assert!(number(&profile["product_flops_per_s"]) > 1e8);
+    let words = place.nibble(&format!("{TRAIN} --steps 1 --out @one --profile"));
+    assert!(String::from_utf8_lossy(&words.stdout).contains("the first is never watched"));
 }
 
 #[test]
@@ -74,6 +93,11 @@ fn a_killed_run_resumes_bit_for_bit() {
         }
         killed.kill().unwrap();
         killed.wait().unwrap();
+        // Meanwhile there may be less memory, so that activations are no longer kept.
+        let settings = place.path(&format!("{method}-killed")).join("run.toml");
+        let text = fs::read_to_string(&settings).unwrap();
+        assert!(text.contains("recompute = \"auto\""), "{text}");
+        fs::write(&settings, text.replace("recompute = \"auto\"", "recompute = \"on\"")).unwrap();
         let events = place.json(&format!("resume @{method}-killed"));
         let first = event(&events, "step")[0]["step"].as_u64().unwrap();
         assert!(first > 1 && first % 7 == 1, "{method} went on at {first}");
@@ -265,6 +289,36 @@ fn a_place_that_cannot_be_written_is_named() {
     place.json(&format!("{TRAIN} --steps 3 --out @run"));
     let error = place.error(1, "export @run --to @data.jsonl/adapter");
     assert!(error.contains("data.jsonl") && error.contains("permissions"), "{error}");
+}
+
+/// Quantised weights are kept for the next start where they can be; without, a run is the same.
+#[test]
+fn a_cache_that_cannot_be_written_is_done_without() {
+    let place = Place::new();
+    let train = format!("{TRAIN} --method qlora --steps 4");
+    place.json(&format!("{train} --out @cached"));
+    let without = |arguments: &str| {
+        let mut command = place.command(arguments);
+        command.env("NIBBLE_CACHE", place.path("data.jsonl")).output().unwrap()
+    };
+    let output = without(&format!("{train} --out @uncached --json"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("not kept for the next start"), "{text}");
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let done = events.last().unwrap();
+    assert_eq!(done["planned_peak_bytes"], done["allocated_peak_bytes"]);
+    let last = |run: &str| files(&place.path(run).join("checkpoints").join("step-000004"));
+    assert_eq!(last("cached"), last("uncached"));
+    let evaluated = without("eval --model @model --data @data.jsonl --quantize nf4 --json");
+    assert_eq!(
+        evaluated.stdout,
+        place.nibble("eval --model @model --data @data.jsonl --quantize nf4 --json").stdout
+    );
+    // Layers that are to visit from the disk need a file to visit from.
+    let output = without(&format!("{train} --paged on --out @paged"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("data.jsonl"));
 }
 
 /// Neither a start nor an export that fails leaves anything behind, nor takes anything away.

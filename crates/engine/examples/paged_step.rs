@@ -101,8 +101,8 @@ fn open(model: &ModelFolder, shape: TrainingShape) -> Result<Trainer<Cpu>, Box<d
     // Nothing goes to a file.
     let store = open_store(&mut device, &plan, &PathBuf::new())?;
     let (layout, paged) = (shape.weight_layout(), shape.paged_layers(store));
-    let weights = place_weights(&mut device, model, layout, &paged, None, &mut unwatched)?;
-    Ok(Trainer::new(device, &mut plan, weights, 1.0, store)?)
+    let placed = place_weights(&mut device, model, layout, &paged, None, &mut unwatched)?;
+    Ok(Trainer::new(device, &mut plan, placed.weights, 1.0, store)?)
 }
 
 /// Seconds of all processors that this process has had, where the system tells (Linux).

@@ -9,7 +9,7 @@ use std::{
 
 use crate::plan::PageRates;
 use nibble_kernels::{Compute, DeviceKind, DeviceProfile, Isa};
-use nibble_run::TrainingDevice;
+use nibble_run::{RunSettings, TrainingDevice};
 use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
 
@@ -67,6 +67,11 @@ pub fn available_bytes() -> u64 {
     let Ok(mut system) = System::new() else { return u64::MAX };
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     memory(&system).1
+}
+
+/// The memory that a run with these settings may take of `available_bytes`.
+pub fn budget_bytes(settings: &RunSettings, available_bytes: u64) -> u64 {
+    settings.budget_bytes.unwrap_or(u64::MAX).min(available_bytes)
 }
 
 /// Total and free memory, of the machine or of the container that limits this process.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     adapter::peft::AdapterFolder,
-    decoder::{Adapter, BaseWeights, Decoder, PassRows, fill_rope_tables, loss},
+    decoder::{Adapter, Decoder, PassRows, fill_rope_tables, loss},
     devices,
     generate::{GenerateError, SessionSettings},
     model::ModelSpec,
@@ -19,8 +19,8 @@ use crate::{
     plan::{EvaluationLayout, Regions, Residency, Trainable, TrainingShape},
     train::MicroBatch,
     weights::{
-        EmbeddingFormat, ModelFolder, PagedLayers, WeightFormat, WeightLayout, load::unwatched,
-        place_weights,
+        EmbeddingFormat, ModelFolder, PagedLayers, PlacedWeights, WeightFormat, WeightLayout,
+        load::unwatched, place_weights,
     },
 };
 
@@ -152,7 +152,7 @@ impl Evaluator<Cpu> {
         use nibble_kernels::Memory;
         let cache = settings.cache.as_deref();
         let resident = PagedLayers::default();
-        let weights: BaseWeights =
+        let PlacedWeights { weights, .. } =
             place_weights(&mut device, folder, layout, &resident, cache, &mut unwatched)?;
         let arena = device.allocate(regions.total_bytes())?;
         let layout = regions.resolve(arena, |regions| EvaluationLayout::new(regions, &shape));

@@ -120,8 +120,9 @@ pub fn model_spec(model: &str) -> Result<ModelSpec, ModelError> {
     }
 }
 
-/// The plans of full fine-tuning, LoRA and QLoRA side by side, held against `budget_bytes`, or
-/// against what other programs leave. Takes less than a frame of a window.
+/// The plans of full fine-tuning, LoRA and QLoRA side by side, held against `budget_bytes` of some
+/// machine, or against what a run with these settings would have on this one. Takes less than a frame
+/// of a window.
 ///
 /// # Errors
 /// When the model is unknown or a setting impossible.
@@ -134,10 +135,11 @@ pub fn plan_report(
     settings.check()?;
     let profile =
         devices::profile(settings.device, settings.threads, train::compute(settings.compute));
-    let budget_bytes = budget_bytes.or(settings.budget_bytes);
-    let budget_bytes = budget_bytes.unwrap_or_else(devices::available_bytes);
+    let available_bytes = devices::available_bytes();
+    let budget_bytes =
+        budget_bytes.unwrap_or_else(|| devices::budget_bytes(settings, available_bytes));
     let plan_settings = PlanSettings { settings, profile, page_rates: devices::page_rates() };
-    Ok(compare_methods(&spec, plan_settings, budget_bytes)?)
+    Ok(compare_methods(&spec, plan_settings, budget_bytes, available_bytes)?)
 }
 
 /// The dataset of `settings` as the model in the folder `model` would be trained on it, with the

@@ -4,6 +4,22 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// What one kind of operation took in the steps of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub struct OperationTime {
+    /// The operation.
+    pub name: String,
+    /// How often it ran.
+    pub calls: u64,
+    /// The time from its beginnings to its ends, in seconds.
+    pub seconds: f64,
+    /// Multiplications and additions of its matrix products; 0 where it has none.
+    pub flops: f64,
+    /// Bytes of its arguments, each counted once a call.
+    pub bytes: f64,
+}
+
 /// One thing that happened. Losses are mean cross-entropies per trained token, in nats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -87,6 +103,19 @@ pub enum Event {
     Paused,
     /// The run goes on.
     Resumed,
+    /// Where the time of the steps went, if that was asked for.
+    Profile {
+        /// Steps that were watched: all but the first, which meets its memory for the first time.
+        steps: u64,
+        /// Their time.
+        seconds: f64,
+        /// Every operation, in the order of their first calls.
+        operations: Vec<OperationTime>,
+        /// Multiplications and additions a second that the device does on registers alone.
+        product_flops_per_s: f64,
+        /// Bytes a second that a copy reads and writes.
+        copy_bytes_per_s: f64,
+    },
     /// An error ended the run.
     Failed {
         /// Which error, in a form that does not change.

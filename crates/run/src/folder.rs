@@ -295,6 +295,7 @@ impl MetricsWriter {
                 // How the last sitting began and ended says nothing of this one.
                 Event::Loading { .. }
                 | Event::Paused
+                | Event::Profile { .. }
                 | Event::Resumed
                 | Event::Failed { .. }
                 | Event::Done { .. } => false,

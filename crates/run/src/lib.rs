@@ -28,7 +28,7 @@ mod summary;
 mod testing;
 
 pub use error::RunError;
-pub use events::Event;
+pub use events::{Event, OperationTime};
 pub use explain::Explain;
 pub use folder::{CheckpointFolder, MetricsWriter, RunFolder, read_metrics, read_settings};
 pub use follow::{RunFollower, RunNews};
@@ -39,7 +39,7 @@ pub use plan::{
     Residence, SuggestedSettings, Suggestion, size,
 };
 pub use settings::{
-    Columns, ComputePrecision, LoraSettings, Method, Optimizer, Paging, RunSettings,
+    Columns, ComputePrecision, LoraSettings, Method, Optimizer, Paging, Recompute, RunSettings,
     SampleSettings, Schedule, TrainOn, TrainingDevice, WeightPrecision,
 };
 pub use state::{Progress, RunState};

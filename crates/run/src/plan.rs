@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Method, Paging};
+use crate::{Method, Paging, Recompute};
 
 /// What a region is for. The window's colours follow this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ pub struct SuggestedSettings {
     /// The longest example, in tokens.
     pub sequence: usize,
     /// Whether activations are computed again in the backward pass.
-    pub recompute: bool,
+    pub recompute: Recompute,
     /// Rank of the adapter; `None`: trained in full.
     pub rank: Option<usize>,
     /// Whether regions may live outside the device.
@@ -142,6 +142,10 @@ pub struct MethodPlan {
     /// The size of its page file.
     #[serde(default)]
     pub page_file_bytes: u64,
+    /// Whether it computes activations again in the backward pass, instead of keeping them; `None`
+    /// in plans of before this was told.
+    #[serde(default)]
+    pub recompute: Option<bool>,
     /// What does not stay on the device; `None`: everything does.
     #[serde(default)]
     pub paging: Option<PagingPlan>,
@@ -184,6 +188,9 @@ pub struct PlanReport {
     pub model: ModelSummary,
     /// What the plans were held against.
     pub budget_bytes: u64,
+    /// What other programs left of this machine's memory meanwhile.
+    #[serde(default)]
+    pub available_bytes: u64,
     /// A plan for each method.
     pub methods: Vec<MethodPlan>,
 }

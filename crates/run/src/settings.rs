@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::RunError;
 
@@ -114,6 +114,43 @@ pub enum Paging {
     On,
     /// Nothing.
     Off,
+}
+
+/// Whether a layer's activations are computed again in the backward pass instead of kept: a third
+/// more work, for a fraction of the memory. The result is the same, bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub enum Recompute {
+    /// Kept where that takes no more than half of the memory, and nothing is paged.
+    #[default]
+    Auto,
+    /// Always computed again.
+    On,
+    /// Always kept.
+    Off,
+}
+
+impl<'de> Deserialize<'de> for Recompute {
+    /// The setting's name; or a flag, as it was stored once.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Stored {
+            Flag(bool),
+            Name(String),
+        }
+        match Stored::deserialize(deserializer)? {
+            Stored::Flag(true) => Ok(Self::On),
+            Stored::Flag(false) => Ok(Self::Off),
+            Stored::Name(name) => match name.as_str() {
+                "auto" => Ok(Self::Auto),
+                "on" => Ok(Self::On),
+                "off" => Ok(Self::Off),
+                other => Err(D::Error::unknown_variant(other, &["auto", "on", "off"])),
+            },
+        }
+    }
 }
 
 /// How the optimizer keeps its states.
@@ -269,7 +306,7 @@ pub struct RunSettings {
     /// Which tokens the loss counts.
     pub train_on: TrainOn,
     /// Whether activations are computed again in the backward pass instead of kept.
-    pub recompute: bool,
+    pub recompute: Recompute,
     /// What computes.
     pub device: TrainingDevice,
     /// Precision of products.
@@ -320,7 +357,7 @@ impl Default for RunSettings {
             epsilon: 1e-8,
             seed: 0,
             train_on: TrainOn::Completions,
-            recompute: true,
+            recompute: Recompute::Auto,
             device: TrainingDevice::Cpu,
             compute: ComputePrecision::Auto,
             weights: WeightPrecision::Auto,
@@ -441,5 +478,31 @@ impl RunSettings {
             return Err(RunError::Setting { name: "lora.targets", value: "empty".into(), rule });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The settings that `line` of a run.toml leads to.
+    fn read(line: &str) -> RunSettings {
+        toml::from_str(&format!("format = {FORMAT}\n{line}\n")).unwrap()
+    }
+
+    #[test]
+    fn a_flag_of_before_is_read_as_the_setting_that_it_became() {
+        for (line, expected) in [
+            ("", Recompute::Auto),
+            ("recompute = true", Recompute::On),
+            ("recompute = false", Recompute::Off),
+            ("recompute = \"auto\"", Recompute::Auto),
+            ("recompute = \"off\"", Recompute::Off),
+        ] {
+            let settings = read(line);
+            assert_eq!(settings.recompute, expected, "{line}");
+            let stored = toml::to_string(&settings).unwrap();
+            assert_eq!(toml::from_str::<RunSettings>(&stored).unwrap(), settings);
+        }
     }
 }

@@ -83,7 +83,10 @@ impl Progress {
                 self.sitting = Sitting::Done;
             }
             Event::Failed { .. } => self.sitting = Sitting::Failed,
-            Event::Eval { .. } | Event::Sample { .. } | Event::Warning { .. } => {}
+            Event::Eval { .. }
+            | Event::Sample { .. }
+            | Event::Warning { .. }
+            | Event::Profile { .. } => {}
         }
     }
 

@@ -53,8 +53,9 @@ fn what_decides_memory_behind_more_is_planned_as_the_command_line_does() {
     assert!(paged < resident && resident < in_f32);
     choose(&window, "paged", "off");
     assert_eq!(shows(&["--optimizer", "adamw-8bit", "--paged", "off"]), resident);
-    window.click(&id("recompute"));
-    shows(&["--optimizer", "adamw-8bit", "--paged", "off", "--no-recompute"]);
+    choose(&window, "recompute", "on");
+    let recomputed = ["--optimizer", "adamw-8bit", "--paged", "off", "--recompute", "on"];
+    assert!(shows(&recomputed) < resident);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use std::{
 };
 
 use nibble_engine::preview;
-use nibble_run::{RunList, RunSettings, RunState};
+use nibble_run::{PlanReport, RunList, RunSettings, RunState};
 use serde_json::{Value, json};
 
 use webdriver::{KEY_LEFT, KEY_RIGHT, Screen, Window};
@@ -49,8 +49,12 @@ fn commands_answer_in_the_window_as_the_engine_does() {
         let request = json!({ "model": model, "settings": settings, "budget_bytes": 8_u64 << 30 });
         let shown = window.invoke("plan", json!({ "request": request })).unwrap();
         let settings: RunSettings = serde_json::from_value(settings).unwrap();
-        let planned = preview::plan_report(&model, &settings, Some(8 << 30)).unwrap();
-        assert_eq!(shown, serde_json::to_value(planned).unwrap());
+        let mut planned = preview::plan_report(&model, &settings, Some(8 << 30)).unwrap();
+        planned.methods.iter_mut().for_each(|method| method.regions.clear());
+        // What other programs leave differs from moment to moment.
+        let mut shown: PlanReport = serde_json::from_value(shown).unwrap();
+        shown.available_bytes = planned.available_bytes;
+        assert!(shown == planned, "{sequence} {rank}");
     }
 
     let request = json!({ "model": model, "settings": startup["defaults"], "limit": 2 });

@@ -150,6 +150,7 @@ impl History {
             Event::Checkpoint { .. }
             | Event::Sample { .. }
             | Event::Paused
+            | Event::Profile { .. }
             | Event::Resumed
             | Event::Done { .. } => {}
         }

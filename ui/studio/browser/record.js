@@ -57,7 +57,11 @@ write("plans.json", plans);
 // The same two models within less memory, which pages: what is asked for first is the most.
 const paged = {};
 for (const [model, name, budgets] of [
-  [starter, "starter", [64, 56, 48, 40, 36, 34, 32, 30, 28, 26, 24, 20]],
+  [
+    starter,
+    "starter",
+    [256, 224, 192, 160, 128, 112, 96, 80, 64, 56, 48, 40, 36, 34, 32, 30, 28, 26, 24, 20],
+  ],
   ["llama-2-13b", "llama-2-13b", [16, 14, 12, 10, 8, 6, 5, 4, 3, 2, 1].map((gib) => gib * 1024)],
 ]) {
   paged[name] = budgets.map((mib) => plan(model, mib, ...usual));

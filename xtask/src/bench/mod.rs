@@ -140,7 +140,7 @@ fn measure_nibble(nibble: &Path, folder: &Path, method: &str) -> Result<Measured
     }
     let mut command = Command::new(nibble);
     command.args(["train", "--json", "--method", method, "--seq", SEQUENCE, "--rank", "16"]);
-    command.args(["--steps", &STEPS.to_string(), "--no-recompute"]);
+    command.args(["--steps", &STEPS.to_string(), "--recompute", "off"]);
     command.arg("--model").arg(folder).arg("--data").arg(folder.join("data.jsonl"));
     let events = json_lines(command.arg("--out").arg(&out))?;
     let steps = events.iter().filter(|event| event["event"] == "step");

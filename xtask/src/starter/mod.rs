@@ -73,7 +73,7 @@ pub fn starter() -> Result<(), Error> {
         "--eval-split",
         "0.01",
     ]);
-    train.args(["--save-every", "200", "--no-recompute"]);
+    train.args(["--save-every", "200", "--recompute", "off"]);
     run("training the starter model", &mut train)?;
 
     let merged = work.join("merged");

@@ -20,8 +20,8 @@ use crate::{
     model::{ModelError, ModelSpec},
     plan::{GenerationShape, Regions, SessionLayout},
     weights::{
-        EmbeddingFormat, ModelFolder, PagedLayers, WeightFormat, WeightLayout, load::unwatched,
-        place_weights,
+        EmbeddingFormat, ModelFolder, PagedLayers, PlacedWeights, WeightFormat, WeightLayout,
+        load::unwatched, place_weights,
     },
 };
 
@@ -149,7 +149,7 @@ impl<B: Backend> Session<B> {
         }
         let cache = settings.cache.as_deref();
         let resident = PagedLayers::default();
-        let weights =
+        let PlacedWeights { weights, .. } =
             place_weights(&mut device, &folder, weights, &resident, cache, &mut unwatched)?;
         let arena = device.allocate(regions.total_bytes())?;
         let layout = regions.resolve(arena, |regions| SessionLayout::new(regions, &shape));

@@ -2,11 +2,13 @@
 
 use nibble_kernels::{Compute, DeviceProfile};
 use nibble_run::{
-    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, PlanReport, RunSettings, size,
+    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, PlanReport, Recompute,
+    RunSettings, size,
 };
 
 use super::{
-    MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest_bytes, suggestions,
+    Allowance, MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest_bytes,
+    suggestions,
 };
 use crate::{
     adapter::Targets,
@@ -137,7 +139,7 @@ pub fn training_shape(
         trainable,
         sequence,
         batch: settings.batch,
-        recompute: settings.recompute,
+        recompute: settings.recompute != Recompute::Off,
         sample_tokens: if settings.samples.prompts.is_empty() {
             0
         } else {
@@ -177,7 +179,7 @@ pub fn method_plan(
     budget_bytes: u64,
 ) -> Result<MethodPlan, PlanError> {
     let shape = training_shape(spec, method, settings)?;
-    let plan = choose(&shape, budget_bytes, settings.settings.paged);
+    let plan = choose(&shape, Allowance::of(settings.settings, budget_bytes));
     Ok(planned_method(method, &plan, budget_bytes, settings))
 }
 
@@ -214,7 +216,8 @@ pub fn planned_method(
         host_bytes: plan.host_bytes() as u64,
         page_file_bytes: plan.page_file_bytes() as u64,
         paging,
-        smallest_bytes: smallest_bytes(plan, settings.paged),
+        recompute: Some(plan.shape().recompute),
+        smallest_bytes: smallest_bytes(plan, Allowance::of(settings, budget_bytes)),
         categories: plan.category_bytes(),
         regions: plan.planned_regions(),
         fits,
@@ -238,7 +241,8 @@ pub fn model_summary(spec: &ModelSpec) -> ModelSummary {
     }
 }
 
-/// The plans of full fine-tuning, LoRA and QLoRA side by side.
+/// The plans of full fine-tuning, LoRA and QLoRA side by side, held against `budget_bytes`, where
+/// this machine has `available_bytes`.
 ///
 /// # Errors
 /// As [`training_shape`].
@@ -246,12 +250,13 @@ pub fn compare_methods(
     spec: &ModelSpec,
     settings: PlanSettings<'_>,
     budget_bytes: u64,
+    available_bytes: u64,
 ) -> Result<PlanReport, PlanError> {
     let methods = [Method::Full, Method::Lora, Method::Qlora]
         .into_iter()
         .map(|method| method_plan(spec, method, settings, budget_bytes))
         .collect::<Result<_, _>>()?;
-    Ok(PlanReport { model: model_summary(spec), budget_bytes, methods })
+    Ok(PlanReport { model: model_summary(spec), budget_bytes, available_bytes, methods })
 }
 
 /// Refuses a plan that is larger than `budget_bytes`.
@@ -268,6 +273,7 @@ pub fn check(
         return Ok(());
     }
     let suggestions = suggestions(plan.shape(), budget_bytes, settings);
-    let smallest_bytes = smallest_bytes(plan, Paging::Auto);
+    let paged = Allowance::of(settings.settings, budget_bytes);
+    let smallest_bytes = smallest_bytes(plan, Allowance { paging: Paging::Auto, ..paged });
     Err(PlanError::DoesNotFit { peak_bytes, smallest_bytes, budget_bytes, suggestions })
 }

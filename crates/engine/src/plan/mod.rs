@@ -30,7 +30,7 @@ pub use methods::{
 pub use moments::Moments;
 pub use paged::{InputSlices, StateSlices};
 pub use regions::{OutsideRegion, Region, RegionName, Regions};
-pub use residency::{Outside, Residency, choose, is_spread, smallest_bytes};
+pub use residency::{Allowance, Outside, Residency, choose, is_spread, smallest_bytes};
 pub use shape::{Trainable, TrainingShape};
 pub use suggestions::suggestions;
 pub use training::{
@@ -79,6 +79,14 @@ impl MemoryPlan {
     /// The same run with something else outside.
     fn with_residency(&self, residency: Residency) -> Self {
         let shape = TrainingShape { residency, ..self.shape.clone() };
+        Self::with_states(shape, Arc::clone(&self.states))
+    }
+
+    /// The same with everything on the device, and activations recomputed or not.
+    fn unpaged(&self, recompute: bool) -> Self {
+        let outside = self.shape.residency.outside;
+        let residency = Residency { outside, ..Residency::default() };
+        let shape = TrainingShape { recompute, residency, ..self.shape.clone() };
         Self::with_states(shape, Arc::clone(&self.states))
     }
 

@@ -4,7 +4,7 @@
 //! the device once a step; then weights, layer by layer, which visit it twice for each micro-batch;
 //! then the checkpointed inputs of layers. Within each kind no more than is needed.
 
-use nibble_run::{Paging, Residence};
+use nibble_run::{Paging, Recompute, Residence, RunSettings};
 
 use super::{MemoryPlan, TrainingShape};
 
@@ -118,17 +118,55 @@ impl Kind {
     }
 }
 
-/// The plan of `shape` with everything on the device.
-fn unpaged(shape: &TrainingShape) -> MemoryPlan {
-    let residency = Residency { outside: shape.residency.outside, ..Residency::default() };
-    MemoryPlan::new(TrainingShape { residency, ..shape.clone() })
+/// What a run may take of the device, and what it may do for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// The most that it may take.
+    pub budget_bytes: u64,
+    /// Whether activations are computed again.
+    pub recompute: Recompute,
+    /// What may lie outside.
+    pub paging: Paging,
 }
 
-/// The plan of a run of `shape` that pages as little as fits `budget_bytes`. One that does not fit
-/// whatever leaves is planned as if nothing did.
-pub fn choose(shape: &TrainingShape, budget_bytes: u64, paging: Paging) -> MemoryPlan {
+impl Allowance {
+    /// What `settings` allow within `budget_bytes`.
+    pub fn of(settings: &RunSettings, budget_bytes: u64) -> Self {
+        let RunSettings { recompute, paged: paging, .. } = *settings;
+        Self { budget_bytes, recompute, paging }
+    }
+
+    /// The most that a run may take for the sake of speed alone, when it could do with less: the
+    /// processor's memory is also that of the programs which a person opens meanwhile.
+    fn spare_bytes(&self) -> u64 {
+        self.budget_bytes / 2
+    }
+}
+
+/// The plan of a run of `shape`, as fast as `allowance` lets it be: it keeps activations where there
+/// is room for them, and pages as little as fits. One that does not fit whatever leaves is planned
+/// as if nothing did.
+pub fn choose(shape: &TrainingShape, allowance: Allowance) -> MemoryPlan {
+    let Allowance { budget_bytes, recompute, paging } = allowance;
+    let residency = Residency { outside: shape.residency.outside, ..Residency::default() };
+    let may_keep = match recompute {
+        // Where the weights alone are too much, nothing needs to be planned to know.
+        Recompute::Auto => {
+            let weights_bytes = shape.weight_layout().n_bytes() as u64;
+            paging != Paging::On && weights_bytes <= allowance.spare_bytes()
+        }
+        Recompute::On => false,
+        Recompute::Off => true,
+    };
+    let mut unpaged =
+        MemoryPlan::new(TrainingShape { recompute: !may_keep, residency, ..shape.clone() });
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
-    let unpaged = unpaged(shape);
+    if recompute == Recompute::Auto && may_keep {
+        if unpaged.peak_bytes() as u64 <= allowance.spare_bytes() {
+            return unpaged;
+        }
+        unpaged = unpaged.unpaged(true);
+    }
     match paging {
         Paging::Off => return unpaged,
         Paging::On => {
@@ -157,11 +195,10 @@ pub fn choose(shape: &TrainingShape, budget_bytes: u64, paging: Paging) -> Memor
     unpaged
 }
 
-/// The least of the device that a run of this plan's shape takes, whatever else leaves it.
-pub fn smallest_bytes(plan: &MemoryPlan, paging: Paging) -> u64 {
-    let outside = plan.shape().residency.outside;
-    let mut least = plan.with_residency(Residency { outside, ..Residency::default() });
-    if paging != Paging::Off {
+/// The least of the device that a run of this plan's shape could do with.
+pub fn smallest_bytes(plan: &MemoryPlan, allowance: Allowance) -> u64 {
+    let mut least = plan.unpaged(allowance.recompute != Recompute::Off);
+    if allowance.paging != Paging::Off {
         for kind in Kind::ALL {
             let all = kind.leave(&least, kind.most(&least));
             if all.peak_bytes() < least.peak_bytes() {

@@ -1,8 +1,8 @@
 //! What would make a plan fit that does not.
 
-use nibble_run::{Method, Paging, SuggestedSettings, Suggestion};
+use nibble_run::{Method, Paging, Recompute, SuggestedSettings, Suggestion};
 
-use super::{PlanSettings, Trainable, TrainingShape, choose, training_shape};
+use super::{Allowance, PlanSettings, Trainable, TrainingShape, choose, training_shape};
 use crate::weights::WeightFormat;
 
 /// The least changes, each by itself, after which a run of `shape`, which `settings` led to, fits
@@ -12,39 +12,44 @@ pub fn suggestions(
     budget_bytes: u64,
     settings: PlanSettings<'_>,
 ) -> Vec<Suggestion> {
-    let paging = settings.settings.paged;
-    let fits = |shape: &TrainingShape, paging: Paging| {
-        let peak_bytes = choose(shape, budget_bytes, paging).peak_bytes() as u64;
+    let asked = Allowance::of(settings.settings, budget_bytes);
+    let fits = |shape: &TrainingShape, allowance: Allowance| {
+        let peak_bytes = choose(shape, allowance).peak_bytes() as u64;
         (peak_bytes <= budget_bytes).then_some(peak_bytes)
     };
     let mut found = Vec::new();
-    if paging == Paging::Off
-        && let Some(peak_bytes) = fits(shape, Paging::Auto)
-    {
-        // It changes no number of the result, only how long a step takes.
-        let settings = SuggestedSettings { paged: Paging::Auto, ..settings_of(shape, paging) };
-        found.push(Suggestion { change: "paging (automatic)".into(), peak_bytes, settings });
-    }
-    let fits = |shape: &TrainingShape| fits(shape, paging);
-    let mut offer = |change: String, shape: &TrainingShape| {
-        let fitting = fits(shape);
+    let mut offer = |change: String, shape: &TrainingShape, allowance: Allowance| {
+        let fitting = fits(shape, allowance);
         if let Some(peak_bytes) = fitting {
-            found.push(Suggestion { change, peak_bytes, settings: settings_of(shape, paging) });
+            let settings = settings_of(shape, allowance);
+            found.push(Suggestion { change, peak_bytes, settings });
         }
         fitting.is_some()
     };
+    // These two change no number of the result, only how long a step takes.
+    if asked.paging == Paging::Off {
+        let allowance = Allowance { paging: Paging::Auto, ..asked };
+        offer("paging (automatic)".into(), shape, allowance);
+    }
+    let allowance = match asked.recompute {
+        Recompute::Off => Allowance { recompute: Recompute::On, ..asked },
+        Recompute::Auto | Recompute::On => asked,
+    };
+    if allowance != asked {
+        offer("recompute activations".into(), shape, allowance);
+    }
+    let fits = |shape: &TrainingShape| fits(shape, allowance);
+    // A change that brings recomputation with it says so.
+    let also = if allowance == asked { "" } else { ", recomputed" };
+    let mut offer = |change: String, shape: &TrainingShape| offer(change + also, shape, allowance);
     // Another method, with whatever precision it would have under these settings.
     let by = |method| training_shape(&shape.spec, method, settings).ok();
-    if !shape.recompute {
-        offer("recompute activations".into(), &TrainingShape { recompute: true, ..shape.clone() });
-    }
-    let least = TrainingShape { recompute: true, ..shape.clone() };
     for batch in halvings(shape.batch, 1) {
-        if offer(format!("batch {batch}"), &TrainingShape { batch, ..least.clone() }) {
+        if offer(format!("batch {batch}"), &TrainingShape { batch, ..shape.clone() }) {
             break;
         }
     }
-    let least = TrainingShape { batch: 1, ..least };
+    let least = TrainingShape { batch: 1, ..shape.clone() };
     // Where not even the shortest fits, no other needs to be planned.
     let shortest = halvings(shape.sequence, 64).last();
     let shortest = shortest.map(|sequence| TrainingShape { sequence, ..least.clone() });
@@ -82,23 +87,24 @@ pub fn suggestions(
     found
 }
 
-/// The settings that a shape came from.
-fn settings_of(shape: &TrainingShape, paged: Paging) -> SuggestedSettings {
+/// The settings that lead to a shape and an allowance.
+fn settings_of(shape: &TrainingShape, allowance: Allowance) -> SuggestedSettings {
     let (method, rank) = match (&shape.trainable, shape.weight_format) {
         (Trainable::Everything, _) => (Method::Full, None),
         (Trainable::Adapter { rank, .. }, WeightFormat::Nf4) => (Method::Qlora, Some(*rank)),
         (Trainable::Adapter { rank, .. }, _) => (Method::Lora, Some(*rank)),
     };
-    let TrainingShape { batch, sequence, recompute, .. } = *shape;
+    let TrainingShape { batch, sequence, .. } = *shape;
+    let Allowance { recompute, paging: paged, .. } = allowance;
     SuggestedSettings { method, batch, sequence, recompute, rank, paged }
 }
 
-/// The longest sequence, at batch 1 and with recomputation, that fits.
+/// The longest sequence, at batch 1, that fits.
 fn quantised_least(
     shape: &TrainingShape,
     fits: &impl Fn(&TrainingShape) -> Option<u64>,
 ) -> Option<TrainingShape> {
-    let least = TrainingShape { recompute: true, batch: 1, ..shape.clone() };
+    let least = TrainingShape { batch: 1, ..shape.clone() };
     std::iter::once(shape.sequence)
         .chain(halvings(shape.sequence, 64))
         .map(|sequence| TrainingShape { sequence, ..least.clone() })

@@ -19,7 +19,7 @@ use super::{
     TrainError,
     checkpoint::{self, RunState},
     prepare::{self, Prepared},
-    run::Run,
+    run::{Run, Watched},
 };
 use crate::{devices, model::ModelError};
 
@@ -101,6 +101,22 @@ impl RunHandle {
 /// # Errors
 /// What is wrong, and what to do; then no folder is left behind.
 pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError> {
+    start_watched(settings, path, false)
+}
+
+/// As [`start`], and finds out where the time of the steps goes: see [`Event::Profile`].
+///
+/// # Errors
+/// As [`start`].
+pub fn start_profiled(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError> {
+    start_watched(settings, path, true)
+}
+
+fn start_watched(
+    settings: RunSettings,
+    path: &Path,
+    profiled: bool,
+) -> Result<RunHandle, TrainError> {
     let prepared = prepare::prepare(settings)?;
     let folder = RunFolder::create(path, &prepared.settings)?;
     let open = || -> Result<RunLock, TrainError> {
@@ -108,7 +124,8 @@ pub fn start(settings: RunSettings, path: &Path) -> Result<RunHandle, TrainError
         settle_plan(&prepared, &folder)?;
         Ok(lock)
     };
-    let started = open().and_then(|lock| spawn(prepared, folder.clone(), lock, Begin::New));
+    let started =
+        open().and_then(|lock| spawn(prepared, folder.clone(), lock, Begin::New { profiled }));
     if started.is_err() {
         folder.discard();
     }
@@ -129,8 +146,8 @@ fn settle_plan(prepared: &Prepared, folder: &RunFolder) -> Result<(), TrainError
 
 /// Where a sitting of a run begins.
 enum Begin {
-    /// In a folder that this sitting made.
-    New,
+    /// In a folder that this sitting made; `profiled`: with its operations timed.
+    New { profiled: bool },
     /// At a checkpoint, or from the beginning where there is none yet.
     Again(Option<PathBuf>),
 }
@@ -167,12 +184,13 @@ fn spawn(
                 wants_pause: Cell::new(false),
                 wants_stop: Cell::new(false),
             };
-            let (is_new, checkpoint) = match begin {
-                Begin::New => (true, None),
-                Begin::Again(checkpoint) => (false, checkpoint),
+            let (is_new, profiled, checkpoint) = match begin {
+                Begin::New { profiled } => (true, profiled, None),
+                Begin::Again(checkpoint) => (false, false, checkpoint),
             };
             match Run::open(prepared, folder.clone(), checkpoint.as_deref(), link) {
                 Ok(mut run) => {
+                    run.watched = profiled.then(Watched::default);
                     let result = run.run();
                     if let Err(error) = &result {
                         run.remember(error);

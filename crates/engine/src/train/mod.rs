@@ -8,7 +8,7 @@ mod run;
 mod schedule;
 mod trainer;
 
-pub use handle::{Command, Outcome, RunHandle, resume, start};
+pub use handle::{Command, Outcome, RunHandle, resume, start, start_profiled};
 pub use prepare::{Prepared, column_mapping, compute, prepare, tokenize_options};
 pub use schedule::LearningRate;
 pub use trainer::{MicroBatch, Trainer};

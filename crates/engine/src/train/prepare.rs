@@ -9,7 +9,7 @@ use crate::{
     adapter::AdapterConfig,
     catalog, devices,
     model::ModelSpec,
-    plan::{self, MemoryPlan, PlanSettings},
+    plan::{self, Allowance, MemoryPlan, PlanSettings},
     weights::ModelFolder,
 };
 
@@ -24,6 +24,8 @@ pub struct Prepared {
     pub plan: MemoryPlan,
     /// The memory that the plan was held against.
     pub budget_bytes: u64,
+    /// What other programs left.
+    pub available_bytes: u64,
 }
 
 /// Checks the settings, the model and the memory.
@@ -46,14 +48,14 @@ pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
     let plan_settings = PlanSettings { settings: &settings, profile, page_rates };
     let shape = plan::training_shape(&spec, settings.method, plan_settings)?;
     let available_bytes = devices::available_bytes();
-    let budget_bytes = settings.budget_bytes.unwrap_or(u64::MAX).min(available_bytes);
-    let plan = plan::choose(&shape, budget_bytes, settings.paged);
+    let budget_bytes = devices::budget_bytes(&settings, available_bytes);
+    let plan = plan::choose(&shape, Allowance::of(&settings, budget_bytes));
     plan::check(&plan, budget_bytes, plan_settings)?;
     let model = ModelFolder::open(&settings.model)?;
     // A dataset that is not there is found before a run folder is made for it.
     std::fs::File::open(&settings.data)
         .map_err(|source| DataError::Read { path: settings.data.clone(), source })?;
-    Ok(Prepared { settings, model, plan, budget_bytes })
+    Ok(Prepared { settings, model, plan, budget_bytes, available_bytes })
 }
 
 /// The precision of products that was asked for; `None`: as suits the machine.
@@ -76,6 +78,7 @@ impl Prepared {
         PlanReport {
             model: plan::model_summary(self.model.spec()),
             budget_bytes: self.budget_bytes,
+            available_bytes: self.available_bytes,
             methods: vec![method],
         }
     }

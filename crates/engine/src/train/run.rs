@@ -8,9 +8,15 @@ use std::{
 };
 
 use nibble_data::{BatchBuffer, BatchPlan, ChatTemplate, Encoder, TokenizedDataset, Tokenizer};
-use nibble_kernels::{Cpu, DeviceKind, Memory, Paging, paging::StoreId, random::hash};
+use nibble_kernels::{
+    Cpu, DeviceKind, Memory, Paging,
+    cpu::{OperationProfile, ceilings},
+    paging::StoreId,
+    random::hash,
+};
 use nibble_run::{
-    Event, Explain, MetricsWriter, RunError, RunFolder, RunSettings, read_metrics, size,
+    Event, Explain, MetricsWriter, OperationTime, RunError, RunFolder, RunSettings, read_metrics,
+    size,
 };
 
 use super::{
@@ -28,11 +34,21 @@ use crate::{
     devices::ResidentMemory,
     export::copy_companions,
     generate::{self, SamplingSettings},
+    model::ModelError,
     optimizer::OptimizerConfig,
     report,
     residency::open_store,
-    weights::{load::LoadProgress, place_weights},
+    weights::{PlacedWeights, load::LoadProgress, place_weights},
 };
+
+/// The steps whose operations are timed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Watched {
+    /// Whether a step was done before.
+    has_begun: bool,
+    n_steps: u64,
+    time: Duration,
+}
 
 /// A run on its thread.
 pub(super) struct Run {
@@ -54,6 +70,8 @@ pub(super) struct Run {
     state: RunState,
     memory: ResidentMemory,
     planned: Planned,
+    /// What a profile is made of, if one is wanted.
+    pub(super) watched: Option<Watched>,
 }
 
 /// What the plan says, beside which the run says what it took.
@@ -149,7 +167,7 @@ impl Run {
             link.load(data_bytes + progress.done_bytes as u64, total_bytes)
         };
         let place = (device, store);
-        let trainer =
+        let (trainer, uncached) =
             open_trainer(&mut prepared, place, adapter.as_ref(), checkpoint, on_progress)?;
         let learning_rate = LearningRate {
             peak: settings.learning_rate(),
@@ -176,7 +194,12 @@ impl Run {
             steps_per_epoch,
             state,
             planned,
+            watched: None,
         };
+        if let Some(error) = uncached {
+            let message = format!("the quantised weights are not kept for the next start: {error}");
+            run.report(Event::Warning { message })?;
+        }
         run.check_space()?;
         run.report(Event::Ready {
             n_steps,
@@ -263,6 +286,10 @@ impl Run {
                 final_loss: self.state.loss,
                 adapter,
             };
+            // Measured when what the run itself took is known.
+            if let Some(profile) = self.profile() {
+                self.link.emit(profile);
+            }
             if complete {
                 self.report(done)?;
                 if let Err(error) = report::write(&self.folder) {
@@ -276,6 +303,26 @@ impl Run {
             }
         }
         Ok(Outcome { n_steps: step, final_loss: self.state.loss, checkpoint, complete })
+    }
+
+    /// Where the time of the watched steps went.
+    fn profile(&mut self) -> Option<Event> {
+        let Watched { n_steps, time, .. } = self.watched?;
+        let device = self.trainer.device();
+        let operation = |operation: &OperationProfile| OperationTime {
+            name: operation.name.into(),
+            calls: operation.n_calls,
+            seconds: operation.time.as_secs_f64(),
+            flops: operation.n_flops,
+            bytes: operation.n_bytes,
+        };
+        Some(Event::Profile {
+            steps: n_steps,
+            seconds: time.as_secs_f64(),
+            operations: device.profiled().iter().map(operation).collect(),
+            product_flops_per_s: ceilings::product_flops_per_s(device.profile()),
+            copy_bytes_per_s: ceilings::copy_bytes_per_s(device.n_threads()),
+        })
     }
 
     /// Evaluates and samples the trained model, unless a sitting before did. Returns whether all is
@@ -308,6 +355,10 @@ impl Run {
     }
 
     fn step(&mut self) -> Result<(), TrainError> {
+        if let Some(watched) = &mut self.watched {
+            // The first step of a sitting meets its memory for the first time.
+            self.trainer.device().profile_operations(watched.has_begun);
+        }
         let start = Instant::now();
         let transferred_bytes = self.trainer.transferred_bytes();
         let step = self.state.step + 1;
@@ -358,7 +409,17 @@ impl Run {
         self.trainer.check_stores()?;
         let n_tokens_seen = self.state.n_tokens + n_tokens;
         self.state = RunState { step, loss, n_tokens: n_tokens_seen, ..self.state };
-        let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
+        let time = start.elapsed().max(Duration::from_nanos(1));
+        if let Some(watched) = &mut self.watched {
+            if watched.has_begun {
+                watched.n_steps += 1;
+                watched.time += time;
+            }
+            watched.has_begun = true;
+            // What is evaluated and sampled in between is none of a step's.
+            self.trainer.device().profile_operations(false);
+        }
+        let seconds = time.as_secs_f64();
         let host_bytes = self.memory.bytes();
         self.report(Event::Step {
             step,
@@ -467,17 +528,18 @@ fn keep_companions(model: &Path, kept: &Path) -> Result<(), TrainError> {
 }
 
 /// The model in memory, with the adapter, moments and (trained in full) weights of the checkpoint,
-/// or those that a run begins with.
+/// or those that a run begins with; and why quantised weights are not kept for the next start.
 fn open_trainer(
     prepared: &mut Prepared,
     (mut device, store): (Cpu, Option<StoreId>),
     adapter: Option<&AdapterConfig>,
     checkpoint: Option<&Path>,
     on_progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
-) -> Result<Trainer<Cpu>, TrainError> {
+) -> Result<(Trainer<Cpu>, Option<ModelError>), TrainError> {
     let shape = prepared.plan.shape();
     let (layout, paged) = (shape.weight_layout(), shape.paged_layers(store));
-    let weights = place_weights(&mut device, &prepared.model, layout, &paged, None, on_progress)?;
+    let PlacedWeights { weights, uncached } =
+        place_weights(&mut device, &prepared.model, layout, &paged, None, on_progress)?;
     let scale = adapter.map_or(1.0, AdapterConfig::scale);
     let mut trainer = Trainer::new(device, &mut prepared.plan, weights, scale, store)?;
     match checkpoint {
@@ -495,7 +557,7 @@ fn open_trainer(
             }
         }
     }
-    Ok(trainer)
+    Ok((trainer, uncached))
 }
 
 /// What a person should know about a dataset that can be trained on.

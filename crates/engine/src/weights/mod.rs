@@ -19,7 +19,7 @@ mod tensor;
 pub use layout::{
     EmbeddingFormat, LayerTensor, TensorPlace, TensorRole, WeightFormat, WeightLayout,
 };
-pub use place::{PagedLayers, place_weights};
+pub use place::{PagedLayers, PlacedWeights, place_weights};
 pub use source::{ModelFolder, StoredType};
 
 pub(crate) use safetensors_file::convert;

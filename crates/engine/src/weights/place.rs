@@ -48,12 +48,23 @@ impl PagedLayers {
     }
 }
 
+/// Base weights where a run wants them.
+#[derive(Debug)]
+pub struct PlacedWeights {
+    /// The weights.
+    pub weights: BaseWeights,
+    /// Why quantised ones are not kept on the disk, so that the next start quantises them again.
+    pub uncached: Option<ModelError>,
+}
+
 /// Brings the weights of `folder` to `device` in `layout`, those of `paged` layers to their store.
 /// Quantised ones become an image on disk, kept in `cache` (or the user's cache folder), which a
-/// second start finds ready.
+/// second start finds ready. Where it cannot be kept they are quantised into memory, unless they are
+/// to visit it from there.
 ///
 /// # Errors
-/// When the image or the store cannot be written, the device has no room, or loading is cancelled.
+/// When the store cannot be written, or an image that layers are paged from; when the device has no
+/// room, or loading is cancelled.
 pub fn place_weights(
     device: &mut impl Backend,
     folder: &ModelFolder,
@@ -61,28 +72,35 @@ pub fn place_weights(
     paged: &PagedLayers,
     cache: Option<&Path>,
     on_progress: OnProgress<'_>,
-) -> Result<BaseWeights, ModelError> {
+) -> Result<PlacedWeights, ModelError> {
+    let mut uncached = None;
     if layout.format() == WeightFormat::Nf4 {
-        from_image(device, folder, &layout, paged, cache, on_progress)
-    } else {
-        loaded(device, folder, &layout, paged, on_progress)
+        let pages_from_image = paged.store.is_none() && paged.is_paged.contains(&true);
+        let cache = cache.map_or_else(default_cache_folder, |cache| Ok(cache.to_owned()));
+        match cache.and_then(|cache| cached_image(folder, &layout, &cache, on_progress)) {
+            Ok(image) => {
+                let weights = from_image(device, &image, &layout, paged)?;
+                return Ok(PlacedWeights { weights, uncached });
+            }
+            Err(
+                error @ (ModelError::Write { .. }
+                | ModelError::NoSpace { .. }
+                | ModelError::NoCacheFolder),
+            ) if !pages_from_image => uncached = Some(error),
+            Err(error) => return Err(error),
+        }
     }
+    let weights = loaded(device, folder, &layout, paged, on_progress)?;
+    Ok(PlacedWeights { weights, uncached })
 }
 
 fn from_image(
     device: &mut impl Backend,
-    folder: &ModelFolder,
+    path: &Path,
     layout: &WeightLayout,
     paged: &PagedLayers,
-    cache: Option<&Path>,
-    on_progress: OnProgress<'_>,
 ) -> Result<BaseWeights, ModelError> {
-    let cache = match cache {
-        Some(cache) => cache.to_owned(),
-        None => default_cache_folder()?,
-    };
-    let path = cached_image(folder, layout, &cache, on_progress)?;
-    let image = MappedFile::open(&path)?;
+    let image = MappedFile::open(path)?;
     let pages: Vec<Option<StoredPage>> = match paged.store {
         Some(store) => {
             let mut pages = Vec::new();
@@ -99,7 +117,7 @@ fn from_image(
             pages
         }
         None if paged.is_paged.contains(&true) => {
-            let store = device.file_store(PageFile::open(&path)?);
+            let store = device.file_store(PageFile::open(path)?);
             let page = |layer| {
                 let place = StorePlace { store, offset: layout.layer_offset(layer) as u64 };
                 StoredPage { number: layer, place, n_bytes: layout.layer_bytes() }

@@ -78,6 +78,7 @@ pub fn facts() -> Facts {
         method: Method::Qlora,
         peak_bytes: categories.total(),
         host_bytes: 0,
+        recompute: Some(true),
         page_file_bytes: 0,
         paging: None,
         smallest_bytes: categories.total(),
@@ -86,7 +87,8 @@ pub fn facts() -> Facts {
         fits: true,
         suggestions: Vec::new(),
     };
-    let plan = PlanReport { model, budget_bytes: 8192 * MIB, methods: vec![plan] };
+    let (budget_bytes, available_bytes) = (8192 * MIB, 8192 * MIB);
+    let plan = PlanReport { model, budget_bytes, available_bytes, methods: vec![plan] };
     Facts { name: "pirate with qlora".into(), settings, plan: Ok(plan) }
 }
 

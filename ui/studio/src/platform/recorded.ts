@@ -192,12 +192,9 @@ export const recorded: Platform = {
       budget < report.budget_bytes
         ? pagedPlans[name]?.find((plan) => plan.budget_bytes <= budget)
         : undefined;
+    report.available_bytes = report.budget_bytes;
     report.budget_bytes = budget;
-    report.methods = report.methods.map((plan, i) =>
-      plan.peak_bytes <= report.budget_bytes || settings.paged === "off"
-        ? plan
-        : (within?.methods[i] ?? plan),
-    );
+    if (within && settings.paged !== "off") report.methods = structuredClone(within.methods);
     for (const plan of report.methods) plan.fits = plan.peak_bytes <= report.budget_bytes;
     return report;
   },

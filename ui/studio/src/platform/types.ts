@@ -158,7 +158,7 @@ export type RunSettings = {
   /** Which tokens the loss counts. */
   train_on: TrainOn, 
   /** Whether activations are computed again in the backward pass instead of kept. */
-  recompute: boolean, 
+  recompute: Recompute, 
   /** What computes. */
   device: TrainingDevice, 
   /** Precision of products. */
@@ -190,6 +190,8 @@ export type ComputePrecision = "auto" | "bf16" | "f32";
 export type WeightPrecision = "auto" | "bf16" | "f32";
 
 export type Paging = "auto" | "on" | "off";
+
+export type Recompute = "auto" | "on" | "off";
 
 export type Optimizer = "adamw" | "adamw-8bit";
 
@@ -244,6 +246,8 @@ export type PlanReport = {
   model: ModelSummary, 
   /** What the plans were held against. */
   budget_bytes: number, 
+  /** What other programs left of this machine's memory meanwhile. */
+  available_bytes: number, 
   /** A plan for each method. */
   methods: Array<MethodPlan>,
 };
@@ -257,6 +261,9 @@ export type MethodPlan = {
   host_bytes: number, 
   /** The size of its page file. */
   page_file_bytes: number, 
+  /** Whether it computes activations again in the backward pass, instead of keeping them; `None`
+ * in plans of before this was told. */
+  recompute: boolean | null, 
   /** What does not stay on the device; `None`: everything does. */
   paging: PagingPlan | null, 
   /** The smallest budget that a run with these settings fits. */
@@ -334,7 +341,7 @@ export type SuggestedSettings = {
   /** The longest example, in tokens. */
   sequence: number, 
   /** Whether activations are computed again in the backward pass. */
-  recompute: boolean, 
+  recompute: Recompute, 
   /** Rank of the adapter; `None`: trained in full. */
   rank: number | null, 
   /** Whether regions may live outside the device. */
@@ -443,7 +450,17 @@ export type Event = { "event": "loading",
   /** What the model answered. */
   text: string, } | { "event": "warning", 
   /** What, and what to do. */
-  message: string, } | { "event": "paused" } | { "event": "resumed" } | { "event": "failed", 
+  message: string, } | { "event": "paused" } | { "event": "resumed" } | { "event": "profile", 
+  /** Steps that were watched: all but the first, which meets its memory for the first time. */
+  steps: number, 
+  /** Their time. */
+  seconds: number, 
+  /** Every operation, in the order of their first calls. */
+  operations: Array<OperationTime>, 
+  /** Multiplications and additions a second that the device does on registers alone. */
+  product_flops_per_s: number, 
+  /** Bytes a second that a copy reads and writes. */
+  copy_bytes_per_s: number, } | { "event": "failed", 
   /** Which error, in a form that does not change. */
   code: string, 
   /** What happened, and where. */
@@ -468,6 +485,19 @@ export type Event = { "event": "loading",
   final_loss: number, 
   /** The last checkpoint, whose folder other programs can load. */
   adapter: string,
+};
+
+export type OperationTime = { 
+  /** The operation. */
+  name: string, 
+  /** How often it ran. */
+  calls: number, 
+  /** The time from its beginnings to its ends, in seconds. */
+  seconds: number, 
+  /** Multiplications and additions of its matrix products; 0 where it has none. */
+  flops: number, 
+  /** Bytes of its arguments, each counted once a call. */
+  bytes: number,
 };
 
 export type RunState = "loading" | "training" | "paused" | "saving" | "finished" | "stopped" | "failed" | "interrupted";

@@ -56,6 +56,8 @@ function recall(startup: Startup): Remembered | null {
       lora: { ...defaults.lora, ...former.settings.lora },
       samples: { ...defaults.samples, ...former.settings.samples },
       columns: { ...defaults.columns, ...former.settings.columns },
+      // Once a flag.
+      ...(typeof former.settings.recompute === "string" ? {} : { recompute: defaults.recompute }),
       ...(isStarter ? { model: defaults.model } : {}),
       ...(dataset ? { data: dataset.path } : {}),
       // What computes is set for every run, in the settings.
@@ -146,8 +148,7 @@ export class Draft {
     await this.#plans.run(async () => {
       try {
         this.plan = await platform.plan({ model, settings, budget_bytes });
-        const isHere = budget_bytes === null && settings.budget_bytes == null;
-        if (isHere) this.hereBytes = this.plan.budget_bytes;
+        this.hereBytes = this.plan.available_bytes;
         this.planFailure = null;
       } catch (thrown) {
         this.planFailure = commandError(thrown);
@@ -175,15 +176,18 @@ export class Draft {
     const look = ++this.#look;
     const isLatest = (): boolean => look === this.#look;
     let [inspection, failure]: [Inspection | null, CommandError | null] = [null, null];
+    // What tells the share and what answers come apart, in any order.
+    let isOver = false;
     if (model !== null && settings.data !== "") {
       try {
         inspection = await platform.inspect({ model, settings, limit: 5 }, (share) => {
-          if (isLatest()) this.inspectShare = share;
+          if (isLatest() && !isOver) this.inspectShare = share;
         });
       } catch (thrown) {
         failure = commandError(thrown);
       }
     }
+    isOver = true;
     // What was looked at since is what is shown.
     if (!isLatest()) return;
     this.inspectShare = null;
