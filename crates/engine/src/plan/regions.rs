@@ -20,8 +20,8 @@ pub const REGION_ALIGNMENT: usize = 64;
 /// About as many regions as a plan has, when layers share theirs.
 const USUAL_REGIONS: usize = 64;
 
-/// What a region is called: `scope.number.part`, of which the first is always there. Nothing is
-/// written out before somebody reads it, because most plans are made to be compared.
+/// What a region is called: `scope.number` or `scope.part`, or the first alone. Nothing is written
+/// out before somebody reads it, because most plans are made to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionName {
     scope: &'static str,
@@ -44,12 +44,6 @@ impl From<(&'static str, &'static str)> for RegionName {
 impl From<(&'static str, usize)> for RegionName {
     fn from((scope, number): (&'static str, usize)) -> Self {
         Self { scope, number: Some(number), part: None }
-    }
-}
-
-impl From<(&'static str, usize, &'static str)> for RegionName {
-    fn from((scope, number, part): (&'static str, usize, &'static str)) -> Self {
-        Self { scope, number: Some(number), part: Some(part) }
     }
 }
 
@@ -311,14 +305,10 @@ mod tests {
 
     #[test]
     fn names_are_read_with_dots() {
-        let names: [RegionName; 4] = [
-            "adapter".into(),
-            ("layer", "up").into(),
-            ("window", 1).into(),
-            ("layers", 7, "up").into(),
-        ];
+        let names: [RegionName; 3] =
+            ["adapter".into(), ("layer", "up").into(), ("window", 1).into()];
         let read = names.map(|name| name.to_string());
-        assert_eq!(read, ["adapter", "layer.up", "window.1", "layers.7.up"]);
+        assert_eq!(read, ["adapter", "layer.up", "window.1"]);
     }
 
     #[test]

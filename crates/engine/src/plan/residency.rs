@@ -149,23 +149,16 @@ impl Allowance {
 pub fn choose(shape: &TrainingShape, allowance: Allowance) -> MemoryPlan {
     let Allowance { budget_bytes, recompute, paging } = allowance;
     let residency = Residency { outside: shape.residency.outside, ..Residency::default() };
-    let may_keep = match recompute {
-        // Where the weights alone are too much, nothing needs to be planned to know.
-        Recompute::Auto => {
-            let weights_bytes = shape.weight_layout().n_bytes() as u64;
-            paging != Paging::On && weights_bytes <= allowance.spare_bytes()
-        }
-        Recompute::On => false,
-        Recompute::Off => true,
-    };
-    let mut unpaged =
-        MemoryPlan::new(TrainingShape { recompute: !may_keep, residency, ..shape.clone() });
+    let is_recomputed = recompute != Recompute::Off;
+    let unpaged =
+        MemoryPlan::new(TrainingShape { recompute: is_recomputed, residency, ..shape.clone() });
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
-    if recompute == Recompute::Auto && may_keep {
-        if unpaged.peak_bytes() as u64 <= allowance.spare_bytes() {
-            return unpaged;
+    let is_spare = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= allowance.spare_bytes();
+    if recompute == Recompute::Auto && paging != Paging::On && is_spare(&unpaged) {
+        let kept = unpaged.unpaged(false);
+        if is_spare(&kept) {
+            return kept;
         }
-        unpaged = unpaged.unpaged(true);
     }
     match paging {
         Paging::Off => return unpaged,

@@ -286,17 +286,136 @@ pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
     }
 }
 
+/// How long rows of a layer live.
+enum Lives {
+    /// Until the backward pass has read them.
+    Saved(Forward, Backward),
+    /// Within the forward pass.
+    Passing(Forward, Forward),
+}
+
+/// One activation of every layer: the same place for all that take turns in it, or one behind the
+/// other.
+#[derive(Clone, Copy)]
+struct Rows {
+    all: DeviceSlice<f32>,
+    /// Elements of one layer.
+    len: usize,
+}
+
+impl Rows {
+    fn of(self, layer: usize) -> DeviceSlice<f32> {
+        if self.all.len() == self.len {
+            return self.all;
+        }
+        // Absurd sizes saturate, to be refused as a plan that does not fit.
+        let at = |n: usize| n.saturating_mul(self.len).min(self.all.len());
+        self.all.slice(at(layer)..at(layer + 1))
+    }
+}
+
 /// The activations of every layer. Recomputed, all layers take turns in one set; kept, each has its
 /// own of what the backward pass reads, and they share the rest.
 fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
-    let n_layers = shape.spec.n_layers;
-    let first = layer(regions, shape, 0, None);
-    let mut layers = vec![first; n_layers];
-    if !shape.recompute {
-        for (index, slices) in layers.iter_mut().enumerate().skip(1) {
-            *slices = layer(regions, shape, index, Some(&first));
+    use Projection::{Down, Gate, Key, Output, Query, Up, Value};
+    let spec = &shape.spec;
+    let n_layers = spec.n_layers;
+    let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+    let mut rows = |name: &'static str, width: usize, lives: Lives| {
+        let (scope, n, moments) = match (lives, shape.recompute) {
+            (Lives::Passing(since, until), _) => ("layer", 1, Moments::forward(since, until)),
+            (Lives::Saved(since, until), true) => ("layer", 1, Moments::recomputed(since, until)),
+            (Lives::Saved(..), false) => ("layers", n_layers, Moments::pass()),
+        };
+        let len = area(shape.n_rows(), width);
+        let name = RegionName::from((scope, name));
+        let all =
+            regions.region::<f32>(name, Category::Activations, len.saturating_mul(n), moments);
+        Rows { all, len }
+    };
+
+    let saved = |since, until| Lives::Saved(since, until);
+    let attended = || saved(Forward::QueryKeyValue, Backward::Attention);
+    let query = rows("query", query_width, attended());
+    let key = rows("key", key_width, attended());
+    let value = rows("value", key_width, attended());
+    let [query_raw, key_raw] =
+        [("query_raw", query_width), ("key_raw", key_width)].map(|(name, width)| {
+            let lives = saved(Forward::QueryKeyValue, Backward::Rotate);
+            spec.qk_norm.then(|| rows(name, width, lives))
+        });
+    let attention = rows("attention", query_width, saved(Forward::Attention, Backward::Attention));
+    let log_sum_exp =
+        rows("log_sum_exp", spec.n_heads, saved(Forward::Attention, Backward::Attention));
+    let middle =
+        rows("middle", spec.hidden_width, saved(Forward::Output, Backward::FeedForwardNorm));
+    let gate = rows("gate", spec.ffn_width, saved(Forward::GateUp, Backward::GateUp));
+    let up = rows("up", spec.ffn_width, saved(Forward::GateUp, Backward::GateUp));
+
+    let mut low_rank = [None; Projection::ALL.len()];
+    if let Trainable::Adapter { targets, rank, .. } = shape.trainable {
+        for (projection, since, until) in [
+            (Query, Forward::QueryKeyValue, Backward::QueryKeyValue),
+            (Key, Forward::QueryKeyValue, Backward::QueryKeyValue),
+            (Value, Forward::QueryKeyValue, Backward::QueryKeyValue),
+            (Output, Forward::Output, Backward::Output),
+            (Gate, Forward::GateUp, Backward::GateUp),
+            (Up, Forward::GateUp, Backward::GateUp),
+        ] {
+            if targets.contains(projection) {
+                let name = low_rank_name(projection);
+                low_rank[projection as usize] = Some(rows(name, rank, saved(since, until)));
+            }
         }
     }
+
+    // Inputs of products: kept only where the gradient of a weight or pair will read them.
+    let mut input = |name, width, is_read: bool, since, until: Backward, last: Forward| {
+        let lives = if is_read { saved(since, until) } else { Lives::Passing(since, last) };
+        rows(name, width, lives)
+    };
+    let input_normed = input(
+        "input_normed",
+        spec.hidden_width,
+        [Query, Key, Value].into_iter().any(|projection| shape.trains(projection)),
+        Forward::InputNorm,
+        Backward::QueryKeyValue,
+        Forward::QueryKeyValue,
+    );
+    let feed_forward_normed = input(
+        "feed_forward_normed",
+        spec.hidden_width,
+        shape.trains(Gate) || shape.trains(Up),
+        Forward::FeedForwardNorm,
+        Backward::GateUp,
+        Forward::GateUp,
+    );
+    let activated = input(
+        "activated",
+        spec.ffn_width,
+        shape.trains(Down),
+        Forward::Activation,
+        Backward::Down,
+        Forward::Down,
+    );
+    let mut layers: Vec<LayerSlices> = (0..n_layers)
+        .map(|layer| LayerSlices {
+            input_normed: input_normed.of(layer),
+            query_raw: query_raw.map(|rows| rows.of(layer)),
+            key_raw: key_raw.map(|rows| rows.of(layer)),
+            query: query.of(layer),
+            key: key.of(layer),
+            value: value.of(layer),
+            attention: attention.of(layer),
+            log_sum_exp: log_sum_exp.of(layer),
+            middle: middle.of(layer),
+            feed_forward_normed: feed_forward_normed.of(layer),
+            gate: gate.of(layer),
+            up: up.of(layer),
+            activated: activated.of(layer),
+            low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer))),
+        })
+        .collect();
     // The down product is the one whose output the backward pass never asks for again, so that it
     // is not repeated; what its pair needs of it is small and kept.
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable
@@ -322,120 +441,6 @@ pub(super) fn low_rank_name(projection: Projection) -> &'static str {
         Projection::Gate => "low_rank.gate_proj",
         Projection::Up => "low_rank.up_proj",
         Projection::Down => "low_rank.down_proj",
-    }
-}
-
-/// The activations of one layer; `first` are those of layer 0, with which it shares what only the
-/// forward pass needs.
-fn layer(
-    regions: &mut Regions,
-    shape: &TrainingShape,
-    index: usize,
-    first: Option<&LayerSlices>,
-) -> LayerSlices {
-    use Projection::{Down, Gate, Key, Output, Query, Up, Value};
-    let spec = &shape.spec;
-    let n_rows = shape.n_rows();
-    let (query_width, key_width) = (spec.query_width(), spec.kv_width());
-    let mut saved = |name: &'static str, width: usize, since: Forward, until: Backward| {
-        let (name, moments) = if shape.recompute {
-            (RegionName::from(("layer", name)), Moments::recomputed(since, until))
-        } else {
-            (RegionName::from(("layers", index, name)), Moments::pass())
-        };
-        regions.region::<f32>(name, Category::Activations, area(n_rows, width), moments)
-    };
-
-    let query = saved("query", query_width, Forward::QueryKeyValue, Backward::Attention);
-    let key = saved("key", key_width, Forward::QueryKeyValue, Backward::Attention);
-    let value = saved("value", key_width, Forward::QueryKeyValue, Backward::Attention);
-    let [query_raw, key_raw] =
-        [("query_raw", query_width), ("key_raw", key_width)].map(|(name, width)| {
-            let raw = |width| saved(name, width, Forward::QueryKeyValue, Backward::Rotate);
-            spec.qk_norm.then_some(width).map(raw)
-        });
-    let attention = saved("attention", query_width, Forward::Attention, Backward::Attention);
-    let log_sum_exp = saved("log_sum_exp", spec.n_heads, Forward::Attention, Backward::Attention);
-    let middle = saved("middle", spec.hidden_width, Forward::Output, Backward::FeedForwardNorm);
-    let gate = saved("gate", spec.ffn_width, Forward::GateUp, Backward::GateUp);
-    let up = saved("up", spec.ffn_width, Forward::GateUp, Backward::GateUp);
-
-    let mut low_rank = [None; Projection::ALL.len()];
-    if let Trainable::Adapter { targets, rank, .. } = shape.trainable {
-        for (projection, since, until) in [
-            (Query, Forward::QueryKeyValue, Backward::QueryKeyValue),
-            (Key, Forward::QueryKeyValue, Backward::QueryKeyValue),
-            (Value, Forward::QueryKeyValue, Backward::QueryKeyValue),
-            (Output, Forward::Output, Backward::Output),
-            (Gate, Forward::GateUp, Backward::GateUp),
-            (Up, Forward::GateUp, Backward::GateUp),
-        ] {
-            if targets.contains(projection) {
-                let name = low_rank_name(projection);
-                low_rank[projection as usize] = Some(saved(name, rank, since, until));
-            }
-        }
-    }
-
-    // Inputs of products: kept only where the gradient of a weight or pair will read them.
-    let trains_attention = [Query, Key, Value].into_iter().any(|p| shape.trains(p));
-    let trains_gate_up = shape.trains(Gate) || shape.trains(Up);
-    let input_normed = if trains_attention {
-        Ok(saved("input_normed", spec.hidden_width, Forward::InputNorm, Backward::QueryKeyValue))
-    } else {
-        Err((Forward::InputNorm, Forward::QueryKeyValue))
-    };
-    let feed_forward_normed = if trains_gate_up {
-        Ok(saved(
-            "feed_forward_normed",
-            spec.hidden_width,
-            Forward::FeedForwardNorm,
-            Backward::GateUp,
-        ))
-    } else {
-        Err((Forward::FeedForwardNorm, Forward::GateUp))
-    };
-    let activated = if shape.trains(Down) {
-        Ok(saved("activated", spec.ffn_width, Forward::Activation, Backward::Down))
-    } else {
-        Err((Forward::Activation, Forward::Down))
-    };
-    let mut or_shared =
-        |kept: Result<DeviceSlice<f32>, (Forward, Forward)>,
-         name: &'static str,
-         width: usize,
-         of_first: fn(&LayerSlices) -> DeviceSlice<f32>| match (kept, first) {
-            (Ok(slice), _) => slice,
-            (Err(_), Some(first)) => of_first(first),
-            (Err((since, until)), None) => regions.region(
-                ("layer", name),
-                Category::Activations,
-                area(n_rows, width),
-                Moments::forward(since, until),
-            ),
-        };
-    LayerSlices {
-        input_normed: or_shared(input_normed, "input_normed", spec.hidden_width, |l| {
-            l.input_normed
-        }),
-        query_raw,
-        key_raw,
-        query,
-        key,
-        value,
-        attention,
-        log_sum_exp,
-        middle,
-        feed_forward_normed: or_shared(
-            feed_forward_normed,
-            "feed_forward_normed",
-            spec.hidden_width,
-            |l| l.feed_forward_normed,
-        ),
-        gate,
-        up,
-        activated: or_shared(activated, "activated", spec.ffn_width, |l| l.activated),
-        low_rank,
     }
 }
 
