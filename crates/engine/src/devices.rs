@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write},
     path::Path,
-    sync::OnceLock,
+    sync::{LazyLock, Mutex, OnceLock, PoisonError},
     time::Instant,
 };
 
@@ -64,9 +64,13 @@ pub fn devices() -> Vec<Device> {
 /// Memory that other programs leave to this one now. A system that does not tell is taken to have
 /// enough: a plan is then held against the budget that the person sets.
 pub fn available_bytes() -> u64 {
-    let Ok(mut system) = System::new() else { return u64::MAX };
+    /// Made once: to make one takes as long as a plan, and every plan asks.
+    static SYSTEM: LazyLock<Mutex<Option<System>>> =
+        LazyLock::new(|| Mutex::new(System::new().ok()));
+    let mut system = SYSTEM.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(system) = &mut *system else { return u64::MAX };
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-    memory(&system).1
+    memory(system).1
 }
 
 /// The memory that a run with these settings may take of `available_bytes`.

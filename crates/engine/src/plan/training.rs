@@ -398,24 +398,26 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         Backward::Down,
         Forward::Down,
     );
-    let mut layers: Vec<LayerSlices> = (0..n_layers)
-        .map(|layer| LayerSlices {
-            input_normed: input_normed.of(layer),
-            query_raw: query_raw.map(|rows| rows.of(layer)),
-            key_raw: key_raw.map(|rows| rows.of(layer)),
-            query: query.of(layer),
-            key: key.of(layer),
-            value: value.of(layer),
-            attention: attention.of(layer),
-            log_sum_exp: log_sum_exp.of(layer),
-            middle: middle.of(layer),
-            feed_forward_normed: feed_forward_normed.of(layer),
-            gate: gate.of(layer),
-            up: up.of(layer),
-            activated: activated.of(layer),
-            low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer))),
-        })
-        .collect();
+    let of_layer = |layer: usize| LayerSlices {
+        input_normed: input_normed.of(layer),
+        query_raw: query_raw.map(|rows| rows.of(layer)),
+        key_raw: key_raw.map(|rows| rows.of(layer)),
+        query: query.of(layer),
+        key: key.of(layer),
+        value: value.of(layer),
+        attention: attention.of(layer),
+        log_sum_exp: log_sum_exp.of(layer),
+        middle: middle.of(layer),
+        feed_forward_normed: feed_forward_normed.of(layer),
+        gate: gate.of(layer),
+        up: up.of(layer),
+        activated: activated.of(layer),
+        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer))),
+    };
+    let mut layers: Vec<LayerSlices> = match shape.recompute {
+        true => vec![of_layer(0); n_layers],
+        false => (0..n_layers).map(of_layer).collect(),
+    };
     // The down product is the one whose output the backward pass never asks for again, so that it
     // is not repeated; what its pair needs of it is small and kept.
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable
