@@ -7,11 +7,11 @@
 
 mod common;
 
-use common::{MIB, Window, events, facts};
+use common::{Window, events};
 use eframe::egui::Theme;
 use egui_kittest::{Harness, SnapshotOptions};
 use nibble_monitor::reader::{Message, Trouble};
-use nibble_run::{Event, PagingPlan, Residence, RunState};
+use nibble_run::{Event, RunState};
 
 /// How far a colour may be from its own, of those few that are kept, and how many pixels may be
 /// farther: other drawing libraries smooth edges in another way.
@@ -39,34 +39,6 @@ fn a_run_that_trains_in_the_dark() {
     let mut window = window([960.0, 760.0], Theme::Dark);
     window.facts().news(events(310), RunState::Training);
     assert_looks_like(&mut window, "training-dark");
-}
-
-/// States of the optimizer lie on the disk and visit the device in every step.
-#[test]
-fn a_run_that_is_paged() {
-    let mut window = window([960.0, 760.0], Theme::Light);
-    let mut facts = facts();
-    let plan = &mut facts.plan.as_mut().expect("the run has a plan").methods[0];
-    plan.paging = Some(PagingPlan {
-        resident: Residence::Disk,
-        optimizer_bytes: plan.categories.optimizer - MIB,
-        weights_bytes: 0,
-        activations_bytes: 0,
-        step_bytes: 2 * (plan.categories.optimizer - MIB),
-        step_seconds: Some(0.01),
-    });
-    plan.page_file_bytes = plan.categories.optimizer - MIB;
-    plan.categories.optimizer = MIB;
-    plan.peak_bytes = plan.categories.total();
-    let step_bytes = 2 * plan.page_file_bytes;
-    let mut events = events(310);
-    for event in &mut events {
-        if let Event::Step { paged_bytes, .. } = event {
-            *paged_bytes = step_bytes;
-        }
-    }
-    window.tell(Message::Facts(Box::new(facts))).news(events, RunState::Training);
-    assert_looks_like(&mut window, "paged-light");
 }
 
 #[test]
