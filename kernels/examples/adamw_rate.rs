@@ -6,12 +6,13 @@
 //! The fastest of several runs, as whatever else the machine does can only slow one down. Bytes are
 //! those the update must read and write: each of gradient, parameters and moments once.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use half::bf16;
 use nibble_kernels::{
     Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError,
     adamw::{AdamW, AdamWStep, Moments, Parameters, QuantizedMoment, n_moment_blocks},
+    cpu::ceilings,
 };
 
 /// Time given to each measurement.
@@ -75,7 +76,8 @@ fn measure(profile: DeviceProfile) -> Result<(), Box<dyn std::error::Error>> {
     ];
     for (parameter_name, parameter_bytes, parameters) in parameters {
         for (moment_name, moment_bytes, moments) in moments {
-            let secs = fastest(|| device.adamw(STEP, parameters, g, moments));
+            let secs =
+                ceilings::fastest(MEASUREMENT, || device.adamw(STEP, parameters, g, moments));
             let rate = N as f64 / secs;
             let bytes = rate * (4.0 + parameter_bytes + moment_bytes);
             println!(
@@ -86,22 +88,9 @@ fn measure(profile: DeviceProfile) -> Result<(), Box<dyn std::error::Error>> {
             );
         }
     }
-    let secs = fastest(|| device.copy(g, w));
+    let secs = ceilings::fastest(MEASUREMENT, || device.copy(g, w));
     println!("{:<14} copy on one thread {:>27.1}", isa.to_string(), 8.0 * N as f64 / secs / 1e9);
     Ok(())
-}
-
-/// Seconds of the fastest of several runs.
-fn fastest(mut run: impl FnMut()) -> f64 {
-    run();
-    let begin = Instant::now();
-    let mut fastest = f64::INFINITY;
-    while begin.elapsed() < MEASUREMENT {
-        let start = Instant::now();
-        run();
-        fastest = fastest.min(start.elapsed().as_secs_f64());
-    }
-    fastest
 }
 
 fn place<T: Element>(device: &mut Cpu, values: &[T]) -> Result<DeviceSlice<T>, MemoryError> {

@@ -6,11 +6,12 @@
 //! The fastest of several runs, as whatever else the machine does can only slow one down. Hidden
 //! pairs are not counted, so that tiles which waste time on them rate lower.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nibble_kernels::{
     Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError,
     attention::{self, Attention, AttentionShape, Segment},
+    cpu::ceilings,
 };
 
 /// Time given to each measurement.
@@ -63,8 +64,10 @@ fn measure(
     let lse = matrix(n_heads)?;
     let bytes = attention::workspace_bytes(&profile, shape, true);
     let workspace = place(&mut device, &vec![0; bytes])?;
-    let forward = fastest(|| device.attention(shape, segments, q, k, v, out, lse, workspace));
-    let backward = fastest(|| {
+    let forward = ceilings::fastest(MEASUREMENT, || {
+        device.attention(shape, segments, q, k, v, out, lse, workspace)
+    });
+    let backward = ceilings::fastest(MEASUREMENT, || {
         device.attention_backward(shape, segments, q, k, v, out, lse, dout, dq, dk, dv, workspace);
     });
     // Two products over each visible pair forward, five backward.
@@ -77,19 +80,6 @@ fn measure(
     }
     println!();
     Ok(())
-}
-
-/// Seconds of the fastest of several runs.
-fn fastest(mut run: impl FnMut()) -> f64 {
-    run();
-    let begin = Instant::now();
-    let mut fastest = f64::INFINITY;
-    while begin.elapsed() < MEASUREMENT {
-        let start = Instant::now();
-        run();
-        fastest = fastest.min(start.elapsed().as_secs_f64());
-    }
-    fastest
 }
 
 fn place<T: Element>(device: &mut Cpu, values: &[T]) -> Result<DeviceSlice<T>, MemoryError> {

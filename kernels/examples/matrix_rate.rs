@@ -8,7 +8,7 @@
 //! several runs: whatever else the machine does can only slow one down. Shares mean something on an
 //! otherwise idle machine only, since the ceiling's short runs fit between another program's.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use half::bf16;
 use nibble_kernels::{
@@ -84,11 +84,13 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
     let store = Store::Overwrite;
     for (name, weight) in weights {
         let line = Line::new(profile, shape, name);
-        let forward = fastest(|| device.linear(shape, x, weight, None, store, y, workspace));
-        let input = fastest(|| {
+        let forward = ceilings::fastest(MEASUREMENT, || {
+            device.linear(shape, x, weight, None, store, y, workspace)
+        });
+        let input = ceilings::fastest(MEASUREMENT, || {
             device.linear_input_gradient(shape, dy, weight, store, dx, workspace);
         });
-        let gradient = fastest(|| {
+        let gradient = ceilings::fastest(MEASUREMENT, || {
             device.linear_weight_gradient(shape, x, dy, store, dweight, workspace);
         });
         line.print([forward, input, gradient].map(|secs| n_operations / secs));
@@ -104,8 +106,10 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
     let (pair, gradient) = (pair()?, pair()?);
     let xa = place(&mut device, &vec![0.0; n_rows * RANK])?;
     let line = Line::new(profile, shape, "pair");
-    let forward = fastest(|| device.lora(shape_of_pair, 1.0, None, x, pair, xa, y, workspace));
-    let backward = fastest(|| {
+    let forward = ceilings::fastest(MEASUREMENT, || {
+        device.lora(shape_of_pair, 1.0, None, x, pair, xa, y, workspace)
+    });
+    let backward = ceilings::fastest(MEASUREMENT, || {
         let dx = Some(dx);
         device.lora_backward(shape_of_pair, 1.0, None, x, xa, dy, pair, gradient, dx, workspace);
     });
@@ -140,19 +144,6 @@ impl Line {
         }
         println!();
     }
-}
-
-/// Seconds of the fastest of several runs.
-fn fastest(mut run: impl FnMut()) -> f64 {
-    run();
-    let begin = Instant::now();
-    let mut fastest = f64::INFINITY;
-    while begin.elapsed() < MEASUREMENT {
-        let start = Instant::now();
-        run();
-        fastest = fastest.min(start.elapsed().as_secs_f64());
-    }
-    fastest
 }
 
 fn place<T: Element>(device: &mut Cpu, values: &[T]) -> Result<DeviceSlice<T>, MemoryError> {

@@ -19,7 +19,8 @@ pub fn product_flops_per_s(profile: DeviceProfile) -> f64 {
     let DeviceKind::Cpu { isa, n_threads } = profile.kind;
     let isa = isa.min(Isa::best());
     let Ok(pool) = Pool::new(n_threads) else { return 0.0 };
-    let secs = fastest(|| pool.run(n_threads, |_, _| registers(isa, profile.compute, STEPS)));
+    let secs =
+        fastest(MEASUREMENT, || pool.run(n_threads, |_, _| registers(isa, profile.compute, STEPS)));
     let per_step = match (isa, profile.compute) {
         (Isa::Avx512Bf16, Compute::Bf16) => 64,
         (Isa::Avx512 | Isa::Avx512Bf16, _) => 32,
@@ -36,7 +37,7 @@ pub fn copy_bytes_per_s(n_threads: usize) -> f64 {
     let Ok(pool) = Pool::new(n_threads) else { return 0.0 };
     let (source, mut target) = (vec![1_u8; LEN], vec![0_u8; LEN]);
     let part = 1 << 20;
-    let secs = fastest(|| {
+    let secs = fastest(MEASUREMENT, || {
         for_each_part(&pool, &mut target[..], part, |task, target| {
             target.copy_from_slice(&source[task * part..][..target.len()]);
         });
@@ -45,12 +46,12 @@ pub fn copy_bytes_per_s(n_threads: usize) -> f64 {
     2.0 * LEN as f64 / secs
 }
 
-/// Seconds of the fastest of several runs.
-fn fastest(mut run: impl FnMut()) -> f64 {
+/// Seconds of the fastest of several runs of work, as many as `time` allows, after one that warms up.
+pub fn fastest(time: Duration, mut run: impl FnMut()) -> f64 {
     run();
     let begin = Instant::now();
     let mut fastest = f64::INFINITY;
-    while begin.elapsed() < MEASUREMENT {
+    while begin.elapsed() < time {
         let start = Instant::now();
         run();
         fastest = fastest.min(start.elapsed().as_secs_f64());
