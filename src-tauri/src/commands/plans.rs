@@ -19,8 +19,8 @@ pub struct PlanRequest {
     pub budget_bytes: Option<u64>,
 }
 
-/// The plans of every method, by category: the regions, thousands of a large model, would take longer
-/// to reach the page than all the rest, at every move of a slider.
+/// The plans of every method, by category: the page draws no regions, and asks at every move of a
+/// slider.
 #[tauri::command]
 pub async fn plan(request: PlanRequest) -> Result<PlanReport, CommandError> {
     let PlanRequest { model, settings, budget_bytes } = request;
