@@ -74,8 +74,6 @@ impl Screen {
             .env("HOME", home)
             .env(bus.0, bus.1)
             .env("GDK_BACKEND", "x11")
-            // Software rendering is several times faster without.
-            .env("WEBKIT_DISABLE_DMABUF_RENDERER", "1")
             // The app lets itself be driven when it is told so.
             .env("TAURI_AUTOMATION", "true")
             .env("TAURI_WEBVIEW_AUTOMATION", "true");

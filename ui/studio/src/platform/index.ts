@@ -1,6 +1,7 @@
 // The only way out of the page. In the app it is Tauri; in a plain browser, for design work and
 // tests, it is recorded data of real runs.
 
+import { tauri } from "./tauri";
 import type {
   AnswerPiece,
   AnswerRequest,
@@ -76,6 +77,4 @@ export function commandError(thrown: unknown): CommandError {
 const inApp = "__TAURI_INTERNALS__" in window;
 
 /** The platform that the page runs on. */
-export const platform: Platform = inApp
-  ? (await import("./tauri")).tauri
-  : (await import("./recorded")).recorded;
+export const platform: Platform = inApp ? tauri : (await import("./recorded")).recorded;

@@ -141,13 +141,14 @@ export class Draft {
   /** Plans anew; called whenever anything that decides memory has changed. */
   async replan(): Promise<void> {
     const settings = $state.snapshot(this.settings);
-    const [model, budget_bytes] = [this.model.path ?? this.model.id, this.budgetBytes];
-    const dataset = this.#startup.datasets.find(({ path }) => path === settings.data)?.name;
-    const draft: Remembered = { settings, model: this.model, budgetBytes: budget_bytes, dataset };
-    localStorage.setItem(REMEMBERED, JSON.stringify(draft));
+    const { model, budgetBytes: budget_bytes } = this;
     await this.#plans.run(async () => {
+      const request = { model: model.path ?? model.id, settings, budget_bytes };
+      const asked = platform.plan(request);
+      // While the planner works: what is seen of a change does not wait for a disk.
+      this.#remember({ settings, model, budgetBytes: budget_bytes });
       try {
-        this.plan = await platform.plan({ model, settings, budget_bytes });
+        this.plan = await asked;
         this.hereBytes = this.plan.available_bytes;
         this.planFailure = null;
       } catch (thrown) {
@@ -156,6 +157,16 @@ export class Draft {
       }
       if (this.plan.methods.some(({ paging }) => paging?.step_seconds === null)) this.#measure();
     });
+  }
+
+  /** Keeps the draft for the next time. */
+  #remember(draft: Remembered): void {
+    const dataset = this.#startup.datasets.find(({ path }) => path === draft.settings.data)?.name;
+    try {
+      localStorage.setItem(REMEMBERED, JSON.stringify({ ...draft, dataset }));
+    } catch {
+      // Without room for it the next time begins with the draft of before.
+    }
   }
 
   /** Has the pace of pages measured, once, when a plan first asks for it. */
