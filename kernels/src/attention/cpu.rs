@@ -1,9 +1,9 @@
 //! Attention on the processor: tiles of queries against tiles of keys, multiplied as the linear
 //! layers are, in bf16 or f32; everything between the products in f32.
 //!
-//! The backward pass runs twice over the scores, once by tiles of keys for `dk` and `dv` and once
-//! by tiles of queries for `dq`: each result is then one task's sum in a fixed order, and a single
-//! long sequence still keeps every core busy.
+//! In the backward pass a task is one head of queries, so that every score is made once and `dq` is
+//! one task's sum in a fixed order. Heads that share keys and values leave what each adds to their
+//! gradients apart, to be added up in order.
 
 mod backward;
 mod tile;
@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::{Attention, AttentionShape, Segment};
 use crate::{
-    Compute, Cpu,
+    Compute, Cpu, Store,
     cpu::{
         gemm::{Layout, Operand, bf16_bits},
         math::{dot, for_each_isa},
@@ -43,6 +43,15 @@ fn tile_of(
 /// Elements of `delta`, up to a whole cache line.
 pub(super) fn delta_len(shape: &AttentionShape) -> usize {
     shape.n_rows.saturating_mul(shape.n_heads).div_ceil(16).saturating_mul(16)
+}
+
+/// Elements of what each head adds to `dk` and `dv`, where heads share them.
+pub(super) fn parts_len(shape: &AttentionShape) -> usize {
+    if shape.n_heads == shape.n_kv_heads {
+        return 0;
+    }
+    let width = shape.n_heads.saturating_mul(shape.head_size);
+    shape.n_key_rows.saturating_mul(width).div_ceil(16).saturating_mul(16).saturating_mul(2)
 }
 
 impl Cpu {
@@ -145,27 +154,50 @@ impl Attention for Cpu {
             row_deltas(isa, compute, &dout[row.clone()], &out[row], head_size, delta);
         });
         let gradient = Gradient { inputs, dout, log_sum_exp, delta };
-        let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
+        let group = shape.n_heads / shape.n_kv_heads;
+        let (parts, scratch) = scratch.split_at_mut(parts_len(&shape));
+        let parts: &mut [f32] = bytemuck::cast_slice_mut(parts);
+        let dq = Shared::new(dq);
         let scratch = Shared::new(scratch);
+        let each_head = |dk: &Shared<f32>, dv: &Shared<f32>| {
+            access.pool().run(segments.len() * shape.n_heads, |thread, task| {
+                let (segment, head) = (&segments[task / shape.n_heads], task % shape.n_heads);
+                // SAFETY: this task's only scratch.
+                let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
+                gradient.head(segment, head, &mut scratch, [&dq, dk, dv]);
+            });
+        };
+        if group == 1 {
+            each_head(&Shared::new(dk), &Shared::new(dv));
+            return;
+        }
+        let (dk_parts, dv_parts) = parts.split_at_mut(parts.len() / 2);
+        each_head(&Shared::new(dk_parts), &Shared::new(dv_parts));
+        // Rows outside of every segment have no parts, and stay zero.
+        for segment in segments {
+            let first = segment.key_row(0);
+            let rows = first * key_stride..(first + segment.n_keys as usize) * key_stride;
+            let sums = (&mut dk[rows.clone()], &mut dv[rows]);
+            for_each_part(access.pool(), sums, key_stride, |row, (dk, dv)| {
+                let row = (first + row) * query_stride..(first + row + 1) * query_stride;
+                add_heads(isa, group * head_size, head_size, &dk_parts[row.clone()], dk);
+                add_heads(isa, group * head_size, head_size, &dv_parts[row], dv);
+            });
+        }
+    }
+}
 
-        let n_tiles: usize = segments.iter().map(Segment::key_tiles).sum();
-        access.pool().run(n_tiles * shape.n_kv_heads, |thread, task| {
-            let (head, tile) = (task % shape.n_kv_heads, task / shape.n_kv_heads);
-            if let Some((segment, tile)) = tile_of(segments, tile, Segment::key_tiles) {
-                // SAFETY: this task's only scratch.
-                let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
-                gradient.key_tile(&segment, tile, head, &mut scratch, &dk, &dv);
+for_each_isa! {
+    /// A row of sums over the heads of each group, of what each head has for it.
+    fn add_heads(group_width: usize, head_size: usize, parts: &[f32], sums: &mut [f32]) {
+        let groups = parts.chunks_exact(group_width).zip(sums.chunks_exact_mut(head_size));
+        for (parts, sums) in groups {
+            for part in parts.chunks_exact(head_size) {
+                for (sum, part) in sums.iter_mut().zip(part) {
+                    *sum += part;
+                }
             }
-        });
-        let n_tiles: usize = segments.iter().map(Segment::query_tiles).sum();
-        access.pool().run(n_tiles * shape.n_heads, |thread, task| {
-            let (head, tile) = (task % shape.n_heads, n_tiles - 1 - task / shape.n_heads);
-            if let Some((segment, tile)) = tile_of(segments, tile, Segment::query_tiles) {
-                // SAFETY: this task's only scratch.
-                let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
-                gradient.query_tile(&segment, tile, head, &mut scratch, &dq);
-            }
-        });
+        }
     }
 }
 
@@ -316,7 +348,8 @@ fn add_keys(
     products.pack_a(Operand::f32(scores, Layout::Depth, KEYS), n_queries, n_keys, scratch.weights);
     let rows = inputs.keys(inputs.v, key_row, kv_head, Layout::Lanes);
     products.pack_b(rows, head_size, n_keys, scratch.weighed);
-    inputs.add_weighed((n_queries, n_keys), 1.0, (scratch.weights, scratch.weighed), sums);
+    let packed = (&*scratch.weights, &*scratch.weighed);
+    inputs.weigh((n_queries, n_keys), 1.0, packed, Store::Accumulate, sums);
 }
 
 /// As [`add_keys`], each key and value read once where it lies.

@@ -112,9 +112,10 @@ pub trait Attention: Memory {
 /// Bytes of workspace that `shape` needs on `profile`, forward alone or with the backward pass.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: AttentionShape, backward: bool) -> usize {
     let DeviceKind::Cpu { n_threads, .. } = profile.kind;
-    let delta = if backward { cpu::delta_len(&shape) } else { 0 };
+    let backward =
+        if backward { cpu::delta_len(&shape).saturating_add(cpu::parts_len(&shape)) } else { 0 };
     cpu::scratch_len(profile, shape.head_size)
         .saturating_mul(n_threads)
-        .saturating_add(delta)
+        .saturating_add(backward)
         .saturating_mul(size_of::<f32>())
 }

@@ -1,4 +1,4 @@
-//! The two passes of the backward half.
+//! The backward half.
 
 use std::ops::Range;
 
@@ -6,9 +6,12 @@ use super::{
     super::{AttentionShape, Segment},
     tile::{Inputs, KEYS, QUERIES, Scratch, score_gradients},
 };
-use crate::cpu::{
-    gemm::{Layout, Operand},
-    parallel::Shared,
+use crate::{
+    Store,
+    cpu::{
+        gemm::{Layout, Operand},
+        parallel::Shared,
+    },
 };
 
 /// What every tile of a backward pass reads.
@@ -76,35 +79,38 @@ impl Gradient<'_> {
         score_gradients(inputs.isa, scores, dscores, n_lanes, log_sum_exp, delta, n_heads);
     }
 
-    /// `dk` and `dv` of one tile of keys of one key/value head.
-    pub fn key_tile(
+    /// The gradients of one head of queries: its part of `dq`, and what it adds to `dk` and `dv`,
+    /// all laid out as `q` is. Keys go by tiles, each past all queries that see any of it, so that
+    /// every score is made once.
+    pub fn head(
         &self,
         segment: &Segment,
-        tile: usize,
-        kv_head: usize,
+        head: usize,
         scratch: &mut Scratch<'_>,
-        dk: &Shared<f32>,
-        dv: &Shared<f32>,
+        [dq, dk, dv]: [&Shared<f32>; 3],
     ) {
         let inputs = &self.inputs;
-        let AttentionShape { head_size, n_heads, n_kv_heads, window, scale, .. } = inputs.shape;
+        let AttentionShape { head_size, window, scale, .. } = inputs.shape;
+        let (products, kv_head) = (&inputs.products, inputs.kv_head(head));
+        let stride = inputs.query_stride();
         let n_keys = segment.n_keys as usize;
-        let keys = tile * KEYS..(tile * KEYS + KEYS).min(n_keys);
-        self.pack_keys(segment, &keys, kv_head, scratch);
-        for sums in &mut scratch.sums {
-            sums[..keys.len() * head_size].fill(0.0);
-        }
-        // Queries that see any key of the tile.
         let n_queries = segment.n_queries as usize;
         let before = n_keys - n_queries;
-        let first_query = keys.start.saturating_sub(before);
-        let last_query = match window {
-            Some(window) => (keys.end - 1).saturating_add(window).saturating_sub(before),
-            None => n_queries,
-        }
-        .min(n_queries);
-        let group = n_heads / n_kv_heads;
-        for head in kv_head * group..(kv_head + 1) * group {
+        for first_key in (0..n_keys).step_by(KEYS) {
+            let keys = first_key..(first_key + KEYS).min(n_keys);
+            self.pack_keys(segment, &keys, kv_head, scratch);
+            let rows = inputs.keys(inputs.k, segment.key_row(first_key), kv_head, Layout::Lanes);
+            products.pack_b(rows, head_size, keys.len(), scratch.key_rows);
+            for sums in &mut scratch.sums {
+                sums[..keys.len() * head_size].fill(0.0);
+            }
+            // Queries that see any key of the tile.
+            let first_query = keys.start.saturating_sub(before);
+            let last_query = match window {
+                Some(window) => (keys.end - 1).saturating_add(window).saturating_sub(before),
+                None => n_queries,
+            }
+            .min(n_queries);
             for first in (first_query..last_query).step_by(QUERIES) {
                 let queries = first..(first + QUERIES).min(last_query);
                 let row = segment.query_start as usize + first;
@@ -116,58 +122,35 @@ impl Gradient<'_> {
                     (&*scratch.dscores, inputs.q, scale, dk),
                 ] {
                     let turned = Operand::f32(weights, Layout::Lanes, KEYS);
-                    let products = &inputs.products;
                     products.pack_a(turned, keys.len(), queries.len(), scratch.weights);
                     let rows = inputs.queries(matrix, row, head, Layout::Lanes);
                     products.pack_b(rows, head_size, queries.len(), scratch.weighed);
                     let packed = (&*scratch.weights, &*scratch.weighed);
-                    inputs.add_weighed((keys.len(), queries.len()), factor, packed, sums);
+                    let store = Store::Accumulate;
+                    inputs.weigh((keys.len(), queries.len()), factor, packed, store, sums);
+                }
+                let weights = Operand::f32(scratch.dscores, Layout::Depth, KEYS);
+                products.pack_a(weights, queries.len(), keys.len(), scratch.weights);
+                let packed = (&*scratch.weights, &*scratch.key_rows);
+                let sums = &mut scratch.dqueries[..queries.len() * head_size];
+                let store = Store::Overwrite;
+                inputs.weigh((queries.len(), keys.len()), scale, packed, store, sums);
+                for (i, sums) in sums.chunks_exact(head_size).enumerate() {
+                    let start = (row + i) * stride + head * head_size;
+                    // SAFETY: each task has its own rows and columns.
+                    let dq = unsafe { dq.slice(start, head_size) };
+                    for (dq, sum) in dq.iter_mut().zip(sums) {
+                        *dq += sum;
+                    }
                 }
             }
-        }
-        let (stride, column) = (inputs.key_stride(), kv_head * head_size);
-        for (gradient, sums) in [dk, dv].into_iter().zip(&scratch.sums) {
-            for (key, sums) in keys.clone().zip(sums.chunks_exact(head_size)) {
-                let start = segment.key_row(key) * stride + column;
-                // SAFETY: each task has its own rows and columns.
-                unsafe { gradient.slice(start, head_size) }.copy_from_slice(sums);
+            for (gradient, sums) in [dk, dv].into_iter().zip(&scratch.sums) {
+                for (key, sums) in keys.clone().zip(sums.chunks_exact(head_size)) {
+                    let start = segment.key_row(key) * stride + head * head_size;
+                    // SAFETY: each task has its own rows and columns.
+                    unsafe { gradient.slice(start, head_size) }.copy_from_slice(sums);
+                }
             }
-        }
-    }
-
-    /// `dq` of one tile of queries of one head.
-    pub fn query_tile(
-        &self,
-        segment: &Segment,
-        tile: usize,
-        head: usize,
-        scratch: &mut Scratch<'_>,
-        dq: &Shared<f32>,
-    ) {
-        let inputs = &self.inputs;
-        let AttentionShape { head_size, scale, .. } = inputs.shape;
-        let (kv_head, products) = (inputs.kv_head(head), &inputs.products);
-        let first = tile * QUERIES;
-        let queries = first..(first + QUERIES).min(segment.n_queries as usize);
-        self.pack_queries(segment, &queries, head, scratch);
-        scratch.sums[0][..queries.len() * head_size].fill(0.0);
-        let visible = inputs.visible_to_any(segment, &queries);
-        for start in visible.clone().step_by(KEYS) {
-            let keys = start..(start + KEYS).min(visible.end);
-            self.pack_keys(segment, &keys, kv_head, scratch);
-            self.scores(segment, (&queries, &keys), head, scratch);
-            let weights = Operand::f32(scratch.dscores, Layout::Depth, KEYS);
-            products.pack_a(weights, queries.len(), keys.len(), scratch.weights);
-            let rows = inputs.keys(inputs.k, segment.key_row(start), kv_head, Layout::Lanes);
-            products.pack_b(rows, head_size, keys.len(), scratch.weighed);
-            let packed = (&*scratch.weights, &*scratch.weighed);
-            inputs.add_weighed((queries.len(), keys.len()), scale, packed, scratch.sums[0]);
-        }
-        let row = segment.query_start as usize + first;
-        for (i, sums) in (0..queries.len()).zip(scratch.sums[0].chunks_exact(head_size)) {
-            let start = (row + i) * inputs.query_stride() + head * head_size;
-            // SAFETY: each task has its own rows and columns.
-            unsafe { dq.slice(start, head_size) }.copy_from_slice(sums);
         }
     }
 }

@@ -105,10 +105,6 @@ impl Segment {
         (self.n_queries as usize).div_ceil(QUERIES)
     }
 
-    pub(super) fn key_tiles(&self) -> usize {
-        (self.n_keys as usize).div_ceil(KEYS)
-    }
-
     /// Rows of `k` and `v` of `keys`.
     pub(super) fn key_row(&self, key: usize) -> usize {
         self.key_start as usize + key
@@ -131,21 +127,25 @@ pub(super) struct Scratch<'a> {
     /// `[QUERIES, KEYS]`: scores, then probabilities; and the gradients of the scores.
     pub scores: &'a mut [f32],
     pub dscores: &'a mut [f32],
-    /// Probabilities or gradients, packed, and the rows that they weigh.
+    /// Probabilities or gradients, packed, and the rows that they weigh; those of keys stay.
     pub weights: &'a mut [u32],
     pub weighed: &'a mut [u32],
+    pub key_rows: &'a mut [u32],
+    /// `[QUERIES, K]`: what a tile of keys adds to the gradient of queries.
+    pub dqueries: &'a mut [f32],
     /// `[KEYS, K]` each: sums over tiles.
     pub sums: [&'a mut [f32]; 2],
 }
 
 /// Elements of the parts of a scratch, in order, each up to a whole cache line.
-fn parts(products: &TileProducts, head_size: usize) -> [usize; 10] {
+fn parts(products: &TileProducts, head_size: usize) -> [usize; 12] {
     let queries = products.a_len(QUERIES, head_size);
     let keys = products.b_len(KEYS, head_size);
     let weights = products.a_len(QUERIES, KEYS).max(products.a_len(KEYS, QUERIES));
     let weighed = products.b_len(head_size, KEYS).max(products.b_len(head_size, QUERIES));
     let (scores, sums) = (QUERIES * KEYS, KEYS * head_size);
-    [queries, queries, keys, keys, scores, scores, weights, weighed, sums, sums]
+    let (rows, dqueries) = (products.b_len(head_size, KEYS), QUERIES * head_size);
+    [queries, queries, keys, keys, scores, scores, weights, weighed, rows, dqueries, sums, sums]
         .map(|len| len.next_multiple_of(16))
 }
 
@@ -164,15 +164,27 @@ impl<'a> Scratch<'a> {
     }
 
     pub fn new(mut memory: &'a mut [u32], products: &TileProducts, head_size: usize) -> Self {
-        let [queries, douts, keys, values, scores, dscores, weights, weighed, dk, dv] =
+        let [queries, douts, keys, values, scores, dscores, weights, weighed, key_rows, dqueries, dk, dv] =
             parts(products, head_size).map(|len| {
                 let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
                 memory = rest;
                 part
             });
-        let [scores, dscores, dk, dv] = [scores, dscores, dk, dv].map(bytemuck::cast_slice_mut);
-        let sums = [dk, dv];
-        Self { queries, douts, keys, values, scores, dscores, weights, weighed, sums }
+        let [scores, dscores, dqueries, dk, dv] =
+            [scores, dscores, dqueries, dk, dv].map(bytemuck::cast_slice_mut);
+        Self {
+            queries,
+            douts,
+            keys,
+            values,
+            scores,
+            dscores,
+            weights,
+            weighed,
+            key_rows,
+            dqueries,
+            sums: [dk, dv],
+        }
     }
 }
 
@@ -285,17 +297,18 @@ impl Inputs<'_> {
         n_keys
     }
 
-    /// `sums (+=) factor · weights · weighed`, of packed operands.
-    pub fn add_weighed(
+    /// `sums (store) factor · weights · weighed`, of packed operands.
+    pub fn weigh(
         &self,
         (m, k): (usize, usize),
         factor: f32,
         packed: (&[u32], &[u32]),
+        store: Store,
         sums: &mut [f32],
     ) {
         let head_size = self.shape.head_size;
         let extents = Extents { m, n: head_size, k };
-        let (store, c) = (Store::Accumulate, (sums, head_size));
+        let c = (sums, head_size);
         self.products.multiply(extents, factor, packed, store, c, |_| 0..head_size);
     }
 }
