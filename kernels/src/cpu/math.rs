@@ -40,11 +40,11 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 }
 
 /// Running sums of one row. As many for every instruction set, so that all add in one order.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// The sum of the running sums.
 #[inline(always)]
-fn add_up(mut lanes: [f32; LANES]) -> f32 {
+pub(crate) fn add_up(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {

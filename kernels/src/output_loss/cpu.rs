@@ -5,7 +5,7 @@ use super::{OutputLoss, OutputLossGradient, OutputLossShape};
 use crate::{
     Cpu,
     cpu::{
-        math::{exp, for_each_isa, sum},
+        math::{LANES, add_up, exp, for_each_isa},
         parallel::{Shared, for_each_part},
     },
     linear::{Linear, Weight},
@@ -15,21 +15,43 @@ use crate::{
 for_each_isa! {
     /// The loss of one row of logits; with a `scale`, the logits become their gradient.
     fn row_loss(logits: &mut [f32], target: usize, scale: Option<f32>, loss: &mut f32) {
-        let mut highest = [f32::NEG_INFINITY; 16];
-        let mut chunks = logits.chunks_exact(16);
-        for chunk in &mut chunks {
+        let mut highest = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = logits.as_chunks::<LANES>();
+        for chunk in chunks {
             for (highest, logit) in highest.iter_mut().zip(chunk) {
                 *highest = highest.max(*logit);
             }
         }
-        let rest = chunks.remainder().iter();
         let highest = highest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-        let total = sum(logits.len(), |i| exp(logits[i] - highest));
-        let log_sum_exp = highest + total.ln();
-        *loss = log_sum_exp - logits[target];
+        let of_target = logits[target];
+
+        let mut sums = [0.0; LANES];
+        let (chunks, rest) = logits.as_chunks_mut::<LANES>();
+        if scale.is_some() {
+            // Each exponential is taken once, and kept in its logit's place.
+            for chunk in chunks {
+                for (sum, logit) in sums.iter_mut().zip(chunk) {
+                    *logit = exp(*logit - highest);
+                    *sum += *logit;
+                }
+            }
+        } else {
+            for chunk in chunks {
+                for (sum, logit) in sums.iter_mut().zip(chunk) {
+                    *sum += exp(*logit - highest);
+                }
+            }
+        }
+        for (sum, logit) in sums.iter_mut().zip(rest) {
+            *logit = exp(*logit - highest);
+            *sum += *logit;
+        }
+        let total = add_up(sums);
+        *loss = highest + total.ln() - of_target;
         if let Some(scale) = scale {
+            let factor = scale / total;
             for logit in logits.iter_mut() {
-                *logit = exp(*logit - log_sum_exp) * scale;
+                *logit *= factor;
             }
             logits[target] -= scale;
         }
@@ -52,6 +74,8 @@ impl OutputLoss for Cpu {
             workspace.first(shape.logits_bytes()).cast::<f32>(),
             workspace.slice(shape.logits_bytes()..workspace.len()),
         );
+        // Chunks of like size: each expands the whole output matrix, however few its rows.
+        let chunk_rows = n_rows.div_ceil(n_rows.div_ceil(chunk_rows).max(1)).max(1);
         for first in (0..n_rows).step_by(chunk_rows) {
             let n = chunk_rows.min(n_rows - first);
             let chunk = shape.chunk(n);

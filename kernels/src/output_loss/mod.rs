@@ -62,11 +62,11 @@ pub trait OutputLoss: Memory {
     );
 }
 
-/// Rows whose logits exist at a time: as many as keep them near 16 MiB, half of a usual last-level
-/// cache, but enough for the products to reuse what they read of the output matrix.
+/// Rows whose logits exist at a time: as many as keep them near 32 MiB, a usual last-level cache, but
+/// no fewer than 256: every chunk expands the whole output matrix, and reads and writes its gradient.
 pub fn default_chunk_rows(vocabulary: usize) -> usize {
-    const LOGITS: usize = (16 << 20) / size_of::<f32>();
-    (LOGITS / vocabulary.max(1)).clamp(64, 1024) / 16 * 16
+    const LOGITS: usize = (32 << 20) / size_of::<f32>();
+    (LOGITS / vocabulary.max(1)).clamp(256, 1024) / 16 * 16
 }
 
 impl OutputLossShape {
