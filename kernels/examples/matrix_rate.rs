@@ -15,7 +15,7 @@ use nibble_kernels::{
     Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError, Store,
     cpu::ceilings,
     linear::{self, Linear, LinearShape, Weight},
-    lora::{self, Lora, LoraPair, LoraShape},
+    lora::{self, Adapter, Lora, LoraPair, LoraShape},
     nf4::{Nf4, Nf4Layout, Nf4Weight},
 };
 
@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Prints the rows of one shape: three stores of a weight, and the low-rank pair.
+/// Prints the rows of one shape: three stores of a weight, and the last with a low-rank pair.
 fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std::error::Error>> {
     let mut device = Cpu::new(profile)?;
     let LinearShape { n_rows, n_in, n_out } = shape;
@@ -82,6 +82,7 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
     ];
     let n_operations = 2.0 * n_rows as f64 * n_in as f64 * n_out as f64;
     let store = Store::Overwrite;
+    let shape_of_layer = shape;
     for (name, weight) in weights {
         let line = Line::new(profile, shape, name);
         let forward = ceilings::fastest(MEASUREMENT, || {
@@ -96,8 +97,8 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
         line.print([forward, input, gradient].map(|secs| n_operations / secs));
     }
 
-    let shape_of_pair = LoraShape { n_rows, n_in, n_out, rank: RANK };
-    let workspace = lora::workspace_bytes(&profile, shape_of_pair, false);
+    let shape = LoraShape { n_rows, n_in, n_out, rank: RANK };
+    let workspace = lora::workspace_bytes(&profile, shape, false);
     let workspace = place(&mut device, &vec![0; workspace])?;
     let mut pair = || -> Result<LoraPair, MemoryError> {
         let a = place(&mut device, &values(RANK * n_in))?;
@@ -105,17 +106,23 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
     };
     let (pair, gradient) = (pair()?, pair()?);
     let xa = place(&mut device, &vec![0.0; n_rows * RANK])?;
-    let line = Line::new(profile, shape, "pair");
+    let adapter = Adapter { pair, scale: 1.0, dropout: None, xa };
+    let line = Line::new(profile, shape_of_layer, "+ pair");
+    let nf4 = weights[2].1;
     let forward = ceilings::fastest(MEASUREMENT, || {
-        device.lora(shape_of_pair, 1.0, None, x, pair, xa, y, workspace)
+        device.adapted_linear(shape, x, nf4, None, adapter, store, y, workspace)
     });
     let backward = ceilings::fastest(MEASUREMENT, || {
         let dx = Some(dx);
-        device.lora_backward(shape_of_pair, 1.0, None, x, xa, dy, pair, gradient, dx, workspace);
+        device.adapted_linear_backward(shape, x, nf4, adapter, dy, gradient, store, dx, workspace);
     });
-    // One pass of the rows over A and one over B forward; two of each backward.
-    let n_operations = 2.0 * (n_rows * RANK) as f64 * (n_in + n_out) as f64;
-    line.print([n_operations / forward, 2.0 * n_operations / backward, f64::NAN]);
+    // Beside the layer's, one pass of the rows over A and one over B forward; two of each backward.
+    let of_pair = 2.0 * (n_rows * RANK) as f64 * (n_in + n_out) as f64;
+    line.print([
+        (n_operations + of_pair) / forward,
+        (n_operations + 2.0 * of_pair) / backward,
+        f64::NAN,
+    ]);
     Ok(())
 }
 

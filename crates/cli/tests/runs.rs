@@ -51,7 +51,8 @@ fn a_profile_tells_where_the_time_of_the_steps_went() {
     assert_eq!((&profile["event"], &profile["steps"]), (&"profile".into(), &4.into()));
     let number = |value: &Value| value.as_f64().unwrap();
     let operations = profile["operations"].as_array().unwrap();
-    let products = operations.iter().find(|operation| operation["name"] == "product").unwrap();
+    let products = operations.iter().find(|operation| operation["name"] == "product with pair");
+    let products = products.unwrap();
     // Seven matrices in each of two layers; those of the held-out examples are none of a step's.
     assert!((4 * 14..4 * 28).contains(&products["calls"].as_u64().unwrap()), "{products}");
     assert!(number(&products["flops"]) > 0.0);

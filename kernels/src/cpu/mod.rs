@@ -288,6 +288,17 @@ impl<'a> Access<'a> {
     }
 }
 
+/// Anonymous pages, large ones where the system gives them: rows of a matrix lie further apart than
+/// a small page, and a core remembers only so many. The system refuses an empty mapping; an empty
+/// plan is no error.
+fn zeros(n_bytes: usize) -> io::Result<MmapRaw> {
+    let map = MmapMut::map_anon(n_bytes.max(1))?;
+    // A system without them is only slower.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map.into())
+}
+
 impl Memory for Cpu {
     fn profile(&self) -> DeviceProfile {
         DeviceProfile {
@@ -297,10 +308,9 @@ impl Memory for Cpu {
     }
 
     fn allocate(&mut self, n_bytes: usize) -> Result<MemoryId, MemoryError> {
-        // The system refuses an empty mapping; an empty plan is no error.
-        let map = MmapMut::map_anon(n_bytes.max(1))
-            .map_err(|source| MemoryError::Allocate { bytes: n_bytes, source })?;
-        Ok(self.push(Block::Owned(map.into())))
+        let map =
+            zeros(n_bytes).map_err(|source| MemoryError::Allocate { bytes: n_bytes, source })?;
+        Ok(self.push(Block::Owned(map)))
     }
 
     fn adopt(&mut self, file: MappedFile, used: &[Range<usize>]) -> Result<MemoryId, MemoryError> {
@@ -408,9 +418,9 @@ impl Cpu {
 
 impl Paging for Cpu {
     fn host_store(&mut self, n_bytes: usize) -> Result<StoreId, PageError> {
-        let map = MmapMut::map_anon(n_bytes.max(1))
+        let map = zeros(n_bytes)
             .map_err(|source| PageError::HostMemory { n_bytes, source: Arc::new(source) })?;
-        Ok(self.push_store(Store::Host(map.into())))
+        Ok(self.push_store(Store::Host(map)))
     }
 
     fn file_store(&mut self, file: PageFile) -> StoreId {

@@ -8,12 +8,13 @@ use crate::{
         Access,
         gemm::{self, Extents, Layout, Nf4Values, Operand, Values},
         parallel::for_each_part,
+        pool::Pool,
     },
     memory::{DeviceSlice, Store},
 };
 
 /// A weight `[n_out, n_in]` as an operand: along k in `layout`.
-fn operand<'a>(
+pub(crate) fn operand<'a>(
     access: &mut Access<'a>,
     weight: Weight,
     shape: LinearShape,
@@ -31,6 +32,16 @@ fn operand<'a>(
         }),
     };
     Operand { values, layout, stride: shape.n_in }
+}
+
+/// Adds a bias to every row.
+pub(crate) fn add_bias(pool: &Pool, bias: Option<&[f32]>, y: &mut [f32]) {
+    let Some(bias) = bias else { return };
+    for_each_part(pool, y, bias.len(), |_, row| {
+        for (y, bias) in row.iter_mut().zip(bias) {
+            *y += bias;
+        }
+    });
 }
 
 impl Linear for Cpu {
@@ -58,15 +69,9 @@ impl Linear for Cpu {
         if !gemm::few_rows(place, extents, x, weight, store, y, scratch) {
             let rest = workspace.slice(few..workspace.len()).cast::<u32>();
             let x = Operand::f32(x, Layout::Depth, n_in);
-            gemm::multiply(place, extents, 1.0, x, weight, store, y, access.write(rest));
+            gemm::multiply(place, extents, 1.0, x, weight, None, store, y, access.write(rest));
         }
-        if let Some(bias) = bias {
-            for_each_part(place.pool, &mut y[..n_rows * n_out], n_out, |_, row| {
-                for (y, bias) in row.iter_mut().zip(bias) {
-                    *y += bias;
-                }
-            });
-        }
+        add_bias(place.pool, bias, &mut y[..n_rows * n_out]);
     }
 
     fn linear_input_gradient(
@@ -86,7 +91,7 @@ impl Linear for Cpu {
         let extents = Extents { m: n_rows, n: n_in, k: n_out };
         access.count_product(n_rows, n_in, n_out);
         let (dx, workspace) = (access.write(dx), access.write(workspace.cast()));
-        gemm::multiply(place, extents, 1.0, dy, weight, store, dx, workspace);
+        gemm::multiply(place, extents, 1.0, dy, weight, None, store, dx, workspace);
     }
 
     fn linear_weight_gradient(
@@ -106,7 +111,7 @@ impl Linear for Cpu {
         let extents = Extents { m: n_out, n: n_in, k: n_rows };
         access.count_product(n_out, n_in, n_rows);
         let (dweight, workspace) = (access.write(dweight), access.write(workspace.cast()));
-        gemm::multiply(place, extents, 1.0, dy, x, store, dweight, workspace);
+        gemm::multiply(place, extents, 1.0, dy, x, None, store, dweight, workspace);
     }
 
     fn linear_bias_gradient(

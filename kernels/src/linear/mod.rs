@@ -11,7 +11,7 @@
 //!
 //! [`Compute::Bf16`]: crate::Compute::Bf16
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -109,7 +109,7 @@ pub trait Linear: Memory {
 /// rows.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: LinearShape) -> usize {
     let LinearShape { n_rows, n_in, n_out } = shape;
-    let bytes = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k });
+    let bytes = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k }, 0);
     bytes(n_rows, n_out, n_in)
         .saturating_add(few_rows_bytes(shape))
         .max(bytes(n_rows, n_in, n_out))

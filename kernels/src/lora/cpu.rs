@@ -1,13 +1,15 @@
-//! The pair on the processor: five skinny products, with the dropout applied on the way in.
+//! The layer and its pair on the processor: what the pair shares with the layer's products is
+//! multiplied beside them, and the dropout is applied on the way in.
 
-use super::{Dropout, Lora, LoraPair, LoraShape, PRODUCT_ROWS};
+use super::{Adapter, Dropout, Lora, LoraPair, LoraShape, PRODUCT_ROWS};
 use crate::{
     Cpu, Isa,
     cpu::{
-        gemm::{self, Extents, Layout, Operand, Values},
+        gemm::{self, Extents, Layout, LowRank, Operand, Values},
         math::for_each_isa,
         parallel::for_each_part,
     },
+    linear::{Linear, LinearShape, Weight, cpu::{add_bias, operand as linear_operand}},
     memory::{DeviceSlice, Store},
     random::hash,
 };
@@ -45,93 +47,141 @@ fn dropped(x: &[f32], dropout: Option<Dropout>) -> Values<'_> {
 }
 
 impl Lora for Cpu {
-    fn lora(
+    fn adapted_linear(
         &mut self,
         shape: LoraShape,
-        scale: f32,
-        dropout: Option<Dropout>,
         x: DeviceSlice<f32>,
-        pair: LoraPair,
-        xa: DeviceSlice<f32>,
+        weight: Weight,
+        bias: Option<DeviceSlice<f32>>,
+        adapter: Adapter,
+        store: Store,
         y: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
         let LoraShape { n_rows, n_in, n_out, rank } = shape;
-        let mut access = self.access("pair");
+        let Adapter { pair, scale, dropout, xa } = adapter;
+        let layer = LinearShape { n_rows, n_in, n_out };
+        // So few rows are not packed, nor worth sharing.
+        let apart = gemm::is_few_rows(n_rows);
+        if apart {
+            self.linear(layer, x, weight, bias, store, y, workspace);
+        }
+        let mut access = self.access("product with pair");
         let place = access.place();
-        let x = dropped(access.read(x), dropout);
-        let x = Operand { values: x, layout: Layout::Depth, stride: n_in };
+        let x = access.read(x);
         let a = Operand::f32(access.read(pair.a), Layout::Depth, n_in);
         let b = Operand::f32(access.read(pair.b), Layout::Depth, rank);
         let (xa, y) = (access.write(xa), access.write(y));
-        let workspace = access.write(workspace.cast());
+        let scratch = access.write(workspace.cast());
         access.count_product(n_rows, rank, n_in + n_out);
-        let extents = Extents { m: n_rows, n: rank, k: n_in };
-        gemm::multiply(place, extents, 1.0, x, a, Store::Overwrite, xa, workspace);
-        let xa = Operand::f32(xa, Layout::Depth, rank);
-        let extents = Extents { m: n_rows, n: n_out, k: rank };
-        gemm::multiply(place, extents, scale, xa, b, Store::Accumulate, y, workspace);
+        let through_a = Extents { m: n_rows, n: rank, k: n_in };
+        if apart || dropout.is_some() {
+            let x = Operand { values: dropped(x, dropout), layout: Layout::Depth, stride: n_in };
+            gemm::multiply(place, through_a, 1.0, x, a, None, Store::Overwrite, xa, scratch);
+        }
+        if apart {
+            let xa = Operand::f32(xa, Layout::Depth, rank);
+            let extents = Extents { m: n_rows, n: n_out, k: rank };
+            gemm::multiply(place, extents, scale, xa, b, None, Store::Accumulate, y, scratch);
+            return;
+        }
+        let weight = linear_operand(&mut access, weight, layer, Layout::Depth);
+        let bias = bias.map(|bias| access.read(bias));
+        let beside = LowRank {
+            rank,
+            down: dropout.is_none().then_some((a, 1.0)),
+            through: xa,
+            up: Some((b, scale)),
+        };
+        access.count_product(n_rows, n_out, n_in);
+        let extents = Extents { m: n_rows, n: n_out, k: n_in };
+        let x = Operand::f32(x, Layout::Depth, n_in);
+        gemm::multiply(place, extents, 1.0, x, weight, Some(beside), store, y, scratch);
+        add_bias(place.pool, bias, &mut y[..n_rows * n_out]);
     }
 
-    fn lora_backward(
+    fn adapted_linear_backward(
         &mut self,
         shape: LoraShape,
-        scale: f32,
-        dropout: Option<Dropout>,
         x: DeviceSlice<f32>,
-        xa: DeviceSlice<f32>,
+        weight: Weight,
+        adapter: Adapter,
         dy: DeviceSlice<f32>,
-        pair: LoraPair,
         gradient: LoraPair,
+        store: Store,
         dx: Option<DeviceSlice<f32>>,
         workspace: DeviceSlice<u8>,
     ) {
+        /// Columns of dBᵀ that a task turns.
+        const COLUMNS: usize = 256;
         let LoraShape { n_rows, n_in, n_out, rank } = shape;
-        let mut access = self.access("pair backward");
+        let Adapter { pair, scale, dropout, xa } = adapter;
+        let layer = LinearShape { n_rows, n_in, n_out };
+        let mut access = self.access("product with pair, backward");
         let place = access.place();
-        let accumulate = Store::Accumulate;
-        access.count_product(n_rows, rank, 2 * n_out + n_in + if dx.is_some() { n_in } else { 0 });
         let parts = super::parts(shape, dropout.is_some());
         let dxa = access.write(workspace.slice(parts.dxa.clone()).cast::<f32>());
+        let dbt = access.write(workspace.slice(parts.dbt.clone()).cast::<f32>());
         let product = access.write(workspace.slice(parts.product.clone()).cast::<f32>());
-        let rest = access.write(workspace.slice(parts.product.end..workspace.len()).cast());
+        let scratch = access.write(workspace.slice(parts.product.end..workspace.len()).cast());
         let x = dropped(access.read(x), dropout);
         let (xa, dy) = (access.read(xa), access.read(dy));
         let (a, b) = (access.read(pair.a), access.read(pair.b));
         let (da, db) = (access.write(gradient.a), access.write(gradient.b));
-
-        let extents = Extents { m: n_rows, n: rank, k: n_out };
+        let dx = dx.map(|dx| access.write(dx));
+        let a = Operand::f32(a, Layout::Lanes, n_in);
+        let b = Operand::f32(b, Layout::Lanes, rank);
         let dy_rows = Operand::f32(dy, Layout::Depth, n_out);
-        let b_columns = Operand::f32(b, Layout::Lanes, rank);
-        gemm::multiply(place, extents, scale, dy_rows, b_columns, Store::Overwrite, dxa, rest);
+        access.count_product(n_rows, rank, 2 * n_out + n_in);
+
+        let mut dx = dx;
+        if let Some(dx) = dx.as_deref_mut() {
+            access.count_product(n_rows, n_in, n_out + rank);
+            let weight = linear_operand(&mut access, weight, layer, Layout::Lanes);
+            let beside = LowRank {
+                rank,
+                down: Some((b, scale)),
+                through: &mut *dxa,
+                // A mask falls between that product and the sum.
+                up: dropout.is_none().then_some((a, 1.0)),
+            };
+            let extents = Extents { m: n_rows, n: n_in, k: n_out };
+            gemm::multiply(place, extents, 1.0, dy_rows, weight, Some(beside), store, dx, scratch);
+        } else {
+            let extents = Extents { m: n_rows, n: rank, k: n_out };
+            let store = Store::Overwrite;
+            gemm::multiply(place, extents, scale, dy_rows, b, None, store, dxa, scratch);
+        }
         let dxa = &*dxa;
 
-        let extents = Extents { m: n_out, n: rank, k: n_rows };
-        let dy_columns = Operand::f32(dy, Layout::Lanes, n_out);
+        // As dBᵀ, like dA: the longer side of each is then what is packed once and passed over.
+        let extents = Extents { m: rank, n: n_out, k: n_rows };
         let xa_columns = Operand::f32(xa, Layout::Lanes, rank);
-        gemm::multiply(place, extents, scale, dy_columns, xa_columns, accumulate, db, rest);
+        let dy_columns = Operand::f32(dy, Layout::Lanes, n_out);
+        let store = Store::Overwrite;
+        gemm::multiply(place, extents, scale, xa_columns, dy_columns, None, store, dbt, scratch);
+        for_each_part(place.pool, &mut db[..n_out * rank], COLUMNS * rank, |task, db| {
+            for (row, db) in db.chunks_exact_mut(rank).enumerate() {
+                let column = dbt[task * COLUMNS + row..].iter().step_by(n_out);
+                for (db, sum) in db.iter_mut().zip(column) {
+                    *db += sum;
+                }
+            }
+        });
 
         let extents = Extents { m: rank, n: n_in, k: n_rows };
         let dxa_columns = Operand::f32(dxa, Layout::Lanes, rank);
         let x_columns = Operand { values: x, layout: Layout::Lanes, stride: n_in };
-        gemm::multiply(place, extents, 1.0, dxa_columns, x_columns, accumulate, da, rest);
+        let store = Store::Accumulate;
+        gemm::multiply(place, extents, 1.0, dxa_columns, x_columns, None, store, da, scratch);
 
-        let Some(dx) = dx else { return };
-        let dx = access.write(dx);
-        let a_columns = Operand::f32(a, Layout::Lanes, n_in);
-        let Some(dropout) = dropout else {
-            let extents = Extents { m: n_rows, n: n_in, k: rank };
-            let dxa_rows = Operand::f32(dxa, Layout::Depth, rank);
-            gemm::multiply(place, extents, 1.0, dxa_rows, a_columns, accumulate, dx, rest);
-            return;
-        };
-        // The mask falls between the product and the sum, so the product needs a place of its own.
+        let (Some(dx), Some(dropout)) = (dx, dropout) else { return };
         for first in (0..n_rows).step_by(PRODUCT_ROWS) {
             let m = PRODUCT_ROWS.min(n_rows - first);
             let extents = Extents { m, n: n_in, k: rank };
             let dxa_rows = Operand::f32(&dxa[first * rank..], Layout::Depth, rank);
             let store = Store::Overwrite;
-            gemm::multiply(place, extents, 1.0, dxa_rows, a_columns, store, product, rest);
+            gemm::multiply(place, extents, 1.0, dxa_rows, a, None, store, product, scratch);
             for_each_part(place.pool, &mut product[..m * n_in], n_in, |row, product| {
                 dropout.apply(place.isa, (first + row) * n_in, product);
             });

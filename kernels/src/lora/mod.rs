@@ -1,14 +1,16 @@
-//! The low-rank pair beside a linear layer (Hu et al., "LoRA", 2021).
+//! A linear layer with a low-rank pair beside it (Hu et al., "LoRA", 2021).
 //!
 //! ```text
 //! forward:   xa  = drop(x) · Aᵀ             [T, R],  A [R, n_in]
-//!            y  += scale · xa · Bᵀ          [T, n_out], B [n_out, R]
+//!            y   = x · Wᵀ + bias + scale · xa · Bᵀ          [T, n_out], B [n_out, R]
 //! backward:  dxa = scale · dy · B
 //!            dB += scale · dyᵀ · xa
 //!            dA += dxaᵀ · drop(x)
-//!            dx += drop(dxa · A)
+//!            dx  = dy · W + drop(dxa · A)
 //! drop(x)[i] = keep(i) ? x[i] / (1 - p) : 0
 //! ```
+//! Layer and pair are one operation, as the pair's skinny products are mostly the reading of what
+//! the layer's reads anyway.
 //! `keep(i)` is a hash of the seed and the element's index: the backward pass draws the same mask
 //! again instead of saving it, whatever the number of threads.
 
@@ -23,7 +25,8 @@ use std::ops::Range;
 use crate::{
     DeviceProfile,
     cpu::gemm::{self, Extents},
-    memory::{DeviceSlice, Memory},
+    linear::{self, LinearShape, Weight},
+    memory::{DeviceSlice, Memory, Store},
 };
 
 /// The extents of one pair.
@@ -57,38 +60,50 @@ pub struct LoraPair {
     pub b: DeviceSlice<f32>,
 }
 
-/// The pair, forward and backward.
+/// A pair, how it enters its layer, and what it keeps for the backward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapter {
+    /// A and B.
+    pub pair: LoraPair,
+    /// Factor on the pair's output.
+    pub scale: f32,
+    /// Which of its inputs are dropped.
+    pub dropout: Option<Dropout>,
+    /// `xa` `[T, R]`.
+    pub xa: DeviceSlice<f32>,
+}
+
+/// A linear layer and its pair, forward and backward.
 pub trait Lora: Memory {
-    /// `xa = drop(x) · Aᵀ`, `y += scale · xa · Bᵀ`.
+    /// `xa = drop(x) · Aᵀ`, `y (store) x · Wᵀ + bias + scale · xa · Bᵀ`.
     ///
-    /// `x` `[T, n_in]`; `xa` `[T, R]` `=`, kept for the backward pass; `y` `[T, n_out]` `+=`;
+    /// `x` `[T, n_in]`, `bias` `[n_out]`; `adapter.xa` `=`; `y` `[T, n_out]` by `store`;
     /// `workspace`: [`workspace_bytes`].
-    fn lora(
+    fn adapted_linear(
         &mut self,
         shape: LoraShape,
-        scale: f32,
-        dropout: Option<Dropout>,
         x: DeviceSlice<f32>,
-        pair: LoraPair,
-        xa: DeviceSlice<f32>,
+        weight: Weight,
+        bias: Option<DeviceSlice<f32>>,
+        adapter: Adapter,
+        store: Store,
         y: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     );
 
-    /// The gradients of both matrices and of the input.
+    /// The gradients of the pair and of the input.
     ///
-    /// `x`, `xa`, `dropout` as given to and left by [`Lora::lora`]; `dy` `[T, n_out]`;
-    /// `gradient` `+=`; `dx` `[T, n_in]` `+=`, or not wanted.
-    fn lora_backward(
+    /// `x`, `weight`, `adapter` as given to and left by [`Lora::adapted_linear`]; `dy` `[T, n_out]`;
+    /// `gradient` `+=`; `dx` `[T, n_in]` by `store`, or not wanted.
+    fn adapted_linear_backward(
         &mut self,
         shape: LoraShape,
-        scale: f32,
-        dropout: Option<Dropout>,
         x: DeviceSlice<f32>,
-        xa: DeviceSlice<f32>,
+        weight: Weight,
+        adapter: Adapter,
         dy: DeviceSlice<f32>,
-        pair: LoraPair,
         gradient: LoraPair,
+        store: Store,
         dx: Option<DeviceSlice<f32>>,
         workspace: DeviceSlice<u8>,
     );
@@ -101,6 +116,8 @@ const PRODUCT_ROWS: usize = 128;
 struct Parts {
     /// `[T, R]`.
     dxa: Range<usize>,
+    /// `[R, n_out]`.
+    dbt: Range<usize>,
     /// `[PRODUCT_ROWS, n_in]`, with dropout.
     product: Range<usize>,
 }
@@ -112,22 +129,30 @@ fn parts(shape: LoraShape, dropout: bool) -> Parts {
     let dxa = bytes(shape.n_rows, shape.rank);
     let product =
         if dropout { bytes(shape.n_rows.min(PRODUCT_ROWS), shape.n_in) } else { 0 };
-    Parts { dxa: 0..dxa, product: dxa..dxa.saturating_add(product) }
+    let dbt = dxa.saturating_add(bytes(shape.rank, shape.n_out));
+    Parts { dxa: 0..dxa, dbt: dxa..dbt, product: dbt..dbt.saturating_add(product) }
 }
 
-/// Bytes of workspace that either direction needs on `profile`, for `shape` or for fewer rows.
+/// Bytes of workspace that either direction needs on `profile`, for `shape` or for fewer rows; the
+/// layer's own products alone need no more.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: LoraShape, dropout: bool) -> usize {
     let LoraShape { n_rows, n_in, n_out, rank } = shape;
     let products = [
-        (n_rows, rank, n_in),
-        (n_rows, n_out, rank),
-        (n_rows, rank, n_out),
-        (n_out, rank, n_rows),
-        (rank, n_in, n_rows),
-        (n_rows, n_in, rank),
+        // The layer's and what is beside them; with dropout, the pair's first apart.
+        (n_rows, n_out, n_in, rank),
+        (n_rows, n_in, n_out, rank),
+        (n_rows, rank, n_in, 0),
+        // The pair's second where the layer's product takes few rows, or is masked, or not wanted.
+        (n_rows, n_out, rank, 0),
+        (n_rows, n_in, rank, 0),
+        (n_rows, rank, n_out, 0),
+        // The gradients.
+        (rank, n_out, n_rows, 0),
+        (rank, n_in, n_rows, 0),
     ];
-    let products =
-        products.map(|(m, n, k)| gemm::workspace_bytes(profile, Extents { m, n, k }));
-    let most = products.into_iter().fold(0, usize::max);
+    let products = products
+        .map(|(m, n, k, rank)| gemm::workspace_bytes(profile, Extents { m, n, k }, rank));
+    let layer = linear::workspace_bytes(profile, LinearShape { n_rows, n_in, n_out });
+    let most = products.into_iter().fold(layer, usize::max);
     parts(shape, dropout).product.end.saturating_add(most)
 }

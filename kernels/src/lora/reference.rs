@@ -1,4 +1,4 @@
-//! The pair, naively: exactly in f64, and in plain f32 as a measure of what precision allows.
+//! The layer and its pair, naively: exactly in f64, and in plain f32 as a measure of what precision allows.
 
 use super::LoraShape;
 use crate::linear::rounded;
@@ -28,12 +28,14 @@ impl Number for f64 {
     }
 }
 
-/// Inputs of the pair; `mask` holds 0 or `1 / (1 − p)` for each element of `x`.
+/// Inputs of both; `mask` holds 0 or `1 / (1 − p)` for each element of `x`.
 pub struct Pair<'a> {
     pub shape: LoraShape,
     pub scale: f32,
     pub mask: &'a [f32],
     pub x: &'a [f32],
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
     pub a: &'a [f32],
     pub b: &'a [f32],
     /// The precision in which products see their operands.
@@ -83,12 +85,22 @@ impl Pair<'_> {
             |t, i| self.dropped(t, i),
             |i, r| N::from(self.a[r * n_in + i]),
         );
-        let y = self.product(
+        let pair = self.product(
             (n_rows, n_out, rank),
             |t, r| xa[t * rank + r],
             |r, o| N::from(self.b[o * rank + r]),
         );
-        (xa, y.into_iter().map(|y| N::from(self.scale) * y).collect())
+        let layer = self.product(
+            (n_rows, n_out, n_in),
+            |t, i| N::from(self.x[t * n_in + i]),
+            |i, o| N::from(self.weight[o * n_in + i]),
+        );
+        let bias = self.bias.iter().cycle();
+        let sums = pair.into_iter().zip(layer).zip(bias);
+        let y = sums.map(|((pair, layer), &bias)| {
+            layer + N::from(self.scale) * pair + N::from(bias)
+        });
+        (xa, y.collect())
     }
 
     /// All gradients, of zero before.
@@ -114,7 +126,13 @@ impl Pair<'_> {
             |t, r| dxa[t * rank + r],
             |r, i| N::from(self.a[r * n_in + i]),
         );
-        let dx = dx.into_iter().zip(self.mask).map(|(dx, &mask)| dx * N::from(mask)).collect();
+        let layer = self.product(
+            (n_rows, n_in, n_out),
+            dy,
+            |o, i| N::from(self.weight[o * n_in + i]),
+        );
+        let masked = dx.into_iter().zip(self.mask).map(|(dx, &mask)| dx * N::from(mask));
+        let dx = masked.zip(layer).map(|(pair, layer)| layer + pair).collect();
         Gradients { da, db, dx }
     }
 }

@@ -4,14 +4,15 @@ use crate::{
     testing::{Random, fetch, on_every_device, place, relative_error, workspace},
 };
 
-/// Extents that are multiples of nothing, one row, ranks below and above a vector, and more rows
-/// than wait for their mask at a time.
-const SHAPES: [LoraShape; 6] = [
+/// Extents that are multiples of nothing, one row, ranks below and above a vector and the layer's own
+/// width, and more rows than wait for their mask at a time.
+const SHAPES: [LoraShape; 7] = [
     LoraShape { n_rows: 1, n_in: 77, n_out: 33, rank: 8 },
     LoraShape { n_rows: 5, n_in: 123, n_out: 77, rank: 1 },
     LoraShape { n_rows: 14, n_in: 64, n_out: 32, rank: 16 },
     LoraShape { n_rows: 37, n_in: 600, n_out: 5, rank: 7 },
     LoraShape { n_rows: 61, n_in: 40, n_out: 530, rank: 33 },
+    LoraShape { n_rows: 30, n_in: 9, n_out: 12, rank: 40 },
     LoraShape { n_rows: 300, n_in: 35, n_out: 29, rank: 64 },
 ];
 
@@ -24,6 +25,8 @@ struct Inputs {
     shape: LoraShape,
     dropout: Option<Dropout>,
     x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
     a: Vec<f32>,
     b: Vec<f32>,
     dy: Vec<f32>,
@@ -56,6 +59,8 @@ impl Inputs {
             shape,
             dropout,
             x: random.normal(n_rows * n_in),
+            weight: random.normal(n_out * n_in),
+            bias: random.normal(n_out),
             a: random.normal(rank * n_in),
             b: random.normal(n_out * rank),
             dy: random.normal(n_rows * n_out),
@@ -65,8 +70,14 @@ impl Inputs {
     }
 
     fn pair(&self, products_see: Compute) -> Pair<'_> {
-        let Self { shape, x, a, b, mask, .. } = self;
-        Pair { shape: *shape, scale: SCALE, mask, x, a, b, products_see }
+        let Self { shape, x, weight, bias, a, b, mask, .. } = self;
+        Pair { shape: *shape, scale: SCALE, mask, x, weight, bias, a, b, products_see }
+    }
+
+    /// The pair on the device, with what it keeps.
+    fn adapter(&self, device: &mut impl Memory, xa: &[f32]) -> Adapter {
+        let pair = LoraPair { a: place(device, &self.a), b: place(device, &self.b) };
+        Adapter { pair, scale: SCALE, dropout: self.dropout, xa: place(device, xa) }
     }
 
     /// Runs both directions; outputs that are added to begin with `before`.
@@ -75,21 +86,21 @@ impl Inputs {
         let scratch = workspace(device, bytes);
         let filled = |n: usize| vec![before; n];
         let x = place(device, &self.x);
-        let pair = LoraPair { a: place(device, &self.a), b: place(device, &self.b) };
+        let weight = Weight::F32(place(device, &self.weight));
+        let bias = Some(place(device, &self.bias));
         let dy = place(device, &self.dy);
         let y = place(device, &self.y);
-        let xa = place(device, &vec![f32::NAN; self.shape.n_rows * self.shape.rank]);
+        let adapter = self.adapter(device, &vec![f32::NAN; self.shape.n_rows * self.shape.rank]);
         let a = place(device, &filled(self.a.len()));
         let gradient = LoraPair { a, b: place(device, &filled(self.b.len())) };
         let dx = place(device, &filled(self.x.len()));
-        let (shape, dropout) = (self.shape, self.dropout);
-        device.lora(shape, SCALE, dropout, x, pair, xa, y, scratch);
-        let some_dx = Some(dx);
-        device.lora_backward(
-            shape, SCALE, dropout, x, xa, dy, pair, gradient, some_dx, scratch,
+        let (shape, store) = (self.shape, Store::Accumulate);
+        device.adapted_linear(shape, x, weight, bias, adapter, store, y, scratch);
+        device.adapted_linear_backward(
+            shape, x, weight, adapter, dy, gradient, store, Some(dx), scratch,
         );
         Outputs {
-            xa: fetch(device, xa),
+            xa: fetch(device, adapter.xa),
             y: fetch(device, y),
             da: fetch(device, gradient.a),
             db: fetch(device, gradient.b),
@@ -137,8 +148,9 @@ fn gradients_add_to_what_is_there(device: &mut impl Lora) {
     for dropout in DROPOUTS {
         let inputs = Inputs::new(SHAPES[4], dropout, &mut random);
         let (fresh, added) = (inputs.run(device, 0.0), inputs.run(device, 3.0));
-        // One rounding for each block of k (256 steps in f32) added to a larger number.
-        let n_roundings = (inputs.shape.n_out.div_ceil(256) + 1) as f64;
+        // One rounding for each block of k (at least 160 steps in f32) added to a larger number, and
+        // one for the pair's part.
+        let n_roundings = (inputs.shape.n_out.div_ceil(160) + 1) as f64;
         let parts = [(fresh.da, added.da), (fresh.db, added.db), (fresh.dx, added.dx)];
         for (fresh, added) in parts {
             let expected: Vec<_> = fresh.iter().map(|&value| f64::from(value) + 3.0).collect();
@@ -151,15 +163,18 @@ fn gradients_add_to_what_is_there(device: &mut impl Lora) {
 fn an_unwanted_input_gradient_changes_nothing_else(device: &mut impl Lora) {
     let inputs = Inputs::new(SHAPES[2], DROPOUTS[1], &mut Random::new(3));
     let expected = inputs.run(device, 0.0);
-    let (shape, dropout) = (inputs.shape, inputs.dropout);
+    let (shape, store) = (inputs.shape, Store::Overwrite);
     let scratch = workspace_bytes(&device.profile(), shape, true);
     let scratch = workspace(device, scratch);
     let x = place(device, &inputs.x);
-    let pair = LoraPair { a: place(device, &inputs.a), b: place(device, &inputs.b) };
-    let (xa, dy) = (place(device, &expected.xa), place(device, &inputs.dy));
+    let weight = Weight::F32(place(device, &inputs.weight));
+    let adapter = inputs.adapter(device, &expected.xa);
+    let dy = place(device, &inputs.dy);
     let a = place(device, &vec![0.0; inputs.a.len()]);
     let gradient = LoraPair { a, b: place(device, &vec![0.0; inputs.b.len()]) };
-    device.lora_backward(shape, SCALE, dropout, x, xa, dy, pair, gradient, None, scratch);
+    device.adapted_linear_backward(
+        shape, x, weight, adapter, dy, gradient, store, None, scratch,
+    );
     assert_eq!(fetch(device, gradient.a), expected.da);
     assert_eq!(fetch(device, gradient.b), expected.db);
 }
@@ -167,7 +182,7 @@ fn an_unwanted_input_gradient_changes_nothing_else(device: &mut impl Lora) {
 /// Picks the values to take a step in.
 type Choose = fn(&mut Inputs) -> &mut Vec<f32>;
 
-/// `Σ y · dy` is linear in each of x, A and B, so that a step of any size gives its derivative
+/// `Σ y · dy` is linear in each of x, W, A and B, so that a step of any size gives its derivative
 /// exactly, but for rounding.
 fn gradients_match_finite_differences(device: &mut impl Lora) {
     let mut random = Random::new(4);

@@ -5,7 +5,7 @@ use nibble_kernels::{
     Backend, DeviceSlice, MemoryId, Store,
     embedding::EmbeddingTable,
     linear::{LinearShape, Weight},
-    lora::{LoraPair, LoraShape},
+    lora::{self, LoraPair, LoraShape},
     paging::PageError,
 };
 
@@ -276,19 +276,31 @@ impl Decoder {
         store: Store,
         y: DeviceSlice<f32>,
     ) {
-        let ProductInput { x, low_rank, n_rows, dropout, workspace } = input;
+        let ProductInput { x, n_rows, workspace, .. } = input;
         let weight = self.weights.matrix(layer, projection);
         let bias = self.weights.bias(layer, projection);
-        let shape = self.linear_shape(projection, n_rows);
-        device.linear(shape, x, weight, bias, store, y, workspace);
-        if let Some(adapter) = &self.adapter
-            && let Some(pair) = adapter.pair(layer, projection)
-            && let Some(low_rank) = low_rank
-        {
-            let shape = self.lora_shape(projection, n_rows, adapter.layout.rank);
-            let dropout = dropout.map(|mask| mask.of(layer, projection));
-            device.lora(shape, adapter.scale, dropout, x, pair, low_rank, y, workspace);
+        if let Some((adapter, shape)) = self.pair((layer, projection), &input) {
+            device.adapted_linear(shape, x, weight, bias, adapter, store, y, workspace);
+        } else {
+            let shape = self.linear_shape(projection, n_rows);
+            device.linear(shape, x, weight, bias, store, y, workspace);
         }
+    }
+
+    /// The pair beside a linear layer, if there is one.
+    fn pair(
+        &self,
+        (layer, projection): (usize, Projection),
+        input: &ProductInput,
+    ) -> Option<(lora::Adapter, LoraShape)> {
+        let adapter = self.adapter.as_ref()?;
+        let pair = lora::Adapter {
+            pair: adapter.pair(layer, projection)?,
+            scale: adapter.scale,
+            dropout: input.dropout.map(|mask| mask.of(layer, projection)),
+            xa: input.low_rank?,
+        };
+        Some((pair, self.lora_shape(projection, input.n_rows, adapter.layout.rank)))
     }
 
     /// The gradients of [`Decoder::project`]: of the pair into `pair_gradients`, of weight and bias
@@ -303,35 +315,29 @@ impl Decoder {
         store: Store,
         dx: Option<DeviceSlice<f32>>,
     ) {
-        let ProductInput { x, low_rank, n_rows, dropout, workspace } = input;
+        let ProductInput { x, n_rows, workspace, .. } = input;
+        let weight = self.weights.matrix(layer, projection);
+        if let super::Gradients::Adapter(gradients) = gradients
+            && let Some((adapter, shape)) = self.pair((layer, projection), &input)
+            && let Some(layout) = self.adapter.as_ref().map(|adapter| &adapter.layout)
+            && let Some(gradient) = layout.pair(*gradients, layer, projection)
+        {
+            device.adapted_linear_backward(
+                shape, x, weight, adapter, dy, gradient, store, dx, workspace,
+            );
+            return;
+        }
         let shape = self.linear_shape(projection, n_rows);
         if let Some(dx) = dx {
-            let weight = self.weights.matrix(layer, projection);
             device.linear_input_gradient(shape, dy, weight, store, dx, workspace);
         }
-        match gradients {
-            super::Gradients::Adapter(gradients) => {
-                if let Some(adapter) = &self.adapter
-                    && let Some(pair) = adapter.pair(layer, projection)
-                    && let Some(gradient) = adapter.layout.pair(*gradients, layer, projection)
-                    && let Some(low_rank) = low_rank
-                {
-                    let shape = self.lora_shape(projection, n_rows, adapter.layout.rank);
-                    let dropout = dropout.map(|mask| mask.of(layer, projection));
-                    let scale = adapter.scale;
-                    device.lora_backward(
-                        shape, scale, dropout, x, low_rank, dy, pair, gradient, dx, workspace,
-                    );
-                }
+        if let super::Gradients::Weights(gradients) = gradients {
+            if let Weight::F32(dweight) = gradients.matrix(layer, projection) {
+                let store = Store::Accumulate;
+                device.linear_weight_gradient(shape, x, dy, store, dweight, workspace);
             }
-            super::Gradients::Weights(gradients) => {
-                if let Weight::F32(dweight) = gradients.matrix(layer, projection) {
-                    let store = Store::Accumulate;
-                    device.linear_weight_gradient(shape, x, dy, store, dweight, workspace);
-                }
-                if let Some(dbias) = gradients.bias(layer, projection) {
-                    device.linear_bias_gradient(n_rows, shape.n_out, dy, dbias);
-                }
+            if let Some(dbias) = gradients.bias(layer, projection) {
+                device.linear_bias_gradient(n_rows, shape.n_out, dy, dbias);
             }
         }
     }

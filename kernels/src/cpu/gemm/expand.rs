@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::nf4::Nf4Values;
+use super::nf4::{HALF, Nf4Values};
 use crate::{Compute, Isa, cpu::math::for_each_isa, lora::Dropout, nf4::BLOCK};
 
 /// The most elements that are expanded at a time.
@@ -120,9 +120,9 @@ impl Values<'_> {
                 join_across(isa, &values[first..first + n], &values[second..second + n], pairs);
             }
             (Self::Nf4(values), Some(second))
-                if [first, second, n].iter().all(|at| at.is_multiple_of(BLOCK)) =>
+                if [first, second, n].iter().all(|at| at.is_multiple_of(HALF)) =>
             {
-                values.blocks_across(isa, first / BLOCK, second / BLOCK, pairs);
+                values.halves_across(isa, [first, second], pairs);
             }
             _ => {
                 let (mut run, mut second_run) = ([0.0; RUN], [0.0; RUN]);
@@ -134,6 +134,58 @@ impl Values<'_> {
                 round_across(isa, first, second, pairs);
             }
         }
+    }
+}
+
+/// Panels side by side, of which one step is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panels {
+    /// Lanes of a panel.
+    pub width: usize,
+    /// Elements from one panel to the next.
+    pub stride: usize,
+}
+
+impl Values<'_> {
+    /// As [`Values::pairs_across`], of `n` elements and straight into whole panels, where there are
+    /// instructions for that; returns how many elements were written.
+    pub(super) fn panels_across(
+        &self,
+        isa: Isa,
+        starts: [usize; 2],
+        n: usize,
+        panels: Panels,
+        packed: &mut [u32],
+    ) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512Bf16 && panels.width.is_multiple_of(16) {
+            let n = n / panels.width * panels.width;
+            match *self {
+                Self::F32(values) => {
+                    let runs = starts.map(|start| &values[start..start + n]);
+                    // SAFETY: the device was made with instructions that this processor has.
+                    unsafe { x86::round_into_panels(runs, panels, packed) };
+                    return n;
+                }
+                Self::Bf16(values) => {
+                    let runs = starts.map(|start| &values[start..start + n]);
+                    // SAFETY: as above.
+                    unsafe { x86::join_into_panels(runs, panels, packed) };
+                    return n;
+                }
+                Self::Nf4(values)
+                    if [starts[0], starts[1], panels.width]
+                        .iter()
+                        .all(|at| at.is_multiple_of(HALF)) =>
+                {
+                    values.halves_into_panels(isa, starts, n, panels, packed);
+                    return n;
+                }
+                _ => {}
+            }
+        }
+        let _ = (isa, starts, n, panels, packed);
+        0
     }
 }
 
@@ -224,6 +276,10 @@ pub(super) fn round(isa: Isa, compute: Compute, run: &mut [f32]) {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use half::bf16;
+
+    use super::Panels;
+
     /// Rounds whole vectors to pairs; returns how many pairs that were. (The instruction flushes
     /// denormal numbers, as does the one that multiplies.)
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -242,28 +298,72 @@ mod x86 {
         run.len() * 16
     }
 
-    /// As [`round_along`], from two runs.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub fn round_across(first: &[f32], second: &[f32], pairs: &mut [u32]) -> usize {
-        // Words 0, 16, 1, 17, …
+    /// Words 0, 16, 1, 17, … of a vector.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn interleaved(both: __m512i) -> __m512i {
         let turned = _mm512_setr_epi32(
             0x10_0000, 0x11_0001, 0x12_0002, 0x13_0003, 0x14_0004, 0x15_0005, 0x16_0006, 0x17_0007,
             0x18_0008, 0x19_0009, 0x1a_000a, 0x1b_000b, 0x1c_000c, 0x1d_000d, 0x1e_000e, 0x1f_000f,
         );
-        let pairs = pairs.as_chunks_mut::<16>().0;
+        _mm512_permutexvar_epi16(turned, both)
+    }
+
+    /// 16 numbers of each run, rounded, as pairs.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn rounded_pairs(first: &[f32; 16], second: &[f32; 16], pairs: &mut [u32; 16]) {
+        // SAFETY: 16 elements of each are there; bits of one vector type are valid for another.
+        unsafe {
+            let low = _mm512_loadu_ps(first.as_ptr());
+            let high = _mm512_loadu_ps(second.as_ptr());
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(pairs.as_mut_ptr().cast(), interleaved(both));
+        }
+    }
+
+    /// As [`round_along`], from two runs.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub fn round_across(first: &[f32], second: &[f32], pairs: &mut [u32]) -> usize {
+        let pairs = pairs.as_chunks_mut().0;
         let n = pairs.len() * 16;
-        let runs = first.as_chunks::<16>().0.iter().zip(second.as_chunks::<16>().0);
+        let runs = first.as_chunks().0.iter().zip(second.as_chunks().0);
         for (pairs, (first, second)) in pairs.iter_mut().zip(runs) {
-            // SAFETY: 16 elements of each are there; as in `round_along`.
-            unsafe {
-                let low = _mm512_loadu_ps(first.as_ptr());
-                let high = _mm512_loadu_ps(second.as_ptr());
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-                let both = _mm512_permutexvar_epi16(turned, both);
-                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
-            }
+            rounded_pairs(first, second, pairs);
         }
         n
+    }
+
+    /// As [`round_across`], into whole panels of whole vectors.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub fn round_into_panels(runs: [&[f32]; 2], panels: Panels, packed: &mut [u32]) {
+        let [first, second] = runs.map(|run| run.chunks_exact(panels.width));
+        for (panel, (first, second)) in first.zip(second).enumerate() {
+            let packed = packed[panel * panels.stride..][..panels.width].as_chunks_mut().0;
+            let runs = first.as_chunks().0.iter().zip(second.as_chunks().0);
+            for (pairs, (first, second)) in packed.iter_mut().zip(runs) {
+                rounded_pairs(first, second, pairs);
+            }
+        }
+    }
+
+    /// Pairs of bf16, into whole panels of whole vectors.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn join_into_panels(runs: [&[bf16]; 2], panels: Panels, packed: &mut [u32]) {
+        let [first, second] = runs.map(|run| run.chunks_exact(panels.width));
+        for (panel, (first, second)) in first.zip(second).enumerate() {
+            let packed = packed[panel * panels.stride..][..panels.width].as_chunks_mut::<16>().0;
+            let runs = first.as_chunks::<16>().0.iter().zip(second.as_chunks::<16>().0);
+            for (pairs, (first, second)) in packed.iter_mut().zip(runs) {
+                // SAFETY: 16 elements of each are there.
+                unsafe {
+                    let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.as_ptr().cast()));
+                    let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.as_ptr().cast()));
+                    let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
+                }
+            }
+        }
     }
 }
 
@@ -301,7 +401,9 @@ mod tests {
         for (values, expected) in stored {
             let expected: Vec<_> = expected.into_iter().map(bf16_bits).collect();
             for isa in Isa::available() {
-                for (start, n) in [(0, 512), (64, 128), (3, 97), (130, 64), (1000, 24), (7, 1)] {
+                for (start, n) in
+                    [(0, 512), (64, 128), (96, 160), (3, 97), (130, 64), (1000, 24), (7, 1)]
+                {
                     let second = if start < 512 { start + 256 } else { start - 256 };
                     let at = |i: usize| if i < start + n { expected[i] } else { 0 };
                     let mut pairs = vec![u32::MAX; n.div_ceil(2)];

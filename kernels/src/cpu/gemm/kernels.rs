@@ -5,6 +5,15 @@ use crate::{Compute, Isa};
 /// The most rows of any tile.
 pub(super) const MAX_ROWS: usize = 14;
 
+/// The most columns of any tile.
+pub(super) const MAX_COLUMNS: usize = 32;
+
+/// Rows of a low tile.
+const LOW_ROWS: usize = 8;
+
+/// Columns of a narrow tile.
+const NARROW: usize = 16;
+
 /// What happens to a finished tile.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
@@ -29,8 +38,20 @@ pub(super) struct Kernel {
     pub n_columns: usize,
     /// Whether a packed element is a pair of bf16 (two steps of k) rather than one f32.
     pub bf16_pairs: bool,
-    /// Sums `steps` packed steps and stores the tile.
-    tile: unsafe fn(usize, *const u32, *const u32, *mut f32, Tile),
+    /// Loops for the first 2, 4, … rows of a panel, the last for all of them: rows that do not exist
+    /// are not computed, but for one.
+    loops: &'static [Loop],
+}
+
+/// Sums packed steps of both panels and stores the tile.
+type Loop = unsafe fn(usize, *const u32, *const u32, *mut f32, Tile);
+
+/// Loops for some of the rows of a panel.
+#[cfg(target_arch = "x86_64")]
+macro_rules! loops {
+    ($tile:ident, $panel:literal, $vectors:literal, [$($rows:literal),*]) => {
+        &[$(x86::$tile::<$rows, $panel, $vectors> as Loop),*]
+    };
 }
 
 impl Kernel {
@@ -42,27 +63,40 @@ impl Kernel {
     /// ones, so narrow products get narrow tiles, and low ones (an adapter's rank) those of 8 rows,
     /// which still have more independent sums than an instruction's latency needs.
     pub fn choose(isa: Isa, compute: Compute, m: usize, n: usize) -> Self {
-        let narrow = n <= 16;
-        let low = m.next_multiple_of(8) < m.next_multiple_of(14);
+        let narrow = n <= NARROW;
+        let low = !narrow && m <= 64 && m.next_multiple_of(LOW_ROWS) < m.next_multiple_of(MAX_ROWS);
+        Self::of(isa, compute, low, narrow)
+    }
+
+    /// The tile for a product with `n` columns out of the same panels of A.
+    pub fn beside(&self, isa: Isa, compute: Compute, n: usize) -> Self {
+        let low = self.n_rows == LOW_ROWS;
+        Self::of(isa, compute, low, !low && n <= NARROW)
+    }
+
+    /// A tile that is low or narrow, or neither, where the processor has such.
+    fn of(isa: Isa, compute: Compute, low: bool, narrow: bool) -> Self {
         let kernel =
-            |n_rows, n_columns, bf16_pairs, tile| Self { n_rows, n_columns, bf16_pairs, tile };
+            |n_rows, n_columns, bf16_pairs, loops| Self { n_rows, n_columns, bf16_pairs, loops };
         match (isa, compute) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Compute::Bf16) => match (narrow, low && m <= 64) {
-                (true, _) => kernel(14, 16, true, x86::tile_avx512_bf16::<14, 1>),
-                (_, true) => kernel(8, 32, true, x86::tile_avx512_bf16::<8, 2>),
-                _ => kernel(14, 32, true, x86::tile_avx512_bf16::<14, 2>),
+            (Isa::Avx512Bf16, Compute::Bf16) => match (low, narrow) {
+                (true, _) => kernel(8, 32, true, loops!(avx512_bf16, 8, 2, [2, 4, 6, 8])),
+                (_, true) => {
+                    kernel(14, 16, true, loops!(avx512_bf16, 14, 1, [2, 4, 6, 8, 10, 12, 14]))
+                }
+                _ => kernel(14, 32, true, loops!(avx512_bf16, 14, 2, [2, 4, 6, 8, 10, 12, 14])),
             },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, _) => match (narrow, low && m <= 64) {
-                (true, _) => kernel(14, 16, false, x86::tile_avx512::<14, 1>),
-                (_, true) => kernel(8, 32, false, x86::tile_avx512::<8, 2>),
-                _ => kernel(14, 32, false, x86::tile_avx512::<14, 2>),
+            (Isa::Avx512 | Isa::Avx512Bf16, _) => match (low, narrow) {
+                (true, _) => kernel(8, 32, false, loops!(avx512, 8, 2, [2, 4, 6, 8])),
+                (_, true) => kernel(14, 16, false, loops!(avx512, 14, 1, [2, 4, 6, 8, 10, 12, 14])),
+                _ => kernel(14, 32, false, loops!(avx512, 14, 2, [2, 4, 6, 8, 10, 12, 14])),
             },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, _) => kernel(6, 16, false, x86::tile_avx2::<6, 2>),
-            _ if cfg!(target_arch = "aarch64") => kernel(6, 16, false, tile_portable::<6, 16>),
-            _ => kernel(4, 8, false, tile_portable::<4, 8>),
+            (Isa::Avx2, _) => kernel(6, 16, false, loops!(avx2, 6, 2, [2, 4, 6])),
+            _ if cfg!(target_arch = "aarch64") => kernel(6, 16, false, &[portable::<6, 16>]),
+            _ => kernel(4, 8, false, &[portable::<4, 8>]),
         }
     }
 
@@ -79,9 +113,11 @@ impl Kernel {
     pub unsafe fn run(&self, steps: usize, a: &[u32], b: &[u32], c: *mut f32, tile: Tile) {
         assert!(a.len() >= steps * self.n_rows && b.len() >= steps * self.n_columns);
         assert!(tile.n_rows <= self.n_rows && tile.n_columns <= self.n_columns);
-        // SAFETY: the panels are long enough and the tile no larger than the kernel's, as just
+        let fewest = (tile.n_rows.max(1) - 1) / 2;
+        let sum = self.loops[fewest.min(self.loops.len() - 1)];
+        // SAFETY: the panels are long enough and the tile no larger than the loop's, as just
         // checked; C and the instructions are the caller's promise.
-        unsafe { (self.tile)(steps, a.as_ptr(), b.as_ptr(), c, tile) };
+        unsafe { sum(steps, a.as_ptr(), b.as_ptr(), c, tile) };
     }
 }
 
@@ -110,7 +146,7 @@ unsafe fn store<const COLUMNS: usize>(sums: &[[f32; COLUMNS]], c: *mut f32, tile
 ///
 /// # Safety
 /// The panels must hold `steps` steps, and `c` be valid for the tile.
-unsafe fn tile_portable<const ROWS: usize, const COLUMNS: usize>(
+unsafe fn portable<const ROWS: usize, const COLUMNS: usize>(
     steps: usize,
     a: *const u32,
     b: *const u32,
@@ -148,13 +184,13 @@ mod x86 {
 
     use super::{Tile, store};
 
-    /// `ROWS` × 16·`VECTORS` sums of products of bf16 pairs.
+    /// `ROWS` of `PANEL` × 16·`VECTORS` sums of products of bf16 pairs.
     ///
     /// # Safety
     /// The panels must hold `steps` steps, `c` be valid for the tile, which is no larger than the
     /// sums; the processor must have AVX-512 BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub unsafe fn tile_avx512_bf16<const ROWS: usize, const VECTORS: usize>(
+    pub unsafe fn avx512_bf16<const ROWS: usize, const PANEL: usize, const VECTORS: usize>(
         steps: usize,
         a: *const u32,
         b: *const u32,
@@ -173,7 +209,7 @@ mod x86 {
                         _mm512_loadu_si512(b.add((step * VECTORS + vector) * 16).cast::<__m512i>());
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let pair = _mm512_set1_epi32(a.add(step * ROWS + row).read() as i32);
+                    let pair = _mm512_set1_epi32(a.add(step * PANEL + row).read() as i32);
                     for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = _mm512_dpbf16_ps(
                             *sum,
@@ -188,13 +224,13 @@ mod x86 {
         unsafe { store_avx512(&sums, c, tile) };
     }
 
-    /// `ROWS` × 16·`VECTORS` sums of products of f32.
+    /// `ROWS` of `PANEL` × 16·`VECTORS` sums of products of f32.
     ///
     /// # Safety
     /// The panels must hold `steps` steps, `c` be valid for the tile, which is no larger than the
     /// sums; the processor must have AVX-512.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn tile_avx512<const ROWS: usize, const VECTORS: usize>(
+    pub unsafe fn avx512<const ROWS: usize, const PANEL: usize, const VECTORS: usize>(
         steps: usize,
         a: *const u32,
         b: *const u32,
@@ -212,7 +248,7 @@ mod x86 {
                     *column = _mm512_loadu_ps(b.add((step * VECTORS + vector) * 16));
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = _mm512_set1_ps(a.add(step * ROWS + row).read());
+                    let value = _mm512_set1_ps(a.add(step * PANEL + row).read());
                     for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = _mm512_fmadd_ps(value, column, *sum);
                     }
@@ -285,13 +321,13 @@ mod x86 {
         }
     }
 
-    /// `ROWS` × 8·`VECTORS` sums of products of f32, `VECTORS` = 2.
+    /// `ROWS` of `PANEL` × 8·`VECTORS` sums of products of f32, `VECTORS` = 2.
     ///
     /// # Safety
     /// The panels must hold `steps` steps, `c` be valid for the tile, which is no larger than the
     /// sums; the processor must have AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn tile_avx2<const ROWS: usize, const VECTORS: usize>(
+    pub unsafe fn avx2<const ROWS: usize, const PANEL: usize, const VECTORS: usize>(
         steps: usize,
         a: *const u32,
         b: *const u32,
@@ -310,7 +346,7 @@ mod x86 {
                     *column = _mm256_loadu_ps(b.add((step * VECTORS + vector) * 8));
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = _mm256_broadcast_ss(&*a.add(step * ROWS + row));
+                    let value = _mm256_broadcast_ss(&*a.add(step * PANEL + row));
                     for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = _mm256_fmadd_ps(value, column, *sum);
                     }

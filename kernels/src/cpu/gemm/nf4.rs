@@ -1,11 +1,14 @@
 //! Blocks of four-bit normal floats to runs of f32 or pairs of bf16; the format is that of
 //! [`crate::nf4`].
 
-use super::expand::bf16_bits;
+use super::expand::{Panels, bf16_bits};
 use crate::{
     Compute, Isa,
     nf4::{ABSMAX_GROUP, BLOCK, LEVELS, restore_absmax},
 };
+
+/// Elements that are expanded at a time: 16 bytes of codes.
+pub(super) const HALF: usize = BLOCK / 2;
 
 /// A quantised tensor, read flat.
 #[derive(Clone, Copy, Debug)]
@@ -98,25 +101,47 @@ impl Nf4Values<'_> {
         }
     }
 
-    /// Elements of two runs of whole blocks as pairs.
-    pub fn blocks_across(&self, isa: Isa, first: usize, second: usize, pairs: &mut [u32]) {
+    /// The codes of half a block, from element `start` on.
+    #[inline(always)]
+    fn half_codes(&self, start: usize) -> &[u8; HALF / 2] {
+        &self.codes.as_chunks().0[start / HALF]
+    }
+
+    /// Elements of two runs of whole halves of blocks as pairs.
+    pub fn halves_across(&self, isa: Isa, starts: [usize; 2], pairs: &mut [u32]) {
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx512 {
+            let panels = Panels { width: pairs.len(), stride: pairs.len() };
             // SAFETY: the device was made with instructions that this processor has.
-            return unsafe { x86::blocks_across(self, first, second, pairs) };
+            return unsafe { x86::halves_into_panels(self, starts, pairs.len(), panels, pairs) };
         }
         let _ = isa;
-        for (i, pairs) in pairs.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-            let levels = [first, second].map(|block| self.levels(Compute::Bf16, block + i));
-            let codes = [first, second].map(|block| self.block_codes(block + i));
-            let bytes = codes[0].iter().zip(codes[1]);
-            for (pairs, (a, b)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        for (i, pairs) in pairs.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
+            let starts = starts.map(|start| start + i * HALF);
+            let levels = starts.map(|start| self.levels(Compute::Bf16, start / BLOCK));
+            let [a, b] = starts.map(|start| self.half_codes(start));
+            for (pairs, (a, b)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(a.iter().zip(b)) {
                 *pairs = [4, 0].map(|shift| {
                     levels[0][usize::from(a >> shift & 15)].to_bits() >> 16
                         | levels[1][usize::from(b >> shift & 15)].to_bits()
                 });
             }
         }
+    }
+
+    /// The same of `n` elements into panels of whole halves, on AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn halves_into_panels(
+        &self,
+        isa: Isa,
+        starts: [usize; 2],
+        n: usize,
+        panels: Panels,
+        packed: &mut [u32],
+    ) {
+        assert!(isa >= Isa::Avx512);
+        // SAFETY: the device was made with instructions that this processor has.
+        unsafe { x86::halves_into_panels(self, starts, n, panels, packed) };
     }
 }
 
@@ -126,7 +151,7 @@ impl Nf4Values<'_> {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, Compute, LEVELS, Nf4Values};
+    use super::{BLOCK, Compute, HALF, LEVELS, Nf4Values, Panels};
 
     /// 16 bytes, one a lane.
     #[inline]
@@ -244,25 +269,35 @@ mod x86 {
         }
     }
 
+    /// Whole halves of blocks of two runs as pairs, into panels of whole halves; a run of pairs is
+    /// one panel.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn blocks_across(values: &Nf4Values<'_>, first: usize, second: usize, pairs: &mut [u32]) {
-        for (i, pairs) in pairs.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-            let (first, second) = (first + i, second + i);
-            let a_codes = values.block_codes(first).as_chunks().0;
-            let b_codes = values.block_codes(second).as_chunks().0;
-            let first = table(Compute::Bf16, values.absmax(first));
-            let first = _mm512_srli_epi32::<16>(first);
-            let second = table(Compute::Bf16, values.absmax(second));
-            let codes = a_codes.iter().zip(b_codes);
-            for ((a, b), pairs) in codes.zip(pairs.as_chunks_mut().0) {
-                let (a, b) = (lanes(a), lanes(b));
+    pub fn halves_into_panels(
+        values: &Nf4Values<'_>,
+        starts: [usize; 2],
+        n: usize,
+        panels: Panels,
+        packed: &mut [u32],
+    ) {
+        let mut levels = [_mm512_setzero_si512(); 2];
+        for (panel, lane) in (0..n).step_by(panels.width).enumerate() {
+            let packed = &mut packed[panel * panels.stride..][..panels.width.min(n - lane)];
+            for (i, pairs) in packed.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
+                let starts = starts.map(|start| start + lane + i * HALF);
+                for (levels, start) in levels.iter_mut().zip(starts) {
+                    if lane + i == 0 || start.is_multiple_of(BLOCK) {
+                        *levels = table(Compute::Bf16, values.absmax(start / BLOCK));
+                    }
+                }
+                let [a, b] = starts.map(|start| lanes(values.half_codes(start)));
+                let first = _mm512_srli_epi32::<16>(levels[0]);
                 let even = _mm512_or_si512(
                     _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(a), first),
-                    _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(b), second),
+                    _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(b), levels[1]),
                 );
                 let odd = _mm512_or_si512(
                     _mm512_permutexvar_epi32(a, first),
-                    _mm512_permutexvar_epi32(b, second),
+                    _mm512_permutexvar_epi32(b, levels[1]),
                 );
                 store_interleaved(even, odd, pairs);
             }

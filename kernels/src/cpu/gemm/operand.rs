@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    expand::{RUN, Values},
+    expand::{Panels, RUN, Values},
     transpose::{LANES, STEPS, transpose},
 };
 use crate::{Compute, Isa};
@@ -37,6 +37,13 @@ pub(super) struct Form {
     pub width: usize,
 }
 
+impl Form {
+    /// Packed elements of `depth` steps of k.
+    pub fn packed_depth(&self, depth: usize) -> usize {
+        if self.bf16_pairs { depth.div_ceil(2) } else { depth }
+    }
+}
+
 /// How far ahead of their use stored rows are asked for: about the latency of memory, at the rate
 /// of packing.
 const LANES_AHEAD: usize = 4;
@@ -68,8 +75,8 @@ impl<'a> Operand<'a> {
         depth: Range<usize>,
         packed: &mut [u32],
     ) {
-        let Form { bf16_pairs, width, .. } = form;
-        let steps = if bf16_pairs { depth.len().div_ceil(2) } else { depth.len() };
+        let Form { width, .. } = form;
+        let steps = form.packed_depth(depth.len());
         let n_panels = lanes.len().div_ceil(width);
         let packed = &mut packed[..n_panels * width * steps];
         if !lanes.len().is_multiple_of(width) {
@@ -142,18 +149,29 @@ impl<'a> Operand<'a> {
                     let k = depth.start + (step + STEPS_AHEAD) * k_per_step + k;
                     self.values.prefetch(k * self.stride + first_lane, n);
                 }
+                let packed = &mut packed[(first_panel * steps + step) * width..];
+                let mut done = 0;
                 let elements = if bf16_pairs {
                     let k = depth.start + 2 * step;
                     let second = (k + 1 < depth.end).then(|| (k + 1) * self.stride + first_lane);
                     let first = k * self.stride + first_lane;
-                    self.values.pairs_across(isa, first, second, &mut pairs[..n]);
-                    &pairs[..n]
+                    if let Some(second) = second {
+                        let panels = Panels { width, stride: steps * width };
+                        done = self.values.panels_across(isa, [first, second], n, panels, packed);
+                    }
+                    if done == n {
+                        continue;
+                    }
+                    let pairs = &mut pairs[..n - done];
+                    let second = second.map(|second| second + done);
+                    self.values.pairs_across(isa, first + done, second, pairs);
+                    &*pairs
                 } else {
                     let from = (depth.start + step) * self.stride + first_lane;
                     let run = self.values.expand(isa, compute, from, &mut run[..n]);
                     bytemuck::cast_slice(run)
                 };
-                let packed = &mut packed[(first_panel * steps + step) * width..];
+                let packed = &mut packed[done / width * steps * width..];
                 match width {
                     4 => spread::<4>(elements, packed, steps),
                     6 => spread::<6>(elements, packed, steps),

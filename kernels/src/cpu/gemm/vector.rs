@@ -22,6 +22,11 @@ const AHEAD: usize = 4 * RUN;
 /// Rows of the weight in a task.
 const TASK_ROWS: usize = 16;
 
+/// Whether a product has so few rows.
+pub(crate) fn is_few_rows(m: usize) -> bool {
+    m <= MAX_ROWS
+}
+
 /// Bytes of workspace: the rounded rows.
 pub(crate) fn few_rows_workspace_bytes(extents: Extents) -> usize {
     extents.m.min(MAX_ROWS).saturating_mul(extents.k).saturating_mul(size_of::<f32>())
@@ -76,7 +81,7 @@ pub(crate) fn few_rows(
     workspace: &mut [f32],
 ) -> bool {
     let Extents { m, n, k } = extents;
-    if m > MAX_ROWS || n == 0 || k == 0 {
+    if !is_few_rows(m) || n == 0 || k == 0 {
         return false;
     }
     b.check(n, k);
