@@ -12,7 +12,10 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -60,6 +63,9 @@ pub fn default_cache_folder() -> Result<PathBuf, ModelError> {
         .map(|folders| folders.cache_dir().to_owned())
         .ok_or(ModelError::NoCacheFolder)
 }
+
+/// Bytes that are written before the disk is asked for them.
+const FLUSH_BYTES: usize = 32 << 20;
 
 /// The image of `folder`'s weights in `layout`, made now if it is not there or damaged.
 ///
@@ -204,17 +210,32 @@ fn build(
     let mut file = options.open(&partial.path).map_err(failed)?;
     file.set_len(needed_bytes).map_err(failed)?;
 
-    let mut position = 0;
-    load(folder, layout, on_progress, |offset, bytes| {
-        let mut write = || {
-            // What lies between two parts stays zero, as the file was when it was made.
-            if offset != position {
-                file.seek(SeekFrom::Start(offset as u64))?;
+    let to_flush = file.try_clone().map_err(failed)?;
+    std::thread::scope(|scope| {
+        // A disk is slower than quantising: it writes while more is being made.
+        let (written, flushes) = mpsc::sync_channel(1);
+        let flusher = scope.spawn(move || flushes.iter().try_for_each(|()| to_flush.sync_data()));
+        let (mut position, mut n_unflushed) = (0, 0);
+        let loaded = load(folder, layout, on_progress, |offset, bytes| {
+            let mut write = || {
+                // What lies between two parts stays zero, as the file was when it was made.
+                if offset != position {
+                    file.seek(SeekFrom::Start(offset as u64))?;
+                }
+                position = offset + bytes.len();
+                file.write_all(bytes)
+            };
+            write().map_err(failed)?;
+            n_unflushed += bytes.len();
+            // A flusher that is busy, or has failed, takes what comes later, or is asked below.
+            if n_unflushed >= FLUSH_BYTES && written.try_send(()).is_ok() {
+                n_unflushed = 0;
             }
-            position = offset + bytes.len();
-            file.write_all(bytes)
-        };
-        write().map_err(failed)
+            Ok(())
+        });
+        drop(written);
+        let flushed = flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        loaded.and(flushed.map_err(failed))
     })?;
     let finish = |file: &mut File| {
         let checksum = checksum(file, layout)?;
