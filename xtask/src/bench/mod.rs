@@ -14,10 +14,12 @@ use serde_json::Value;
 
 use crate::{Error, nibble, reference, root, run};
 
-/// Shapes unless others are named: ids of the catalog.
-const SHAPES: [&str; 2] = ["smollm2-135m", "tinyllama-1.1b"];
+/// Shapes unless others are named: the starter model's, and ids of the catalog.
+const SHAPES: [&str; 4] = [STARTER, "smollm2-135m", "qwen2.5-0.5b", "tinyllama-1.1b"];
+const STARTER: &str = "starter";
 const METHODS: [&str; 3] = ["full", "lora", "qlora"];
-const SEQUENCE: &str = "256";
+/// Tokens of a step, one sequence.
+const SEQUENCES: [&str; 2] = ["256", "1024"];
 /// Steps of a measurement; the first warms up and does not count.
 const STEPS: usize = 6;
 
@@ -62,13 +64,14 @@ fn bench_training(shapes: &[&str]) -> Result<(), Error> {
         println!("Without PEFT + bitsandbytes: `cargo xtask reference` sets them up.");
     }
     println!(
-        "Tokens/s and peak memory at {SEQUENCE} tokens a step, rank 16, no recomputation; medians \
-         of {ROUNDS} rounds by turns\n"
+        "Tokens/s and peak memory at one sequence a step, rank 16, no recomputation; medians of \
+         {ROUNDS} rounds by turns\n"
     );
     println!(
-        "{:<16} {:<6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>7} {:>7}",
+        "{:<16} {:<6} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>7} {:>7}",
         "shape",
         "method",
+        "tokens",
         "nibble",
         "plan GiB",
         "peak GiB",
@@ -79,36 +82,58 @@ fn bench_training(shapes: &[&str]) -> Result<(), Error> {
     );
     for shape in if shapes.is_empty() { &SHAPES[..] } else { shapes } {
         let folder = random_model(shape)?;
-        for method in METHODS {
-            let (mut ours, mut theirs) = (Measured::default(), None);
-            for _ in 0..ROUNDS {
-                ours.add(measure_nibble(&nibble, &folder, method)?);
-                if let Some(python) = &python {
-                    // A shape that does not fit the machine by their method is a result too.
-                    match measure_peft(python, &folder, method) {
-                        Ok(round) => theirs.get_or_insert_with(Measured::default).add(round),
-                        Err(error) => eprintln!("{shape} {method}: {error}"),
-                    }
-                }
+        for sequence in SEQUENCES {
+            for method in METHODS {
+                let case = Case { folder: &folder, method, sequence };
+                measure(shape, &case, &nibble, python.as_deref())?;
             }
-            let gib = |bytes: f64| bytes / f64::from(1 << 30);
-            let speed = median(ours.tokens_per_s);
-            print!(
-                "{shape:<16} {method:<6} {speed:>10.1} {:>10.2} {:>10.2}",
-                gib(ours.planned_bytes),
-                gib(ours.peak_bytes)
-            );
-            if let Some(theirs) = theirs {
-                let other = median(theirs.tokens_per_s);
-                print!(
-                    " {other:>10.1} {:>10.2} {:>6.2}x {:>6.2}x",
-                    gib(theirs.peak_bytes),
-                    speed / other,
-                    ours.peak_bytes / theirs.peak_bytes
-                );
-            }
-            println!();
         }
+    }
+    println!();
+    Ok(())
+}
+
+/// What is measured.
+struct Case<'a> {
+    folder: &'a Path,
+    method: &'a str,
+    sequence: &'a str,
+}
+
+/// Measures one case and prints its row.
+fn measure(
+    shape: &str,
+    case: &Case<'_>,
+    nibble: &Path,
+    python: Option<&Path>,
+) -> Result<(), Error> {
+    let Case { method, sequence, .. } = case;
+    let (mut ours, mut theirs) = (Measured::default(), None);
+    for _ in 0..ROUNDS {
+        ours.add(measure_nibble(nibble, case)?);
+        if let Some(python) = python {
+            // A shape that does not fit the machine by their method is a result too.
+            match measure_peft(python, case) {
+                Ok(round) => theirs.get_or_insert_with(Measured::default).add(round),
+                Err(error) => eprintln!("{shape} {method}: {error}"),
+            }
+        }
+    }
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    let speed = median(ours.tokens_per_s);
+    print!(
+        "{shape:<16} {method:<6} {sequence:>6} {speed:>10.1} {:>10.2} {:>10.2}",
+        gib(ours.planned_bytes),
+        gib(ours.peak_bytes)
+    );
+    if let Some(theirs) = theirs {
+        let other = median(theirs.tokens_per_s);
+        print!(
+            " {other:>10.1} {:>10.2} {:>6.2}x {:>6.2}x",
+            gib(theirs.peak_bytes),
+            speed / other,
+            ours.peak_bytes / theirs.peak_bytes
+        );
     }
     println!();
     Ok(())
@@ -122,26 +147,36 @@ fn example(name: &str) -> Command {
     command
 }
 
-/// A folder of random weights of a catalog shape, with data of whole sequences; made once.
+/// A folder of random weights of a shape, with data of whole sequences; made once.
 fn random_model(shape: &str) -> Result<PathBuf, Error> {
     let folder = root().join("target").join("bench").join(shape);
-    if !folder.join("data.jsonl").is_file() {
+    if !SEQUENCES.iter().all(|sequence| folder.join(data_file(sequence)).is_file()) {
         let what = "making a random model";
         let mut command = example("random_model");
-        run(what, command.arg(shape).arg(&folder).arg(SEQUENCE))?;
+        match shape {
+            STARTER => command.arg(root().join("assets").join("starter").join("config.json")),
+            shape => command.arg(shape),
+        };
+        run(what, command.arg(&folder).args(SEQUENCES))?;
     }
     Ok(folder)
 }
 
-fn measure_nibble(nibble: &Path, folder: &Path, method: &str) -> Result<Measured, Error> {
+/// The file of examples of so many tokens.
+fn data_file(sequence: &str) -> String {
+    format!("data-{sequence}.jsonl")
+}
+
+fn measure_nibble(nibble: &Path, case: &Case<'_>) -> Result<Measured, Error> {
+    let Case { folder, method, sequence } = *case;
     let out = folder.join(format!("run-{method}"));
     if out.exists() {
         fs::remove_dir_all(&out).map_err(|source| Error::File { path: out.clone(), source })?;
     }
     let mut command = Command::new(nibble);
-    command.args(["train", "--json", "--method", method, "--seq", SEQUENCE, "--rank", "16"]);
+    command.args(["train", "--json", "--method", method, "--seq", sequence, "--rank", "16"]);
     command.args(["--steps", &STEPS.to_string(), "--recompute", "off"]);
-    command.arg("--model").arg(folder).arg("--data").arg(folder.join("data.jsonl"));
+    command.arg("--model").arg(folder).arg("--data").arg(folder.join(data_file(sequence)));
     let events = json_lines(command.arg("--out").arg(&out))?;
     let steps = events.iter().filter(|event| event["event"] == "step");
     let tokens_per_s = steps.skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
@@ -153,11 +188,12 @@ fn measure_nibble(nibble: &Path, folder: &Path, method: &str) -> Result<Measured
     Ok(Measured { tokens_per_s, peak_bytes, planned_bytes })
 }
 
-fn measure_peft(python: &Path, folder: &Path, method: &str) -> Result<Measured, Error> {
+fn measure_peft(python: &Path, case: &Case<'_>) -> Result<Measured, Error> {
+    let Case { folder, method, sequence } = *case;
     let script = root().join("tests").join("reference").join("bench_peft.py");
     let mut command = Command::new(python);
     command.arg(script).arg("--config").arg(folder.join("config.json"));
-    command.args(["--method", method, "--sequence", SEQUENCE, "--rank", "16"]);
+    command.args(["--method", method, "--sequence", sequence, "--rank", "16"]);
     let events = json_lines(command.args(["--steps", &STEPS.to_string()]))?;
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
     let tokens_per_s = events
