@@ -3,7 +3,8 @@
 //!
 //! In the backward pass a task is one head of queries, so that every score is made once and `dq` is
 //! one task's sum in a fixed order. Heads that share keys and values leave what each adds to their
-//! gradients apart, to be added up in order.
+//! gradients apart, to be added up in order. A single sequence keeps no more cores busy than it has
+//! heads.
 
 mod backward;
 mod tile;
@@ -24,14 +25,10 @@ use backward::Gradient;
 pub(super) use tile::scratch_len;
 use tile::{Inputs, KEYS, QUERIES, Scratch, products, soften};
 
-/// A segment and one of its tiles, found by the index of the task.
-fn tile_of(
-    segments: &[Segment],
-    mut task: usize,
-    n_tiles: impl Fn(&Segment) -> usize,
-) -> Option<(Segment, usize)> {
+/// A segment and one of its tiles of queries, found by the index of the task.
+fn query_tile_of(segments: &[Segment], mut task: usize) -> Option<(Segment, usize)> {
     for segment in segments {
-        let n = n_tiles(segment);
+        let n = segment.query_tiles();
         if task < n {
             return Some((*segment, task));
         }
@@ -104,7 +101,7 @@ impl Attention for Cpu {
             let head = task % shape.n_heads;
             // The last tiles see the most keys: they go first.
             let tile = n_tiles - 1 - task / shape.n_heads;
-            let Some((segment, tile)) = tile_of(segments, tile, Segment::query_tiles) else {
+            let Some((segment, tile)) = query_tile_of(segments, tile) else {
                 return;
             };
             // SAFETY: this task's only scratch.

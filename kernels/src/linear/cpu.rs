@@ -60,7 +60,7 @@ impl Linear for Cpu {
         let place = access.place();
         let x = access.read(x);
         let weight = operand(&mut access, weight, shape, Layout::Depth);
-        let bias = bias.map(|bias| access.read(bias));
+        let bias = bias.map(|bias| &access.read(bias)[..n_out]);
         let y = access.write(y);
         let extents = Extents { m: n_rows, n: n_out, k: n_in };
         access.count_product(n_rows, n_out, n_in);

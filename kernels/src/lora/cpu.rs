@@ -86,7 +86,7 @@ impl Lora for Cpu {
             return;
         }
         let weight = linear_operand(&mut access, weight, layer, Layout::Depth);
-        let bias = bias.map(|bias| access.read(bias));
+        let bias = bias.map(|bias| &access.read(bias)[..n_out]);
         let beside = LowRank {
             rank,
             down: dropout.is_none().then_some((a, 1.0)),
@@ -128,13 +128,12 @@ impl Lora for Cpu {
         let (xa, dy) = (access.read(xa), access.read(dy));
         let (a, b) = (access.read(pair.a), access.read(pair.b));
         let (da, db) = (access.write(gradient.a), access.write(gradient.b));
-        let dx = dx.map(|dx| access.write(dx));
+        let mut dx = dx.map(|dx| access.write(dx));
         let a = Operand::f32(a, Layout::Lanes, n_in);
         let b = Operand::f32(b, Layout::Lanes, rank);
         let dy_rows = Operand::f32(dy, Layout::Depth, n_out);
         access.count_product(n_rows, rank, 2 * n_out + n_in);
 
-        let mut dx = dx;
         if let Some(dx) = dx.as_deref_mut() {
             access.count_product(n_rows, n_in, n_out + rank);
             let weight = linear_operand(&mut access, weight, layer, Layout::Lanes);

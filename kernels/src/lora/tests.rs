@@ -1,18 +1,21 @@
 use super::{reference::*, *};
 use crate::{
-    Compute, Cpu, DeviceKind, Isa,
-    testing::{Random, fetch, on_every_device, place, relative_error, workspace},
+    Backend, Compute, Cpu, DeviceKind, Isa,
+    testing::{Nf4Parts, Random, fetch, on_every_device, place, relative_error, workspace},
 };
 
 /// Extents that are multiples of nothing, one row, ranks below and above a vector and the layer's own
 /// width, and more rows than wait for their mask at a time.
-const SHAPES: [LoraShape; 7] = [
+/// Then more rows and more depth than are packed at a time, and a rank that is deeper than that.
+const SHAPES: [LoraShape; 9] = [
     LoraShape { n_rows: 1, n_in: 77, n_out: 33, rank: 8 },
     LoraShape { n_rows: 5, n_in: 123, n_out: 77, rank: 1 },
     LoraShape { n_rows: 14, n_in: 64, n_out: 32, rank: 16 },
     LoraShape { n_rows: 37, n_in: 600, n_out: 5, rank: 7 },
     LoraShape { n_rows: 61, n_in: 40, n_out: 530, rank: 33 },
     LoraShape { n_rows: 30, n_in: 9, n_out: 12, rank: 40 },
+    LoraShape { n_rows: 1050, n_in: 700, n_out: 20, rank: 3 },
+    LoraShape { n_rows: 9, n_in: 5, n_out: 18, rank: 700 },
     LoraShape { n_rows: 300, n_in: 35, n_out: 29, rank: 64 },
 ];
 
@@ -82,11 +85,15 @@ impl Inputs {
 
     /// Runs both directions; outputs that are added to begin with `before`.
     fn run(&self, device: &mut impl Lora, before: f32) -> Outputs {
+        let weight = Weight::F32(place(device, &self.weight));
+        self.run_with(device, weight, before)
+    }
+
+    fn run_with(&self, device: &mut impl Lora, weight: Weight, before: f32) -> Outputs {
         let bytes = workspace_bytes(&device.profile(), self.shape, self.dropout.is_some());
         let scratch = workspace(device, bytes);
         let filled = |n: usize| vec![before; n];
         let x = place(device, &self.x);
-        let weight = Weight::F32(place(device, &self.weight));
         let bias = Some(place(device, &self.bias));
         let dy = place(device, &self.dy);
         let y = place(device, &self.y);
@@ -148,9 +155,9 @@ fn gradients_add_to_what_is_there(device: &mut impl Lora) {
     for dropout in DROPOUTS {
         let inputs = Inputs::new(SHAPES[4], dropout, &mut random);
         let (fresh, added) = (inputs.run(device, 0.0), inputs.run(device, 3.0));
-        // One rounding for each block of k (at least 160 steps in f32) added to a larger number, and
+        // One rounding for each block of k (at least 192 steps in f32) added to a larger number, and
         // one for the pair's part.
-        let n_roundings = (inputs.shape.n_out.div_ceil(160) + 1) as f64;
+        let n_roundings = (inputs.shape.n_out.div_ceil(192) + 1) as f64;
         let parts = [(fresh.da, added.da), (fresh.db, added.db), (fresh.dx, added.dx)];
         for (fresh, added) in parts {
             let expected: Vec<_> = fresh.iter().map(|&value| f64::from(value) + 3.0).collect();
@@ -177,6 +184,22 @@ fn an_unwanted_input_gradient_changes_nothing_else(device: &mut impl Lora) {
     );
     assert_eq!(fetch(device, gradient.a), expected.da);
     assert_eq!(fetch(device, gradient.b), expected.db);
+}
+
+/// A weight gives the bits of its values, however it is stored.
+fn every_store_of_a_weight_gives_the_same_bits(device: &mut impl Backend) {
+    // Columns of tasks and of blocks that do not divide each other, and rows that are no blocks.
+    for (n_in, n_out) in [(96, 160), (128, 96), (80, 48)] {
+        let shape = LoraShape { n_rows: 19, n_in, n_out, rank: 5 };
+        let mut inputs = Inputs::new(shape, None, &mut Random::new(6));
+        let parts = Nf4Parts::quantize(&inputs.weight);
+        inputs.weight = parts.values();
+        let plain = Weight::F32(place(device, &inputs.weight));
+        let expected = inputs.run_with(device, plain, 0.0);
+        let quantised = Weight::Nf4(parts.place(device));
+        let actual = inputs.run_with(device, quantised, 0.0);
+        assert_eq!((actual.y, actual.dx), (expected.y, expected.dx), "{shape:?}");
+    }
 }
 
 /// Picks the values to take a step in.
@@ -231,6 +254,7 @@ on_every_device! {
     both_directions_match_the_reference,
     gradients_add_to_what_is_there,
     an_unwanted_input_gradient_changes_nothing_else,
+    every_store_of_a_weight_gives_the_same_bits,
     gradients_match_finite_differences,
 }
 

@@ -43,8 +43,11 @@ for_each_isa! {
             }
         }
         for (sum, logit) in sums.iter_mut().zip(rest) {
-            *logit = exp(*logit - highest);
-            *sum += *logit;
+            let term = exp(*logit - highest);
+            *sum += term;
+            if scale.is_some() {
+                *logit = term;
+            }
         }
         let total = add_up(sums);
         *loss = highest + total.ln() - of_target;

@@ -55,7 +55,7 @@ impl EvaluationLayout {
         };
         let layer = forward_slices(spec, adapter_shape, keys_and_values, &mut rows);
         let loss = loss(regions, shape);
-        let bytes = layer_workspace_bytes(shape);
+        let bytes = layer_workspace_bytes(shape, false);
         let workspace =
             regions.region("workspace.layers", Category::Workspace, bytes, Moments::layers());
         Self { adapter, rope, batch, residuals, layer, loss, workspace }

@@ -203,7 +203,7 @@ impl TrainingLayout {
         let workspace = regions.region(
             "workspace.layers",
             Category::Workspace,
-            layer_workspace_bytes(shape),
+            layer_workspace_bytes(shape, true),
             Moments::layers(),
         );
         let generation = (shape.sample_tokens > 0).then(|| {
@@ -472,8 +472,8 @@ fn norm_shape(spec: &ModelSpec, n_rows: usize) -> RmsNormShape {
     RmsNormShape { n_rows, width: spec.hidden_width, epsilon: spec.rms_epsilon as f32 }
 }
 
-/// The most that any operation of a layer needs.
-pub(super) fn layer_workspace_bytes(shape: &TrainingShape) -> usize {
+/// The most that any operation of a layer needs, forward alone or with the backward pass.
+pub(super) fn layer_workspace_bytes(shape: &TrainingShape, backward: bool) -> usize {
     let (spec, profile, n_rows) = (&shape.spec, &shape.profile, shape.n_rows());
     let mut bytes = rms_norm::workspace_bytes(profile, norm_shape(spec, n_rows));
     if spec.qk_norm {
@@ -483,7 +483,7 @@ pub(super) fn layer_workspace_bytes(shape: &TrainingShape) -> usize {
         bytes = bytes.max(rms_norm::workspace_bytes(profile, shape));
     }
     let attention = attention_shape(spec, 0, n_rows, n_rows, shape.sequence);
-    bytes = bytes.max(attention::workspace_bytes(profile, attention, true));
+    bytes = bytes.max(attention::workspace_bytes(profile, attention, backward));
     for projection in Projection::ALL {
         let [n_out, n_in] = spec.projection_shape(projection);
         bytes = bytes.max(linear::workspace_bytes(profile, LinearShape { n_rows, n_in, n_out }));

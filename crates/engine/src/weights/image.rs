@@ -13,7 +13,7 @@ use std::{
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     time::Duration,
@@ -65,7 +65,7 @@ pub fn default_cache_folder() -> Result<PathBuf, ModelError> {
 }
 
 /// Bytes that are written before the disk is asked for them.
-const FLUSH_BYTES: usize = 32 << 20;
+const FLUSH_BYTES: usize = 64 << 20;
 
 /// The image of `folder`'s weights in `layout`, made now if it is not there or damaged.
 ///
@@ -210,11 +210,17 @@ fn build(
     let mut file = options.open(&partial.path).map_err(failed)?;
     file.set_len(needed_bytes).map_err(failed)?;
 
-    let to_flush = file.try_clone().map_err(failed)?;
+    // Opened once more: some systems let a file that is being flushed be written only through another.
+    let to_flush = OpenOptions::new().write(true).open(&partial.path).map_err(failed)?;
+    let gives_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // A disk is slower than quantising: it writes while more is being made.
         let (written, flushes) = mpsc::sync_channel(1);
-        let flusher = scope.spawn(move || flushes.iter().try_for_each(|()| to_flush.sync_data()));
+        let flush = || {
+            let mut flushes = flushes.into_iter().filter(|()| !gives_up.load(Ordering::Relaxed));
+            flushes.try_for_each(|()| to_flush.sync_data())
+        };
+        let flusher = std::thread::Builder::new().spawn_scoped(scope, flush).map_err(failed)?;
         let (mut position, mut n_unflushed) = (0, 0);
         let loaded = load(folder, layout, on_progress, |offset, bytes| {
             let mut write = || {
@@ -233,6 +239,8 @@ fn build(
             }
             Ok(())
         });
+        // Nobody waits for the disk to take what is removed again.
+        gives_up.store(loaded.is_err(), Ordering::Relaxed);
         drop(written);
         let flushed = flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         loaded.and(flushed.map_err(failed))

@@ -139,6 +139,7 @@ impl Values<'_> {
 
 /// Panels side by side, of which one step is written.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Panels {
     /// Lanes of a panel.
     pub width: usize,

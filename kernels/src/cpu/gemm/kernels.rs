@@ -14,6 +14,11 @@ const LOW_ROWS: usize = 8;
 /// Columns of a narrow tile.
 const NARROW: usize = 16;
 
+/// Packed elements of `depth` steps of k.
+pub(super) fn packed_depth(bf16_pairs: bool, depth: usize) -> usize {
+    if bf16_pairs { depth.div_ceil(2) } else { depth }
+}
+
 /// What happens to a finished tile.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
@@ -38,8 +43,8 @@ pub(super) struct Kernel {
     pub n_columns: usize,
     /// Whether a packed element is a pair of bf16 (two steps of k) rather than one f32.
     pub bf16_pairs: bool,
-    /// Loops for the first 2, 4, … rows of a panel, the last for all of them: rows that do not exist
-    /// are not computed, but for one.
+    /// Loops for the first 2, 4, … rows of a panel, the last for all of them: where there are several,
+    /// rows that do not exist are not computed, but for one.
     loops: &'static [Loop],
 }
 
@@ -102,7 +107,7 @@ impl Kernel {
 
     /// Packed elements of `depth` steps of k.
     pub fn packed_depth(&self, depth: usize) -> usize {
-        if self.bf16_pairs { depth.div_ceil(2) } else { depth }
+        packed_depth(self.bf16_pairs, depth)
     }
 
     /// Sums `steps` packed steps of both panels and stores the tile at `c`.

@@ -4,7 +4,8 @@
 //! weight is stored as is expanded, and rounded to bf16 where the products are, on the way. A is
 //! packed once for a block of rows and stays in the last-level cache; a task takes a few columns,
 //! packs their part of B into its core's second-level cache, and passes all rows over it, so that a
-//! quantised weight is expanded once for every [`Blocking::rows`] rows.
+//! quantised weight is expanded once for every [`Blocking::rows`] rows; or for fewer, where there are
+//! too few columns for all threads.
 //!
 //! Every element of C is one task's sum over k in order, so that no result depends on the threads.
 
@@ -22,26 +23,26 @@ pub(crate) use operand::{Layout, Operand};
 pub(crate) use tiles::TileProducts;
 pub(crate) use vector::{few_rows, few_rows_workspace_bytes, is_few_rows};
 
-use crate::{
-    Store,
-    device::{Compute, DeviceKind, DeviceProfile, Isa},
-    nf4::BLOCK,
-};
 use std::ops::Range;
 
 use super::{
     parallel::{Shared, for_each_part, for_each_task},
     pool::Pool,
 };
+use crate::{
+    Store,
+    device::{Compute, DeviceKind, DeviceProfile, Isa},
+    nf4::BLOCK,
+};
 use kernels::{Kernel, MAX_COLUMNS, MAX_ROWS, Tile};
 use operand::Form;
 
-/// Columns of B that a task packs at a time: 128 columns of 512 bf16 are 128 KiB, an eighth of the
-/// second-level cache, and four panels amortise each read of A's panel.
+/// Columns of B that a task packs at a time, at most: 128 columns of 640 bf16 are 160 KiB, a sixth of
+/// a second-level cache of 1 MiB.
 const TASK_COLUMNS: usize = 128;
 
-/// Panels of A that pass over one panel of B after another: 360 KiB of the second-level cache, so
-/// that a panel of B stays in the first while they pass.
+/// Panels of A that pass over one panel of B after another: at most 350 KiB, which with a task's B fit
+/// a second-level cache of 1 MiB. What then stays nearest is the panel of B, the larger of the two.
 const NEAR_PANELS: usize = 20;
 
 /// How a product is cut.
@@ -49,8 +50,8 @@ const NEAR_PANELS: usize = 20;
 struct Blocking {
     /// Rows of A packed at a time: 1,024 of bf16, half as many of f32.
     rows: usize,
-    /// Steps of k packed at a time: about 1 KiB of a row, so that a panel of A (14 KiB) and one of B
-    /// (32 KiB) stay near the core.
+    /// Steps of k packed at a time: up to 1.25 KiB of a row, so that a panel of A (17.5 KiB) and one of
+    /// B (40 KiB) stay near the core.
     depth: usize,
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::{
     expand::{Panels, RUN, Values},
+    kernels::packed_depth,
     transpose::{LANES, STEPS, transpose},
 };
 use crate::{Compute, Isa};
@@ -40,7 +41,7 @@ pub(super) struct Form {
 impl Form {
     /// Packed elements of `depth` steps of k.
     pub fn packed_depth(&self, depth: usize) -> usize {
-        if self.bf16_pairs { depth.div_ceil(2) } else { depth }
+        packed_depth(self.bf16_pairs, depth)
     }
 }
 
