@@ -24,12 +24,15 @@ class Latest {
     this.#next = job;
     if (this.#running) return;
     this.#running = true;
-    while (this.#next) {
-      const now: () => Promise<void> = this.#next;
-      this.#next = null;
-      await now();
+    try {
+      while (this.#next) {
+        const now: () => Promise<void> = this.#next;
+        this.#next = null;
+        await now();
+      }
+    } finally {
+      this.#running = false;
     }
-    this.#running = false;
   }
 }
 
@@ -142,13 +145,10 @@ export class Draft {
   async replan(): Promise<void> {
     const settings = $state.snapshot(this.settings);
     const { model, budgetBytes: budget_bytes } = this;
-    await this.#plans.run(async () => {
+    const planned = this.#plans.run(async () => {
       const request = { model: model.path ?? model.id, settings, budget_bytes };
-      const asked = platform.plan(request);
-      // While the planner works: what is seen of a change does not wait for a disk.
-      this.#remember({ settings, model, budgetBytes: budget_bytes });
       try {
-        this.plan = await asked;
+        this.plan = await platform.plan(request);
         this.hereBytes = this.plan.available_bytes;
         this.planFailure = null;
       } catch (thrown) {
@@ -157,6 +157,9 @@ export class Draft {
       }
       if (this.plan.methods.some(({ paging }) => paging?.step_seconds === null)) this.#measure();
     });
+    // After the question is asked: what is seen of a change does not wait for a disk.
+    this.#remember({ settings, model, budgetBytes: budget_bytes });
+    await planned;
   }
 
   /** Keeps the draft for the next time. */
