@@ -24,6 +24,9 @@ cargo xtask COMMAND
                      check formatting, lints, every test and the house's rules
   bench [SHAPE ...]  measure speed and memory, beside PEFT + bitsandbytes where Python is there
   bench plan         measure planning alone
+  bench training [SHAPE ...]
+                     measure training beside PEFT + bitsandbytes, and nothing else
+  bench alone        measure starts, threads and lengths, of Nibble alone
   bench paging [SHAPE ...]
                      measure what paging weights from memory costs a step
   bench window       measure the windows: start, memory, size, frames
@@ -83,6 +86,8 @@ fn main() -> ExitCode {
         Some("bench") => match &words.collect::<Vec<_>>()[..] {
             ["window"] => window::bench(),
             ["plan"] => bench::bench_plan(),
+            ["alone"] => bench::bench_alone(),
+            ["training", shapes @ ..] => bench::bench_training(shapes),
             ["paging", shapes @ ..] => bench::bench_paging(shapes),
             shapes => bench::bench(shapes),
         },

@@ -1,8 +1,8 @@
 //! A model folder of a catalog model's shape with random weights, a tokenizer of made-up words and
 //! a dataset of whole sequences: something to measure with.
 //!
-//! `cargo run --release --example random_model -- SHAPE FOLDER TOKENS ...`, the shape by its id in the
-//! catalog or as a `config.json`; a file `data-TOKENS.jsonl` for every length of an example.
+//! `cargo run --release --example random_model -- SHAPE FOLDER TOKENS`, the shape by its id in the
+//! catalog or as a `config.json`, and the tokens of an example.
 
 use std::{error::Error, fmt::Write, fs, path::PathBuf};
 
@@ -17,17 +17,21 @@ use serde_json::{Map, json};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [shape, folder, lengths @ ..] = arguments.as_slice() else {
+    let [shape, folder, n_tokens] = arguments.as_slice() else {
         return Err(
-            "give a catalog id or a config.json, a folder, and the tokens of examples".into()
+            "give a catalog id or a config.json, a folder, and the tokens of an example".into()
         );
     };
     let folder = PathBuf::from(folder);
-    let config = if shape.ends_with(".json") {
+    let n_tokens: usize = n_tokens.parse()?;
+    let mut config = if shape.ends_with(".json") {
         serde_json::from_str(&fs::read_to_string(shape)?)?
     } else {
         catalog::find(shape)?.config.clone()
     };
+    // A small model may see less than an example.
+    let context = config["max_position_embeddings"].as_u64().unwrap_or(0);
+    config["max_position_embeddings"] = json!(context.max(n_tokens as u64));
     let model = RandomModel { seed: 1, stored_type: StoredType::Bf16, max_shard_bytes: None };
     let spec = write_random_model(&config, &folder, model)?;
     let n_words = spec.vocabulary.min(10_000);
@@ -41,17 +45,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     fs::write(folder.join("tokenizer.json"), tokenizer.to_string())?;
     fs::write(folder.join("tokenizer_config.json"), json!({ "eos_token": "w0" }).to_string())?;
-    for n_tokens in lengths {
-        let mut lines = String::new();
-        for example in 0..64 {
-            let mut text = String::new();
-            // The end of the text is a token too.
-            for i in 0..n_tokens.parse::<usize>()? - 1 {
-                write!(text, "w{} ", 1 + (example * 7919 + i * 104_729) % (n_words - 1))?;
-            }
-            writeln!(lines, "{}", json!({ "text": text }))?;
+    let mut lines = String::new();
+    for example in 0..64 {
+        let mut text = String::new();
+        // The end of the text is a token too.
+        for i in 0..n_tokens - 1 {
+            write!(text, "w{} ", 1 + (example * 7919 + i * 104_729) % (n_words - 1))?;
         }
-        fs::write(folder.join(format!("data-{n_tokens}.jsonl")), lines)?;
+        writeln!(lines, "{}", json!({ "text": text }))?;
     }
+    fs::write(folder.join(format!("data-{n_tokens}.jsonl")), lines)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: speed and memory of every method on random weights of well-known shapes,
 //! ours beside PEFT + bitsandbytes in the same run where their environment is ready.
 
+mod alone;
 mod paging;
 mod plan;
 
@@ -20,6 +21,9 @@ const STARTER: &str = "starter";
 const METHODS: [&str; 3] = ["full", "lora", "qlora"];
 /// Tokens of a step, one sequence.
 const SEQUENCES: [&str; 2] = ["256", "1024"];
+/// Tokens of an example of the data; a shorter sequence is the beginning of one.
+const EXAMPLE: &str = "2048";
+const DATA: &str = "data-2048.jsonl";
 /// Steps of a measurement; the first warms up and does not count.
 const STEPS: usize = 6;
 
@@ -45,19 +49,21 @@ impl Measured {
     }
 }
 
+pub use alone::bench as bench_alone;
 pub use paging::bench as bench_paging;
 pub use plan::bench as bench_plan;
 
-/// Everything but the windows: plans, training beside PEFT, and paging; of the shapes named, or the
+/// Everything but the windows: plans, training beside PEFT, training alone, and paging; of the shapes named, or the
 /// usual ones.
 pub fn bench(shapes: &[&str]) -> Result<(), Error> {
     bench_plan()?;
     bench_training(shapes)?;
+    bench_alone()?;
     bench_paging(shapes)
 }
 
 /// Measures the shapes named, or the usual ones, and prints a table.
-fn bench_training(shapes: &[&str]) -> Result<(), Error> {
+pub fn bench_training(shapes: &[&str]) -> Result<(), Error> {
     let nibble = nibble()?;
     let python = reference::ready_python();
     if python.is_none() {
@@ -84,7 +90,7 @@ fn bench_training(shapes: &[&str]) -> Result<(), Error> {
         let folder = random_model(shape)?;
         for sequence in SEQUENCES {
             for method in METHODS {
-                let case = Case { folder: &folder, method, sequence };
+                let case = Case { folder: &folder, method, sequence, n_threads: None };
                 measure(shape, &case, &nibble, python.as_deref())?;
             }
         }
@@ -98,6 +104,8 @@ struct Case<'a> {
     folder: &'a Path,
     method: &'a str,
     sequence: &'a str,
+    /// All that there are unless told.
+    n_threads: Option<usize>,
 }
 
 /// Measures one case and prints its row.
@@ -150,34 +158,37 @@ fn example(name: &str) -> Command {
 /// A folder of random weights of a shape, with data of whole sequences; made once.
 fn random_model(shape: &str) -> Result<PathBuf, Error> {
     let folder = root().join("target").join("bench").join(shape);
-    if !SEQUENCES.iter().all(|sequence| folder.join(data_file(sequence)).is_file()) {
+    if !folder.join(DATA).is_file() {
         let what = "making a random model";
         let mut command = example("random_model");
         match shape {
             STARTER => command.arg(root().join("assets").join("starter").join("config.json")),
             shape => command.arg(shape),
         };
-        run(what, command.arg(&folder).args(SEQUENCES))?;
+        run(what, command.arg(&folder).arg(EXAMPLE))?;
     }
     Ok(folder)
 }
 
-/// The file of examples of so many tokens.
-fn data_file(sequence: &str) -> String {
-    format!("data-{sequence}.jsonl")
-}
-
-fn measure_nibble(nibble: &Path, case: &Case<'_>) -> Result<Measured, Error> {
-    let Case { folder, method, sequence } = *case;
-    let out = folder.join(format!("run-{method}"));
+/// What a run of one case is started with.
+fn train(nibble: &Path, case: &Case<'_>, out: &Path) -> Result<Command, Error> {
+    let Case { folder, method, sequence, n_threads } = *case;
     if out.exists() {
-        fs::remove_dir_all(&out).map_err(|source| Error::File { path: out.clone(), source })?;
+        fs::remove_dir_all(out).map_err(|source| Error::File { path: out.to_owned(), source })?;
     }
     let mut command = Command::new(nibble);
     command.args(["train", "--json", "--method", method, "--seq", sequence, "--rank", "16"]);
     command.args(["--steps", &STEPS.to_string(), "--recompute", "off"]);
-    command.arg("--model").arg(folder).arg("--data").arg(folder.join(data_file(sequence)));
-    let events = json_lines(command.arg("--out").arg(&out))?;
+    if let Some(n_threads) = n_threads {
+        command.args(["--threads", &n_threads.to_string()]);
+    }
+    command.arg("--model").arg(folder).arg("--data").arg(folder.join(DATA)).arg("--out").arg(out);
+    Ok(command)
+}
+
+fn measure_nibble(nibble: &Path, case: &Case<'_>) -> Result<Measured, Error> {
+    let out = case.folder.join(format!("run-{}", case.method));
+    let events = json_lines(&mut train(nibble, case, &out)?)?;
     let steps = events.iter().filter(|event| event["event"] == "step");
     let tokens_per_s = steps.skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
     let done = events.iter().find(|event| event["event"] == "done");
@@ -189,7 +200,7 @@ fn measure_nibble(nibble: &Path, case: &Case<'_>) -> Result<Measured, Error> {
 }
 
 fn measure_peft(python: &Path, case: &Case<'_>) -> Result<Measured, Error> {
-    let Case { folder, method, sequence } = *case;
+    let Case { folder, method, sequence, .. } = *case;
     let script = root().join("tests").join("reference").join("bench_peft.py");
     let mut command = Command::new(python);
     command.arg(script).arg("--config").arg(folder.join("config.json"));
