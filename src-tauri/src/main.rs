@@ -11,8 +11,9 @@ fn main() {
 #[cfg(target_os = "linux")]
 mod linux {
     /// How the web view hands its pictures to the window: through plain memory. Through the graphics
-    /// card's it takes memory that training could use, stays white with some of NVIDIA's drivers,
-    /// and without a card is a hundred megabytes and half a core of emulation.
+    /// card's it takes memory that training could use, stays white with some of NVIDIA's drivers
+    /// (<https://github.com/tauri-apps/tauri/issues/9304>), and without a card is a hundred megabytes
+    /// and half a core of emulation.
     const PLAIN_PICTURES: &str = "WEBKIT_DISABLE_DMABUF_RENDERER";
 
     /// Before anything else runs: what the app takes, training lacks.

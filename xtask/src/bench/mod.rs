@@ -23,7 +23,6 @@ const METHODS: [&str; 3] = ["full", "lora", "qlora"];
 const SEQUENCES: [&str; 2] = ["256", "1024"];
 /// Tokens of an example of the data; a shorter sequence is the beginning of one.
 const EXAMPLE: &str = "2048";
-const DATA: &str = "data-2048.jsonl";
 /// Steps of a measurement; the first warms up and does not count.
 const STEPS: usize = 6;
 
@@ -53,8 +52,8 @@ pub use alone::bench as bench_alone;
 pub use paging::bench as bench_paging;
 pub use plan::bench as bench_plan;
 
-/// Everything but the windows: plans, training beside PEFT, training alone, and paging; of the shapes named, or the
-/// usual ones.
+/// Everything but the windows: plans, training beside PEFT, starts and threads and lengths, and paging;
+/// of the shapes named, or the usual ones.
 pub fn bench(shapes: &[&str]) -> Result<(), Error> {
     bench_plan()?;
     bench_training(shapes)?;
@@ -158,7 +157,7 @@ fn example(name: &str) -> Command {
 /// A folder of random weights of a shape, with data of whole sequences; made once.
 fn random_model(shape: &str) -> Result<PathBuf, Error> {
     let folder = root().join("target").join("bench").join(shape);
-    if !folder.join(DATA).is_file() {
+    if !data_of(&folder).is_file() {
         let what = "making a random model";
         let mut command = example("random_model");
         match shape {
@@ -168,6 +167,11 @@ fn random_model(shape: &str) -> Result<PathBuf, Error> {
         run(what, command.arg(&folder).arg(EXAMPLE))?;
     }
     Ok(folder)
+}
+
+/// The data of a random model, as the example that makes both names it.
+fn data_of(folder: &Path) -> PathBuf {
+    folder.join(format!("data-{EXAMPLE}.jsonl"))
 }
 
 /// What a run of one case is started with.
@@ -182,7 +186,7 @@ fn train(nibble: &Path, case: &Case<'_>, out: &Path) -> Result<Command, Error> {
     if let Some(n_threads) = n_threads {
         command.args(["--threads", &n_threads.to_string()]);
     }
-    command.arg("--model").arg(folder).arg("--data").arg(folder.join(DATA)).arg("--out").arg(out);
+    command.arg("--model").arg(folder).arg("--data").arg(data_of(folder)).arg("--out").arg(out);
     Ok(command)
 }
 
