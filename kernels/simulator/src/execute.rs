@@ -1,0 +1,259 @@
+//! A launch: its blocks on the machine's cores, and the shared memory of a block.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use rayon::prelude::*;
+
+use crate::{
+    Fault,
+    memory::{Allocation, Machine, Touch},
+    parse::Kernel,
+    warp::{LANES, State, Warp},
+};
+
+/// The most shared memory that a block may have on the least of the cards.
+const MAX_SHARED_BYTES: usize = 99 << 10;
+/// Instructions of a warp after which it is taken to run for ever.
+const MAX_INSTRUCTIONS: u64 = 1 << 32;
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Shared memory beside what the kernel declares.
+    pub dynamic_shared_bytes: u32,
+}
+
+/// What a launch did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Instructions of warps.
+    pub n_instructions: u64,
+    /// Products of tiles among them.
+    pub n_tile_products: u64,
+}
+
+/// What the warps of all blocks see.
+pub struct Scene<'a> {
+    pub kernel: &'a Kernel,
+    pub launch: Launch,
+    pub arguments: &'a [u8],
+    pub allocations: &'a [Arc<Allocation>],
+}
+
+/// What the warps of one block see.
+pub struct Block<'a> {
+    pub scene: &'a Scene<'a>,
+    pub index: [u32; 3],
+    pub touch: Touch,
+    pub shared: Shared,
+}
+
+/// Who touched a word of shared memory since the last barrier.
+#[derive(Clone, Copy, Default)]
+struct Word {
+    written: Option<(u32, u32)>,
+    read: Option<(u32, u32)>,
+    /// Whether several warps read it.
+    several: bool,
+    epoch: u32,
+}
+
+/// A block's shared memory.
+pub struct Shared {
+    bytes: Vec<u8>,
+    words: Vec<Word>,
+    is_written: Vec<bool>,
+    epoch: u32,
+}
+
+impl Shared {
+    fn new(n_bytes: usize) -> Self {
+        let n_words = n_bytes.div_ceil(4);
+        Self {
+            bytes: vec![0; n_bytes],
+            words: vec![Word::default(); n_words],
+            is_written: vec![false; n_bytes],
+            epoch: 1,
+        }
+    }
+
+    fn check(&self, address: u64, n_bytes: usize) -> Result<usize, Fault> {
+        let end = address.checked_add(n_bytes as u64);
+        if end.is_none_or(|end| end > self.bytes.len() as u64) {
+            return Err(Fault::new(format!(
+                "{n_bytes} bytes at {address} of {} bytes of shared memory",
+                self.bytes.len()
+            )));
+        }
+        Ok(address as usize)
+    }
+
+    fn word(&mut self, at: usize) -> &mut Word {
+        let word = &mut self.words[at];
+        if word.epoch != self.epoch {
+            *word = Word { epoch: self.epoch, ..Word::default() };
+        }
+        word
+    }
+
+    /// Reads at most eight bytes for a warp, by the instruction of `line`.
+    pub fn load(&mut self, address: u64, n_bytes: usize, by: (u32, u32)) -> Result<u64, Fault> {
+        let start = self.check(address, n_bytes)?;
+        if self.is_written[start..start + n_bytes].contains(&false) {
+            return Err(Fault::new(format!("shared memory at {address} was never written")));
+        }
+        for at in start / 4..(start + n_bytes).div_ceil(4) {
+            let word = self.word(at);
+            if let Some((warp, line)) = word.written.filter(|(warp, _)| *warp != by.0) {
+                return Err(Fault::new(format!(
+                    "shared memory at {address} was written by warp {warp} (line {line}) since the \
+                     last barrier"
+                )));
+            }
+            word.several |= word.read.is_some_and(|(warp, _)| warp != by.0);
+            word.read = Some(by);
+        }
+        let mut number = [0; 8];
+        number[..n_bytes].copy_from_slice(&self.bytes[start..start + n_bytes]);
+        Ok(u64::from_le_bytes(number))
+    }
+
+    /// Writes at most eight bytes.
+    pub fn store(
+        &mut self,
+        address: u64,
+        n_bytes: usize,
+        value: u64,
+        by: (u32, u32),
+    ) -> Result<(), Fault> {
+        let start = self.check(address, n_bytes)?;
+        for at in start / 4..(start + n_bytes).div_ceil(4) {
+            let word = self.word(at);
+            let several = word.several;
+            let reader = word.read.filter(|(warp, _)| several || *warp != by.0);
+            let writer = word.written.filter(|(warp, _)| *warp != by.0);
+            if let Some((warp, line)) = reader.or(writer) {
+                return Err(Fault::new(format!(
+                    "shared memory at {address} was touched by warp {warp} (line {line}) since the \
+                     last barrier"
+                )));
+            }
+            word.written = Some(by);
+        }
+        self.is_written[start..start + n_bytes].fill(true);
+        self.bytes[start..start + n_bytes].copy_from_slice(&value.to_le_bytes()[..n_bytes]);
+        Ok(())
+    }
+}
+
+impl Machine {
+    /// Runs a kernel. `arguments` are laid out as it declares them, each at its natural alignment.
+    ///
+    /// # Errors
+    /// What the first of its blocks did that it must not; its memory is then in no defined state.
+    pub fn launch(
+        &self,
+        kernel: &Kernel,
+        launch: Launch,
+        arguments: &[u8],
+    ) -> Result<Statistics, Fault> {
+        let refused =
+            |what: String| Err(Fault { what, place: format!("launching {}", kernel.name) });
+        let n_threads: u32 = launch.block.iter().product();
+        let most = kernel.max_threads.unwrap_or(1024);
+        if n_threads == 0 || n_threads > most {
+            return refused(format!("{n_threads} threads of 1 to {most}"));
+        }
+        if launch.grid[0] == 0 || launch.grid[1..].iter().any(|&n| n == 0 || n > 65_535) {
+            return refused(format!("a grid of {:?}", launch.grid));
+        }
+        if arguments.len() != kernel.parameter_bytes {
+            return refused(format!(
+                "{} bytes of arguments for {} of parameters",
+                arguments.len(),
+                kernel.parameter_bytes
+            ));
+        }
+        let shared_bytes = kernel.shared_bytes + launch.dynamic_shared_bytes as usize;
+        if shared_bytes > MAX_SHARED_BYTES {
+            return refused(format!("{shared_bytes} bytes of shared memory"));
+        }
+        let (allocations, number) = (self.allocations(), self.next_launch());
+        let scene = Scene { kernel, launch, arguments, allocations: &allocations };
+        let [x, y, z] = launch.grid;
+        let n_blocks = x * y * z;
+        let failed = AtomicBool::new(false);
+        let first = Mutex::new(None::<(u32, Fault)>);
+        let statistics = (0..n_blocks)
+            .into_par_iter()
+            .filter(|_| !failed.load(Relaxed))
+            .map(|at| {
+                let block = Block {
+                    scene: &scene,
+                    index: [at % x, at / x % y, at / x / y],
+                    touch: Touch::new(number, at),
+                    shared: Shared::new(shared_bytes),
+                };
+                run(block).unwrap_or_else(|fault| {
+                    failed.store(true, Relaxed);
+                    let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                    if first.as_ref().is_none_or(|(block, _)| at < *block) {
+                        *first = Some((at, fault));
+                    }
+                    Statistics::default()
+                })
+            })
+            .reduce(Statistics::default, |a, b| Statistics {
+                n_instructions: a.n_instructions + b.n_instructions,
+                n_tile_products: a.n_tile_products + b.n_tile_products,
+            });
+        match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, fault)) => Err(fault),
+            None => Ok(statistics),
+        }
+    }
+}
+
+/// Runs a block's warps, each as far as the next barrier, until all have ended.
+fn run(mut block: Block<'_>) -> Result<Statistics, Fault> {
+    let n_threads: u32 = block.scene.launch.block.iter().product();
+    let mut warps: Vec<Warp> = (0..n_threads.div_ceil(LANES as u32))
+        .map(|number| Warp::new(&block, number, n_threads))
+        .collect();
+    let mut statistics = Statistics::default();
+    loop {
+        for warp in &mut warps {
+            let line = warp.run(&mut block, MAX_INSTRUCTIONS);
+            line.map_err(|fault| {
+                let kernel = block.scene.kernel;
+                let line = warp.line();
+                let text = kernel.lines.get(line as usize - 1).map_or("", String::as_str);
+                let place = format!(
+                    "{}, block {:?}, warp {}, line {line}: {text}",
+                    kernel.name,
+                    block.index,
+                    warp.number()
+                );
+                Fault { place, ..fault }
+            })?;
+        }
+        if warps.iter().all(|warp| warp.state() == State::Ended) {
+            break;
+        }
+        // Those that wait go on together.
+        block.shared.epoch += 1;
+        warps.iter_mut().for_each(Warp::pass_barrier);
+    }
+    for warp in &warps {
+        statistics.n_instructions += warp.n_instructions();
+        statistics.n_tile_products += warp.n_tile_products();
+    }
+    Ok(statistics)
+}

@@ -1,0 +1,342 @@
+use half::bf16;
+
+use super::*;
+
+/// A kernel of one pointer `out`, whose body has `%r0` for the thread's number and `%rd0` for its own
+/// four bytes of `out`.
+fn kernel(declarations: &str, body: &str) -> Module {
+    let text = format!(
+        "
+.version 7.4
+.target sm_80
+.address_size 64
+{declarations}
+.visible .entry test(
+	.param .u64 test_param_0
+)
+{{
+	.reg .pred %p<9>;
+	.reg .b32 %r<40>;
+	.reg .f32 %f<40>;
+	.reg .b64 %rd<20>;
+	.shared .align 16 .b8 memory[4096];
+	ld.param.u64 %rd1, [test_param_0];
+	cvta.to.global.u64 %rd1, %rd1;
+	mov.u32 %r0, %tid.x;
+	mov.u32 %r1, %ctaid.x;
+	mov.u32 %r2, %ntid.x;
+	mad.lo.s32 %r3, %r1, %r2, %r0;
+	mul.wide.u32 %rd2, %r3, 4;
+	add.s64 %rd0, %rd1, %rd2; // its own place
+{body}
+	ret;
+}}
+"
+    );
+    Module::parse(&text).unwrap()
+}
+
+fn try_run(module: &Module, blocks: u32, threads: u32) -> Result<Vec<u32>, Fault> {
+    let machine = Machine::new();
+    let n = (blocks * threads) as usize;
+    let out = machine.allocate(4 * n);
+    let launch = Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], dynamic_shared_bytes: 0 };
+    machine.launch(&module.kernel("test").unwrap(), launch, &out.to_ne_bytes())?;
+    let mut bytes = vec![0; 4 * n];
+    machine.read(out, &mut bytes)?;
+    let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+    Ok(bytes.chunks_exact(4).map(word).collect())
+}
+
+/// What a warp of `body` leaves.
+fn run(body: &str) -> Vec<u32> {
+    try_run(&kernel("", body), 1, 32).unwrap()
+}
+
+/// Asserts that `body` faults, and what is said.
+fn assert_fault(body: &str, blocks: u32, threads: u32, expected: &str) {
+    let fault = try_run(&kernel("", body), blocks, threads).unwrap_err().to_string();
+    assert!(fault.contains(expected), "{fault}");
+}
+
+#[test]
+fn instructions_compute_what_the_manual_says() {
+    // The body puts a result of the lane's number in %r9; beside it, what it must be.
+    let cases: [(&str, fn(u32) -> u32); 17] = [
+        ("shl.b32 %r9, %r0, 3;", |i| i << 3),
+        // Shifts go as far as there are bits.
+        ("add.s32 %r8, %r0, 20; mov.u32 %r7, 1; shl.b32 %r9, %r7, %r8;", |i| {
+            1_u32.checked_shl(i + 20).unwrap_or(0)
+        }),
+        ("sub.s32 %r8, %r0, 16; shr.s32 %r9, %r8, 2;", |i| ((i as i32 - 16) >> 2) as u32),
+        ("sub.s32 %r8, %r0, 16; mov.u32 %r7, 5; max.s32 %r9, %r8, %r7;", |i| {
+            (i as i32 - 16).max(5) as u32
+        }),
+        ("mad.lo.s32 %r9, %r0, 2654435761, 7;", |i| i.wrapping_mul(2_654_435_761).wrapping_add(7)),
+        ("mov.u32 %r8, 4000000000; mul.hi.u32 %r9, %r8, %r0;", |i| {
+            (u64::from(i) * 4_000_000_000 >> 32) as u32
+        }),
+        ("bfe.u32 %r9, %r0, 1, 3;", |i| i >> 1 & 7),
+        ("mov.u32 %r8, 0x12345678; prmt.b32 %r9, %r8, %r0, 0x4123;", |i| {
+            (i & 255) << 24 | 0x34 << 8 | 0x12 | 0x56 << 16 & 0xff_0000 | 0x34 << 8
+        }),
+        ("mov.u32 %r8, 0x0ff0; lop3.b32 %r9, %r0, %r8, 3, 0x96;", |i| i ^ 0xff0 ^ 3),
+        ("popc.b32 %r9, %r0;", u32::count_ones),
+        ("clz.b32 %r9, %r0;", u32::leading_zeros),
+        ("brev.b32 %r9, %r0;", u32::reverse_bits),
+        ("setp.lt.u32 %p1, %r0, 9; selp.b32 %r9, 5, 6, %p1;", |i| if i < 9 { 5 } else { 6 }),
+        ("setp.lt.u32 %p1, %r0, 9; mov.u32 %r9, 1; @!%p1 mov.u32 %r9, 2;", |i| {
+            if i < 9 { 1 } else { 2 }
+        }),
+        ("cvt.rn.f32.u32 %f1, %r0; mul.f32 %f1, %f1, 0f3E99999A; cvt.rzi.s32.f32 %r9, %f1;", |i| {
+            (i as f32 * 0.3) as u32
+        }),
+        // Rounded towards less: what the compiler makes of an exponential's whole part.
+        (
+            "cvt.rn.f32.u32 %f1, %r0; fma.rm.f32 %f2, %f1, 0f3DCCCCCD, 0f4B400001; mov.b32 %r9, %f2;",
+            |i| {
+                let exact = f64::from(i as f32) * f64::from(0.1_f32) + 12_582_913.0;
+                (exact.floor() as f32).to_bits()
+            },
+        ),
+        ("cvt.rn.f32.u32 %f1, %r0; sqrt.rn.f32 %f2, %f1; mov.b32 %r9, %f2;", |i| {
+            (i as f32).sqrt().to_bits()
+        }),
+    ];
+    for (body, expected) in cases {
+        let found = run(&format!("{body} st.global.u32 [%rd0], %r9;"));
+        let expected: Vec<u32> = (0..32).map(expected).collect();
+        assert_eq!(found, expected, "{body}");
+    }
+}
+
+#[test]
+fn numbers_are_rounded_to_bf16_as_half_rounds_them() {
+    let body = "
+        cvt.rn.f32.u32 %f1, %r0;
+        mul.f32 %f1, %f1, 0f3F8147AE;
+        add.f32 %f2, %f1, 0f3F000000;
+        cvt.rn.bf16x2.f32 %r9, %f2, %f1;
+        st.global.u32 [%rd0], %r9;";
+    for (i, pair) in run(body).into_iter().enumerate() {
+        let lower = i as f32 * f32::from_bits(0x3f81_47ae);
+        let narrow = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+        assert_eq!(pair, narrow(lower + 0.5) << 16 | narrow(lower), "{i}");
+    }
+}
+
+#[test]
+fn lanes_that_part_come_together_again() {
+    // Each lane counts to its own number, in a loop that they leave one after another.
+    let body = "
+        mov.u32 %r9, 0;
+        setp.eq.u32 %p1, %r0, 0;
+        @%p1 bra END;
+    LOOP:
+        add.s32 %r9, %r9, 2;
+        sub.s32 %r8, %r9, %r0;
+        setp.lt.u32 %p1, %r9, %r0;
+        @%p1 bra LOOP;
+    END:
+        shfl.sync.bfly.b32 %r7|%p2, %r9, 1, 31, -1;
+        st.global.u32 [%rd0], %r7;";
+    let count = |i: u32| if i == 0 { 0 } else { i.div_ceil(2) * 2 };
+    assert_eq!(run(body), (0..32).map(|i| count(i ^ 1)).collect::<Vec<_>>());
+}
+
+#[test]
+fn warps_meet_at_barriers() {
+    let body = "
+        mov.u32 %r4, memory;
+        shl.b32 %r5, %r0, 2;
+        add.s32 %r6, %r4, %r5;
+        st.shared.u32 [%r6], %r0;
+        bar.sync 0;
+        sub.s32 %r7, %r4, %r5;
+        ld.shared.u32 %r9, [%r7+508];
+        st.global.u32 [%rd0], %r9;";
+    let found = try_run(&kernel("", body), 3, 128).unwrap();
+    let expected: Vec<u32> = (0..3).flat_map(|_| (0..128).rev()).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_missing_barrier_is_a_fault() {
+    let body = "
+        mov.u32 %r4, memory;
+        shl.b32 %r5, %r0, 2;
+        add.s32 %r6, %r4, %r5;
+        st.shared.u32 [%r6], %r0;
+        sub.s32 %r7, %r4, %r5;
+        ld.shared.u32 %r9, [%r7+508];
+        st.global.u32 [%rd0], %r9;";
+    assert_fault(body, 1, 128, "never written");
+    let twice = format!("{body} bar.sync 0; {body}");
+    assert_fault(&twice, 1, 128, "never written");
+    // Written before, so that only the order is wrong.
+    let body = "
+        mov.u32 %r4, memory;
+        shl.b32 %r5, %r0, 2;
+        add.s32 %r6, %r4, %r5;
+        st.shared.u32 [%r6], %r0;
+        bar.sync 0;
+        st.shared.u32 [%r6], %r3;
+        sub.s32 %r7, %r4, %r5;
+        ld.shared.u32 %r9, [%r7+508];";
+    assert_fault(body, 1, 128, "since the last barrier");
+    // Within a warp accesses are in order.
+    try_run(&kernel("", &body.replace("508", "124")), 1, 32).unwrap();
+}
+
+#[test]
+fn a_barrier_that_not_all_lanes_reach_is_a_fault() {
+    let body = "setp.lt.u32 %p1, %r0, 5; @%p1 bar.sync 0;";
+    assert_fault(body, 1, 32, "not all lanes");
+}
+
+#[test]
+fn what_is_beside_an_allocation_is_a_fault() {
+    assert_fault("ld.global.u32 %r9, [%rd0+128];", 1, 32, "not allocated");
+    assert_fault("st.global.u32 [%rd0+-4], %r0;", 1, 32, "not allocated");
+    assert_fault("ld.global.u32 %r9, [%rd0+1];", 1, 32, "not aligned");
+    assert_fault("mov.u32 %r4, memory; ld.shared.u32 %r9, [%r4+4096];", 1, 32, "shared memory");
+}
+
+#[test]
+fn blocks_that_touch_one_word_are_a_fault() {
+    assert_fault("st.global.u32 [%rd1], %r0;", 2, 32, "another block");
+    assert_fault("st.global.u32 [%rd0], %r0; ld.global.u32 %r9, [%rd1];", 4, 32, "another block");
+    // All may read what none writes.
+    let module = kernel("", "ld.global.u32 %r9, [%rd1];");
+    try_run(&module, 4, 32).unwrap();
+}
+
+#[test]
+fn a_copy_comes_when_it_is_waited_for() {
+    let copy = "
+        mov.u32 %r4, memory;
+        shl.b32 %r5, %r0, 4;
+        add.s32 %r6, %r4, %r5;
+        mov.u32 %r8, 7;
+        st.shared.u32 [%r6], %r8;
+        st.global.u32 [%rd0], %r0;
+        setp.lt.u32 %p1, %r0, 8;
+        mul.wide.u32 %rd5, %r5, 1;
+        add.s64 %rd6, %rd1, %rd5;
+        @%p1 cp.async.cg.shared.global [%r6], [%rd6], 16, 16;
+        cp.async.commit_group;";
+    let read = "ld.shared.u32 %r9, [%r6]; st.global.u32 [%rd0], %r9;";
+    let early = run(&format!("{copy} {read} cp.async.wait_group 0;"));
+    assert_eq!(early, [7; 32]);
+    let late = run(&format!("{copy} cp.async.wait_group 0; {read}"));
+    let expected: Vec<u32> = (0..32).map(|i| if i < 8 { 4 * i } else { 7 }).collect();
+    assert_eq!(late, expected);
+}
+
+#[test]
+fn tiles_are_multiplied_as_they_are_laid_out() {
+    // a[i, k] = i + 2k and b[k, j] = j - k, small enough to be exact in bf16 and in the sum.
+    let (a, b) =
+        (|i: usize, k: usize| (i + 2 * k) as f32, |k: usize, j: usize| j as f32 - k as f32);
+    let bits = |x: f32| u64::from(bf16::from_f32(x).to_bits());
+    let pair = |low: f32, high: f32| bits(low) | bits(high) << 16;
+    let lanes = |f: &dyn Fn(usize, usize) -> u64| -> [u64; 32] {
+        std::array::from_fn(|lane| f(lane / 4, 2 * (lane % 4)))
+    };
+    let first = [(0, 0), (8, 0), (0, 8), (8, 8)].map(|(row, column)| {
+        lanes(&|group, place| {
+            pair(a(group + row, place + column), a(group + row, place + column + 1))
+        })
+    });
+    let second = [0, 8]
+        .map(|row| lanes(&|group, place| pair(b(place + row, group), b(place + row + 1, group))));
+    let sums = matrix::multiply(true, first, second, [[0; 32]; 4]);
+    for (e, sum) in sums.iter().enumerate() {
+        for (lane, &sum) in sum.iter().enumerate() {
+            let (i, j) = (lane / 4 + 8 * (e / 2), 2 * (lane % 4) + e % 2);
+            let expected: f32 = (0..16).map(|k| a(i, k) * b(k, j)).sum();
+            assert_eq!(f32::from_bits(sum as u32), expected, "{i} {j}");
+        }
+    }
+}
+
+#[test]
+fn tiles_are_loaded_by_rows_and_by_columns() {
+    // Sixteen-bit numbers that say where they lie: 16 · row + column of four tiles.
+    let fill = "
+        mov.u32 %r4, memory;
+        shl.b32 %r5, %r0, 4;
+        add.s32 %r6, %r4, %r5;
+        and.b32 %r7, %r0, 7;
+        shl.b32 %r7, %r7, 4;
+        shl.b32 %r8, %r0, 5;
+        and.b32 %r8, %r8, 0xffffff00;
+        or.b32 %r7, %r7, %r8;
+        mad.lo.s32 %r8, %r7, 65537, 65536;
+        st.shared.u32 [%r6], %r8;
+        add.s32 %r8, %r8, 131074;
+        st.shared.u32 [%r6+4], %r8;
+        add.s32 %r8, %r8, 131074;
+        st.shared.u32 [%r6+8], %r8;
+        add.s32 %r8, %r8, 131074;
+        st.shared.u32 [%r6+12], %r8;";
+    for (trans, transposed) in [("", false), (".trans", true)] {
+        for tile in 0..4_u32 {
+            let found = run(&format!(
+                "{fill} ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%r20,%r21,%r22,%r23}}, [%r6];
+                 st.global.u32 [%rd0], %r{};",
+                20 + tile
+            ));
+            for (lane, word) in (0..32_u32).zip(found) {
+                let (row, column) = (lane / 4, 2 * (lane % 4));
+                let at = |row: u32, column: u32| 256 * tile + 16 * row + column;
+                let expected = if transposed {
+                    at(column, row) | at(column + 1, row) << 16
+                } else {
+                    at(row, column) | at(row, column + 1) << 16
+                };
+                assert_eq!(word, expected, "lane {lane} of tile {tile}, transposed: {transposed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn constants_and_arguments_are_where_they_were_declared() {
+    let declarations =
+        ".const .align 4 .b8 table[16] = {1, 0, 0, 0, 2, 1, 0, 0, 255, 255, 255, 255};";
+    let body = "
+        and.b32 %r4, %r0, 3;
+        mul.wide.u32 %rd5, %r4, 4;
+        mov.u64 %rd6, table;
+        add.s64 %rd7, %rd6, %rd5;
+        ld.const.u32 %r9, [%rd7];
+        st.global.u32 [%rd0], %r9;";
+    let found = try_run(&kernel(declarations, body), 1, 32).unwrap();
+    assert_eq!(found[..4], [1, 258, u32::MAX, 0]);
+    let machine = Machine::new();
+    let module = kernel("", "");
+    let launch = Launch { grid: [1; 3], block: [32, 1, 1], dynamic_shared_bytes: 0 };
+    let fault = machine.launch(&module.kernel("test").unwrap(), launch, &[0; 4]).unwrap_err();
+    assert!(fault.to_string().contains("arguments"), "{fault}");
+}
+
+#[test]
+fn what_is_not_understood_is_a_fault_with_its_line() {
+    let module = kernel("", "frobnicate.b32 %r9, %r0;");
+    let fault = try_run(&module, 1, 32).unwrap_err().to_string();
+    assert!(fault.contains("not understood") && fault.contains("frobnicate.b32 %r9"), "{fault}");
+}
+
+#[test]
+fn a_machine_gives_back_what_was_written_and_nothing_else() {
+    let machine = Machine::new();
+    let address = machine.allocate(11);
+    machine.write(address + 1, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).unwrap();
+    let mut bytes = [9; 11];
+    machine.read(address, &mut bytes).unwrap();
+    assert_eq!(bytes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    assert!(machine.read(address + 1, &mut bytes).is_err());
+    machine.free(address);
+    assert!(machine.write(address, &[1]).is_err());
+}
