@@ -79,6 +79,31 @@ pub enum DeviceKind {
         /// Worker threads.
         n_threads: usize,
     },
+    /// An NVIDIA card. Sizes and results depend on nothing else of it.
+    Cuda {
+        /// What its multiprocessors can do.
+        capability: Capability,
+    },
+}
+
+/// A card's compute capability, as NVIDIA numbers them: 8.6 is an RTX 30.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Capability {
+    /// The generation.
+    pub major: u32,
+    /// Which of its chips.
+    pub minor: u32,
+}
+
+impl Capability {
+    /// The oldest that the kernels are made for: the first with bf16 products and asynchronous copies.
+    pub const OLDEST: Self = Self { major: 8, minor: 0 };
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
 }
 
 /// All that a plan needs to know of a device: with it, every workspace's size can be computed
@@ -97,6 +122,24 @@ impl DeviceProfile {
         let isa = Isa::best();
         let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         Self { kind: DeviceKind::Cpu { isa, n_threads }, compute: isa.natural_compute() }
+    }
+
+    /// A card of this capability, in the precision it is fastest in.
+    pub fn cuda(capability: Capability) -> Self {
+        Self { kind: DeviceKind::Cuda { capability }, compute: Compute::Bf16 }
+    }
+
+    /// Whether operations run on a card.
+    pub fn is_cuda(&self) -> bool {
+        matches!(self.kind, DeviceKind::Cuda { .. })
+    }
+
+    /// Threads for what the processor does: all of its operations, or what is beside a card's.
+    pub fn n_threads(&self) -> usize {
+        match self.kind {
+            DeviceKind::Cpu { n_threads, .. } => n_threads,
+            DeviceKind::Cuda { .. } => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
     }
 
     /// The same device with another precision.

@@ -25,17 +25,22 @@
 //! An operation's result depends on its inputs and on [`Compute`] alone: each
 //! element is one task's, however they are divided among threads, and its sum is taken in a fixed order.
 
+mod arguments;
 pub mod blockwise;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod memory;
 pub mod paging;
+mod profile;
 pub mod random;
 
 pub use cpu::Cpu;
-pub use device::{Compute, DeviceKind, DeviceProfile, Isa};
+pub use cuda::Cuda;
+pub use device::{Capability, Compute, DeviceKind, DeviceProfile, Isa};
 pub use memory::{DeviceSlice, Element, Memory, MemoryError, MemoryId, Store};
 pub use paging::Paging;
+pub use profile::OperationProfile;
 
 macro_rules! operations {
     ($($(#[$doc:meta])* $module:ident :: $operation:ident),* $(,)?) => {

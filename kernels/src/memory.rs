@@ -137,6 +137,9 @@ pub enum MemoryError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A card refused.
+    #[error(transparent)]
+    Device(#[from] crate::cuda::DeviceError),
     /// A file could not be mapped.
     #[error("could not map {path} into memory: {source}")]
     Map {
@@ -176,6 +179,15 @@ pub trait Memory {
     /// Bytes of all blocks.
     fn allocated_bytes(&self) -> usize;
 
+    /// Whether everything that was asked of the device so far was done, as far as is known: a card
+    /// that fails leaves what is asked of it undone. To be asked before a result is kept.
+    ///
+    /// # Errors
+    /// What failed first.
+    fn check(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Copies `source` from the host into `destination`, of the same length.
     fn upload<T: Element>(&mut self, source: &[T], destination: DeviceSlice<T>);
 
@@ -189,7 +201,7 @@ pub trait Memory {
     fn copy<T: Element>(&mut self, source: DeviceSlice<T>, destination: DeviceSlice<T>);
 }
 
-use crate::device::DeviceProfile;
+use crate::{cuda::DeviceError, device::DeviceProfile};
 pub use mapped::MappedFile;
 
 mod mapped {

@@ -19,16 +19,41 @@ pub(crate) fn profiles() -> Vec<DeviceProfile> {
     profiles
 }
 
-/// Makes a test of each named function `fn(&mut impl …)`, run on every device.
+/// Makes a test of each named function `fn(&mut impl …)`, run on every device: the processor's paths, the
+/// card's kernels in the simulator, and a card where there is one (`tests/gpu.sh`).
 macro_rules! on_every_device {
     ($($body:ident),* $(,)?) => {
-        mod on_every_device {
+        mod on_every_processor {
             $(#[test]
             fn $body() {
                 for profile in $crate::testing::profiles() {
                     eprintln!("on {profile:?}");
                     let mut cpu = $crate::Cpu::new(profile).unwrap();
                     super::$body(&mut cpu);
+                }
+            })*
+        }
+
+        mod on_a_simulated_card {
+            $(#[test]
+            fn $body() {
+                for compute in [$crate::Compute::F32, $crate::Compute::Bf16] {
+                    eprintln!("in {compute:?}");
+                    let mut cuda = $crate::Cuda::simulated(compute).unwrap();
+                    super::$body(&mut cuda);
+                }
+            })*
+        }
+
+        mod on_a_card {
+            $(#[test]
+            #[ignore = "it needs an NVIDIA card: tests/gpu.sh"]
+            fn $body() {
+                for compute in [$crate::Compute::F32, $crate::Compute::Bf16] {
+                    eprintln!("in {compute:?}");
+                    let mut cuda = $crate::Cuda::open(0, compute).unwrap();
+                    super::$body(&mut cuda);
+                    $crate::Memory::check(&cuda).unwrap();
                 }
             })*
         }

@@ -23,7 +23,7 @@ pub mod watching;
 
 use std::sync::Arc;
 
-use nibble_run::TrainingDevice;
+use nibble_engine::devices;
 use tauri::{
     App, DragDropEvent, Emitter, Manager, RunEvent, Window, WindowEvent, webview::PageLoadEvent,
 };
@@ -116,7 +116,7 @@ fn set_up(app: &App) -> tauri::Result<()> {
         theme: Theme::System,
         runs_folder: home.join("runs"),
         models_folder: home.join("models"),
-        device: TrainingDevice::default().id().into(),
+        device: devices::preferred().id().into(),
     };
     let memory = MemoryFile::open(paths.app_data_dir()?.join("preferences.json"), defaults);
     app.manage(Arc::new(Studio::new(built_in, memory)));

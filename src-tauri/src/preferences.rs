@@ -34,7 +34,7 @@ pub struct Preferences {
     /// Where models are looked for.
     pub models_folder: PathBuf,
     /// What computes, by its name in the list of devices. A name, so that a file of a Nibble that
-    /// knows more devices is still read; one that is not there is as good as the first.
+    /// knows more devices is still read; one that is not there is as good as none.
     #[serde(default)]
     pub device: String,
 }

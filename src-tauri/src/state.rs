@@ -51,6 +51,8 @@ pub struct Startup {
     pub version: String,
     /// What this machine can train on.
     pub devices: Vec<devices::Device>,
+    /// Whether there is a graphics card among them, or why not.
+    pub cuda: devices::CudaStatus,
     /// The built-in model.
     pub starter: ModelChoice,
     /// Well-known models.
@@ -76,10 +78,10 @@ pub struct RunDetails {
     pub plan: PlanReport,
 }
 
-/// The device of that name; the first, where there is none.
+/// The device of that name; the one that a person expects, where there is none.
 fn chosen(devices: &[devices::Device], name: &str) -> TrainingDevice {
     let named = devices.iter().find(|device| device.id.id() == name);
-    named.or(devices.first()).map_or_else(TrainingDevice::default, |device| device.id)
+    named.map_or_else(devices::preferred, |device| device.id)
 }
 
 /// Everything the app holds.
@@ -122,7 +124,9 @@ impl Studio {
     /// # Errors
     /// When the installation is damaged.
     pub fn startup(&self) -> Result<Startup, CommandError> {
-        let devices = devices::devices();
+        let mut devices = devices::devices();
+        // Of several cards, runs use the first.
+        devices.dedup_by_key(|device| device.id);
         let mut preferences = self.preferences();
         let device = chosen(&devices, &preferences.device);
         preferences.device = device.id().into();
@@ -130,6 +134,7 @@ impl Studio {
         Ok(Startup {
             version: env!("CARGO_PKG_VERSION").into(),
             devices,
+            cuda: devices::cuda(),
             starter: self.built_in.starter()?,
             catalog: ModelChoice::catalog()?,
             datasets: self.built_in.datasets()?,

@@ -1,13 +1,15 @@
-"""Trains a random model of a given shape with PEFT and bitsandbytes on the CPU, and times it.
+"""Trains a random model of a given shape with PEFT and bitsandbytes, and times it.
 
     python bench_peft.py --config CONFIG.json --method full|lora|qlora --sequence N --steps N
+    python bench_peft.py --device cuda --model FOLDER --method qlora --sequence N --steps N
 
 The usual settings of each method: full with f32 weights under bf16 autocast; LoRA on a bf16 base;
 QLoRA on an NF4 base with double quantisation and bf16 products; adapters and optimizer states f32.
 A processor without bf16 products emulates them, slowly: there, products are in f32, as nobody who
 has tried both would do otherwise, and LoRA's base is too, which autocast spares a copy of.
-One JSON line a step, then one with `"event": "done"`. The base is made and saved by a process of
-its own, so that the peak memory is that of loading and training.
+On a card weights and products are bf16, and the model is one that lies on the disk.
+One JSON line when the model is in place, one a step, then one with `"event": "done"`. The base is made
+and saved by a process of its own, so that the peak memory is that of loading and training.
 """
 
 import argparse
@@ -35,8 +37,8 @@ def save_random_model(config, folder, dtype):
     model.save_pretrained(folder)
 
 
-def load(folder, method, rank, recompute, compute):
-    settings = {"device_map": "cpu", "dtype": compute}
+def load(folder, method, rank, recompute, compute, device):
+    settings = {"device_map": {"": device}, "dtype": compute}
     if method == "full":
         settings["dtype"] = torch.float32
     if method == "qlora":
@@ -74,6 +76,20 @@ def peak_rss_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def process_device_bytes():
+    """What the driver says that this process holds of the card, its context included."""
+    if not torch.cuda.is_available():
+        return 0
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True)
+    for line in answer.stdout.splitlines():
+        pid, _, mib = line.partition(",")
+        if pid.strip() == str(os.getpid()) and mib.strip().isdigit():
+            return int(mib) << 20
+    # A driver in a container does not know this process by its number: what torch took, then.
+    return torch.cuda.max_memory_reserved()
+
+
 def train(model, arguments, compute):
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-5)
@@ -82,27 +98,35 @@ def train(model, arguments, compute):
     for step in range(1, arguments.steps + 1):
         ids = torch.randint(0, vocabulary, (1, arguments.sequence), generator=random)
         started, processor = time.perf_counter(), time.process_time()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
+        ids = ids.to(arguments.device)
+        with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        loss = loss.item()  # Waits for a card.
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         yield {
             "event": "step",
             "step": step,
-            "loss": loss.item(),
+            "loss": loss,
             "secs": seconds,
             "tokens_per_s": arguments.sequence / seconds,
             "cores_used": (time.process_time() - processor) / seconds,
             "rss_bytes": psutil.Process().memory_info().rss,
+            "device_process_bytes": process_device_bytes(),
         }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=pathlib.Path, required=True, help="a config.json")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--config", type=pathlib.Path, help="a config.json: weights are made")
+    model.add_argument("--model", type=pathlib.Path, help="a folder with weights")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--method", choices=("full", "lora", "qlora"), required=True)
     parser.add_argument("--sequence", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
@@ -115,7 +139,7 @@ def main():
     transformers.logging.disable_progress_bar()
 
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    compute = "bf16" if has_bf16 else "f32"
+    compute = "bf16" if has_bf16 or arguments.device == "cuda" else "f32"
     if arguments.compute != "auto":
         compute = arguments.compute
     compute = {"bf16": torch.bfloat16, "f32": torch.float32}[compute]
@@ -123,9 +147,14 @@ def main():
     if arguments.save_only:
         save_random_model(arguments.config, arguments.save_only, dtype)
         return
-    with tempfile.TemporaryDirectory(prefix="bench-peft-") as folder:
-        subprocess.run([sys.executable, *sys.argv, "--save-only", folder], check=True)
-        model = load(folder, arguments.method, arguments.rank, arguments.recompute, compute)
+    settings = (arguments.method, arguments.rank, arguments.recompute, compute, arguments.device)
+    if arguments.model:
+        model = load(arguments.model, *settings)
+    else:
+        with tempfile.TemporaryDirectory(prefix="bench-peft-") as folder:
+            subprocess.run([sys.executable, *sys.argv, "--save-only", folder], check=True)
+            model = load(folder, *settings)
+    print(json.dumps({"event": "ready"}), flush=True)
     rates = []
     for report in train(model, arguments, compute):
         rates.append(report["tokens_per_s"])
@@ -139,6 +168,7 @@ def main():
         "compute": str(compute).removeprefix("torch."),
         "tokens_per_s": steady[len(steady) // 2],
         "peak_rss_bytes": peak_rss_bytes(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod paging;
+pub mod trajectories;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,6 +14,7 @@ use std::{
 
 use nibble_engine::{
     adapter::{AdapterConfig, AdapterLayout, peft::AdapterFolder},
+    devices::RunDevice,
     optimizer::StateFormat,
     plan::{MemoryPlan, Residency, Trainable, TrainingShape},
     residency::open_store,
@@ -23,9 +27,20 @@ use nibble_kernels::{Compute, Cpu, DeviceKind, DeviceProfile, Isa, attention::Se
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+/// This crate's folder. Cargo says where it lies when it runs a test; whoever runs one elsewhere says
+/// so in its place.
+fn crate_folder() -> PathBuf {
+    std::env::var("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
 /// The golden files.
 pub fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+    crate_folder().join("golden")
+}
+
+/// The built-in model.
+pub fn starter() -> PathBuf {
+    crate_folder().join("..").join("assets").join("starter")
 }
 
 /// The tensors of a golden file in f64, by name.
@@ -144,16 +159,24 @@ impl Default for Setup {
     }
 }
 
-/// A trainer of a golden model, its golden adapter in place if one is wanted.
+/// A trainer of a golden model on the processor in f32, its golden adapter in place if one is wanted.
 pub fn open_trainer(
     folder: &Path,
     setup: Setup,
 ) -> (Trainer<Cpu>, Option<(AdapterConfig, AdapterLayout)>) {
+    open_trainer_on(folder, setup, f32_profile(setup.n_threads))
+}
+
+/// The same on the device of `profile`.
+pub fn open_trainer_on<B: RunDevice>(
+    folder: &Path,
+    setup: Setup,
+    profile: DeviceProfile,
+) -> (Trainer<B>, Option<(AdapterConfig, AdapterLayout)>) {
     let model = ModelFolder::open(folder).unwrap();
     let spec = model.spec().clone();
     let adapter =
         setup.with_adapter.then(|| AdapterFolder::open(&folder.join("adapter"), &spec).unwrap());
-    let profile = f32_profile(setup.n_threads);
     let shape = TrainingShape {
         weight_format: setup.weight_format,
         embedding_format: EmbeddingFormat::F32,
@@ -174,7 +197,7 @@ pub fn open_trainer(
     };
     let scale = adapter.as_ref().map_or(1.0, |adapter| adapter.config.scale());
     let cache = tempfile::tempdir().unwrap();
-    let mut trainer = place_trainer(&model, shape, scale, cache.path());
+    let mut trainer: Trainer<B> = place_trainer(&model, shape, scale, cache.path());
     let adapter = adapter.map(|adapter| {
         let parameters = trainer.layout().trainable.parameters.unwrap();
         adapter.upload(trainer.device(), parameters).unwrap();
@@ -185,15 +208,15 @@ pub fn open_trainer(
 
 /// A trainer of `model` as `shape` says, its adapter and moments zero; `folder` is for the quantised
 /// image and the page file.
-pub fn place_trainer(
+pub fn place_trainer<B: RunDevice>(
     model: &ModelFolder,
     shape: TrainingShape,
     scale: f32,
     folder: &Path,
-) -> Trainer<Cpu> {
+) -> Trainer<B> {
     let mut plan = MemoryPlan::new(shape);
     let shape = plan.shape();
-    let mut device = Cpu::new(shape.profile).unwrap();
+    let mut device = B::open(shape.profile).unwrap();
     let store = open_store(&mut device, &plan, &folder.join("pages.bin")).unwrap();
     let (layout, paged, cache) = (shape.weight_layout(), shape.paged_layers(store), Some(folder));
     let placed = place_weights(&mut device, model, layout, &paged, cache, &mut unwatched);

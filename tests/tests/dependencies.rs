@@ -7,8 +7,9 @@ use std::{collections::BTreeMap, process::Command};
 use serde_json::Value;
 
 /// What each crate may depend on among ours, tests left aside.
-const ALLOWED: [(&str, &[&str]); 9] = [
-    ("nibble-kernels", &[]),
+const ALLOWED: [(&str, &[&str]); 10] = [
+    ("nibble-simulator", &[]),
+    ("nibble-kernels", &["nibble-simulator"]),
     ("nibble-run", &[]),
     ("nibble-data", &[]),
     ("nibble-engine", &["nibble-data", "nibble-kernels", "nibble-run"]),

@@ -1,9 +1,11 @@
-//! The project's own commands: `cargo xtask run | test | bench | tidy | dist | reference | starter |
-//! datasets`.
+//! The project's own commands: `cargo xtask run | test | bench | tidy | dist | kernels | card | reference |
+//! starter | datasets`.
 
 mod bench;
+mod card;
 mod dist;
 mod first_run;
+mod kernels;
 mod reference;
 mod starter;
 mod system;
@@ -30,7 +32,12 @@ cargo xtask COMMAND
   bench paging [SHAPE ...]
                      measure what paging weights from memory costs a step
   bench window       measure the windows: start, memory, size, frames
+  bench cuda [SHAPE ...]
+                     measure QLoRA on an NVIDIA card, beside PEFT + bitsandbytes
+  card               pack what tests/gpu.sh runs on a machine with an NVIDIA card
   dist               build what people install: an archive and, on Linux, a Debian package
+  kernels [--only-ptx] [--verbose]
+                     compile the kernels of NVIDIA cards again (needs Python, to fetch the compiler)
   tidy               check the house's rules alone
   starter            train the starter model again, from nothing
   datasets           write the example datasets again
@@ -86,6 +93,7 @@ fn main() -> ExitCode {
         Some("bench") => match &words.collect::<Vec<_>>()[..] {
             ["window"] => window::bench(),
             ["plan"] => bench::bench_plan(),
+            ["cuda", shapes @ ..] => bench::bench_cuda(shapes),
             ["alone"] => bench::bench_alone(),
             ["training", shapes @ ..] => bench::bench_training(shapes),
             ["paging", shapes @ ..] => bench::bench_paging(shapes),
@@ -93,7 +101,9 @@ fn main() -> ExitCode {
         },
         Some("starter") => starter::starter(),
         Some("datasets") => starter::write_datasets(),
+        Some("card") => card::card(),
         Some("dist") => window::prepare(false).and_then(|()| dist::dist()).map(drop),
+        Some("kernels") => kernels::kernels(&words.collect::<Vec<_>>()),
         Some("tidy") => tidy::tidy(),
         Some("reference") => reference::reference().map_err(Error::from),
         Some("help" | "--help" | "-h") | None => {
@@ -114,11 +124,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// All packages, and the simulated card: named alike by everything that builds tests, as another choice
+/// of features would build half of it again.
+pub const WHOLE: [&str; 3] = ["--workspace", "--features", "nibble-tests/simulator"];
+
 /// Everything that must hold.
 fn test(without_window: bool) -> Result<(), Error> {
     cargo("formatting", &["fmt", "--all", "--check"])?;
     tidy::tidy()?;
-    let mut packages = vec!["--workspace"];
+    let mut packages = WHOLE.to_vec();
     if without_window {
         packages.extend(["--exclude", window::CRATE]);
     } else {
@@ -161,8 +175,16 @@ pub fn run(what: &str, command: &mut Command) -> Result<(), Error> {
     if status.success() { Ok(()) } else { Err(Error::Failed { what: what.into() }) }
 }
 
+/// The folder of programs that were brought along, where nothing can be built; see `tests/gpu.sh`.
+pub fn carried_programs() -> Option<PathBuf> {
+    std::env::var_os("NIBBLE_PROGRAMS").map(PathBuf::from)
+}
+
 /// The built `nibble`, made now if it is not up to date.
 pub fn nibble() -> Result<PathBuf, Error> {
+    if let Some(programs) = carried_programs() {
+        return Ok(programs.join("nibble"));
+    }
     cargo("the build", &["build", "--release", "--package", "nibble-cli"])?;
     Ok(release_folder().join(format!("nibble{}", std::env::consts::EXE_SUFFIX)))
 }

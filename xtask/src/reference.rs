@@ -124,9 +124,17 @@ fn environment_folder() -> Result<PathBuf, ReferenceError> {
     if let Some(named) = env::var_os("NIBBLE_REFERENCE_VENV") {
         return Ok(PathBuf::from(named));
     }
+    Ok(cache_folder()?.join("reference-python"))
+}
+
+/// The user's folder of what this project fetched and can fetch again.
+///
+/// # Errors
+/// When the platform has none.
+pub fn cache_folder() -> Result<PathBuf, ReferenceError> {
     let folders =
         directories::ProjectDirs::from("", "", "nibble").ok_or(ReferenceError::NoCacheFolder)?;
-    Ok(folders.cache_dir().join("reference-python"))
+    Ok(folders.cache_dir().to_owned())
 }
 
 fn interpreter_in(environment: &Path) -> PathBuf {
@@ -179,7 +187,10 @@ fn make_environment(requirements: &Path) -> Result<PathBuf, ReferenceError> {
 }
 
 /// The first interpreter that starts and is new enough.
-fn find_python() -> Result<PathBuf, ReferenceError> {
+///
+/// # Errors
+/// When there is none.
+pub fn find_python() -> Result<PathBuf, ReferenceError> {
     let named = env::var_os("NIBBLE_PYTHON").map(PathBuf::from);
     let usual = ["python3", "python"].map(PathBuf::from);
     named

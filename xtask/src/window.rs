@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::Command};
 
 use crate::{
-    Error, cargo, dist, release_folder, root, run,
+    Error, WHOLE, cargo, dist, release_folder, root, run,
     system::{self, succeeds},
 };
 
@@ -68,9 +68,8 @@ pub fn test_window() -> Result<(), Error> {
     // The command line and the monitor, which the window is held against, are there: the workspace's
     // tests have built them. The workspace again, since a package alone would have its dependencies
     // built with other features, which takes longer than the test.
-    let test = ["test", "--workspace", "--test", "window"];
-    let alone = ["--", "--ignored", "--test-threads=1", "--skip", "figures"];
-    cargo("a test of the window", &[&test[..], &alone].concat())
+    let test = ["--test", "window", "--", "--ignored", "--test-threads=1", "--skip", "figures"];
+    cargo("a test of the window", &[&["test"], &WHOLE[..], &test].concat())
 }
 
 /// All that people run: the command line, the app and the monitor.
@@ -101,10 +100,9 @@ pub fn bench() -> Result<(), Error> {
     }
     npm("measuring the page", &["run", "measure"])?;
     // The tests are those of every day; what they measure is what people run.
-    let figures = ["test", "--workspace", "--test", "window", "--"];
-    let alone = ["--ignored", "--nocapture", "figures"];
+    let figures = ["--test", "window", "--", "--ignored", "--nocapture", "figures"];
     let mut measure = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-    measure.args([&figures[..], &alone].concat()).env("NIBBLE_STUDIO", program(CRATE));
+    measure.args([&["test"], &WHOLE[..], &figures].concat()).env("NIBBLE_STUDIO", program(CRATE));
     run("measuring the window", &mut measure)?;
     let frames = ["run", "--release", "--package", "nibble-monitor", "--example", "frame_time"];
     cargo("measuring the monitor", &frames)

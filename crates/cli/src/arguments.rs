@@ -62,7 +62,7 @@ pub enum MethodArgument {
 /// The precision of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeArgument {
-    /// bf16 where the processor multiplies it, f32 elsewhere.
+    /// bf16 where the device multiplies it, f32 elsewhere.
     Auto,
     /// Inputs in bf16, sums in f32.
     Bf16,
@@ -133,11 +133,15 @@ pub enum TrainOnArgument {
     Everything,
 }
 
-/// Where a run computes.
+/// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceArgument {
+    /// The graphics card if there is one that can, else the processor.
+    Auto,
     /// The processor.
     Cpu,
+    /// The first NVIDIA graphics card that can.
+    Cuda,
 }
 
 /// What decides a run's memory.
@@ -160,7 +164,7 @@ pub struct SizeArguments {
     /// The most memory to use, such as 8GiB; otherwise what other programs leave.
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub budget: Option<u64>,
-    /// Where to compute [default: cpu].
+    /// Where to compute [default: auto].
     #[arg(long, value_enum)]
     pub device: Option<DeviceArgument>,
     /// What may lie outside the device and visit it page by page [default: auto].
@@ -389,6 +393,9 @@ pub struct GenerateArguments {
     /// Precision of matrix products.
     #[arg(long, value_enum, default_value = "auto")]
     pub compute: ComputeArgument,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceArgument,
 }
 
 /// Arguments of `eval`.
@@ -409,6 +416,9 @@ pub struct EvalArguments {
     /// Precision of matrix products.
     #[arg(long, value_enum, default_value = "auto")]
     pub compute: ComputeArgument,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceArgument,
     /// Tokens of the longest example; longer ones are cut [default: 512].
     #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     pub seq: usize,

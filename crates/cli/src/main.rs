@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 
 use arguments::{Arguments, Verb};
 use nibble_data::DataError;
-use nibble_engine::generate::GenerateError;
+use nibble_engine::{devices::OpenDeviceError, generate::GenerateError};
 
 /// How a verb fails: what to print, and the exit code.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Failure {
         match error {
             GenerateError::Data(error) => Self::data(error),
             GenerateError::Memory(_)
-            | GenerateError::Threads(_)
+            | GenerateError::Open(OpenDeviceError::Threads(_) | OpenDeviceError::Card(_))
             | GenerateError::Page(_)
             | GenerateError::Sample(_) => Self::running(error),
             _ => Self::input(error),

@@ -4,12 +4,13 @@ use std::{path::Path, time::Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nibble_engine::{
+    devices::{self, OpenDeviceError},
     model::ModelError,
     train::{self, Command, Outcome, RunHandle, TrainError},
 };
 use nibble_run::{
-    Columns, ComputePrecision, Event, Method, Optimizer, Paging, Recompute, RunError, RunSettings,
-    Schedule, TrainOn, TrainingDevice, WeightPrecision, read_settings,
+    CardReadings, Columns, ComputePrecision, Event, Method, Optimizer, Paging, Recompute, RunError,
+    RunSettings, Schedule, TrainOn, TrainingDevice, WeightPrecision, read_settings,
 };
 
 use crate::{
@@ -49,13 +50,14 @@ pub fn failure(error: TrainError) -> Failure {
         TrainError::Run(_)
         | TrainError::Model(_)
         | TrainError::Plan(_)
+        | TrainError::Open(OpenDeviceError::Unavailable(_))
         | TrainError::NotDownloaded { .. }
         | TrainError::Complete { .. } => Failure::input(error),
         _ => Failure::running(error),
     }
 }
 
-/// The sizes that were given, over those of `settings`.
+/// The sizes that were given, over those of `settings`; not the device.
 pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
     fn set<T: Clone>(slot: &mut T, value: &Option<T>) {
         if let Some(value) = value {
@@ -74,9 +76,6 @@ pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
             RecomputeArgument::On => Recompute::On,
             RecomputeArgument::Off => Recompute::Off,
         };
-    }
-    if let Some(DeviceArgument::Cpu) = sizes.device {
-        settings.device = TrainingDevice::Cpu;
     }
     if let Some(paged) = sizes.paged {
         settings.paged = match paged {
@@ -100,6 +99,15 @@ pub fn apply_sizes(settings: &mut RunSettings, sizes: &SizeArguments) {
             WeightsArgument::Bf16 => WeightPrecision::Bf16,
             WeightsArgument::F32 => WeightPrecision::F32,
         };
+    }
+}
+
+/// The device that was named. To look for cards takes a moment, and is left where none is wanted.
+pub fn device(named: Option<DeviceArgument>) -> TrainingDevice {
+    match named {
+        None | Some(DeviceArgument::Auto) => devices::preferred(),
+        Some(DeviceArgument::Cpu) => TrainingDevice::Cpu,
+        Some(DeviceArgument::Cuda) => TrainingDevice::Cuda,
     }
 }
 
@@ -162,6 +170,10 @@ fn settings(arguments: &TrainArguments) -> Result<RunSettings, Failure> {
         };
     }
     apply_sizes(&mut settings, &arguments.sizes);
+    // A file of settings has named one.
+    if arguments.sizes.device.is_some() || arguments.config.is_none() {
+        settings.device = device(arguments.sizes.device);
+    }
     apply_columns(&mut settings, &arguments.columns);
     if let Some(epochs) = arguments.epochs {
         settings.epochs = epochs;
@@ -276,18 +288,22 @@ impl Screen {
                 self.n_steps = *n_steps;
                 self.first_step = Some((*step, Instant::now()));
             }
-            Event::Step { step, loss, tokens_per_s, host_bytes, .. } => {
+            Event::Step { step, loss, tokens_per_s, host_bytes, device_bytes, card, .. } => {
                 let left = self.first_step.map_or(String::new(), |(first, start)| {
                     let done = step.saturating_sub(first).max(1);
                     let per_step = start.elapsed().as_secs_f64() / done as f64;
                     let seconds = per_step * self.n_steps.saturating_sub(*step) as f64;
                     format!("  {} left", duration(seconds))
                 });
-                let message = format!(
-                    "loss {loss:.4}  {:.0} tokens/s  {}{left}",
-                    tokens_per_s,
-                    show::bytes(*host_bytes)
-                );
+                // Of a card what the run has taken there; the processor's memory is the process's.
+                let memory = match card {
+                    Some(CardReadings { temperature_celsius: Some(celsius), .. }) => {
+                        format!("{} on the card, {celsius:.0} °C", show::bytes(*device_bytes))
+                    }
+                    Some(_) => format!("{} on the card", show::bytes(*device_bytes)),
+                    None => show::bytes(*host_bytes),
+                };
+                let message = format!("loss {loss:.4}  {tokens_per_s:.0} tokens/s  {memory}{left}");
                 if self.bar.is_hidden() && is_milestone(*step, self.n_steps) {
                     say!("Step {step}/{} {message}", self.n_steps);
                 }

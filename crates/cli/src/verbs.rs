@@ -10,22 +10,22 @@ use nibble_engine::{
     devices,
     evaluate::{EvaluateSettings, evaluate},
     export::{self, ExportError, ExportFormat},
-    generate::{SamplingSettings, Session, SessionSettings},
+    generate::{AnySession, SamplingSettings, SessionSettings},
     preview, train,
     weights::WeightFormat,
 };
-use nibble_run::{PagingPlan, PlanReport, RunSettings};
+use nibble_run::{MethodPlan, PagingPlan, PlanReport, Residence, RunSettings, TrainingDevice};
 use serde::Serialize;
 
 use crate::{
     Failure,
     arguments::{
-        EvalArguments, ExportArguments, FormatArgument, GenerateArguments, InspectArguments,
-        PlanArguments, QuantizeArgument,
+        DeviceArgument, EvalArguments, ExportArguments, FormatArgument, GenerateArguments,
+        InspectArguments, PlanArguments, QuantizeArgument,
     },
     output::{self, say},
     show,
-    train::{apply_columns, apply_sizes, failure, precision},
+    train::{apply_columns, apply_sizes, device, failure, precision},
 };
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
@@ -36,11 +36,11 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// `nibble devices`.
 pub fn devices(json: bool) -> Result<(), Failure> {
-    let devices = devices::devices();
+    let (devices, cuda) = (devices::devices(), devices::cuda());
     if json {
-        return print_json(&serde_json::json!({ "devices": devices }));
+        return print_json(&serde_json::json!({ "devices": devices, "cuda": cuda }));
     }
-    for device in devices {
+    for device in &devices {
         say!(
             "{:<6} {}\n       {} total, {} free; {} threads, {}, products in {}",
             device.id.id(),
@@ -51,6 +51,17 @@ pub fn devices(json: bool) -> Result<(), Failure> {
             device.instructions,
             device.compute
         );
+        let state = [
+            device.temperature_celsius.map(|celsius| format!("{celsius:.0} °C")),
+            device.power_watts.map(|watts| format!("{watts:.0} W")),
+        ];
+        let state: Vec<String> = state.into_iter().flatten().collect();
+        if !state.is_empty() {
+            say!("       {}", state.join(", "));
+        }
+    }
+    if let Some(reason) = cuda.reason {
+        say!("cuda   not available: {reason}");
     }
     Ok(())
 }
@@ -59,11 +70,14 @@ pub fn devices(json: bool) -> Result<(), Failure> {
 pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
     let mut settings = RunSettings::default();
     apply_sizes(&mut settings, &arguments.sizes);
+    settings.device = device(arguments.sizes.device);
     // Whatever this machine has: a plan for another is made here too.
     let budget_bytes = arguments.sizes.budget;
     let plan =
         || preview::plan_report(&arguments.model, &settings, budget_bytes).map_err(Failure::input);
-    if plan()?.methods.iter().any(|method| method.paging.is_some()) {
+    let pages_to_disk =
+        |method: &MethodPlan| method.paging.is_some_and(|p| p.resident == Residence::Disk);
+    if plan()?.methods.iter().any(pages_to_disk) {
         // Where a run would keep its page file, as long as none is named.
         devices::measure_page_rates(Path::new("."));
     }
@@ -86,7 +100,7 @@ fn show_plan(model: &str, report: &PlanReport) {
         show::count(report.model.parameters),
         report.model.layers
     );
-    let row = |name: &str, of: &dyn Fn(&nibble_run::MethodPlan) -> String| {
+    let row = |name: &str, of: &dyn Fn(&MethodPlan) -> String| {
         output::write(format_args!("{name:<14}"));
         for method in &report.methods {
             output::write(format_args!("{:>12}", of(method)));
@@ -106,7 +120,7 @@ fn show_plan(model: &str, report: &PlanReport) {
     });
     if report.methods.iter().any(|method| method.paging.is_some()) {
         let of = |of: fn(&PagingPlan) -> u64| {
-            move |m: &nibble_run::MethodPlan| m.paging.map_or("–".into(), |p| show::bytes(of(&p)))
+            move |m: &MethodPlan| m.paging.map_or("–".into(), |p| show::bytes(of(&p)))
         };
         say!("outside");
         row("  optimizer", &of(|paging| paging.optimizer_bytes));
@@ -120,6 +134,29 @@ fn show_plan(model: &str, report: &PlanReport) {
     }
     let budget = show::bytes(report.budget_bytes);
     row(&format!("in {budget}"), &|m| if m.fits { "fits" } else { "too large" }.to_owned());
+    for method in &report.methods {
+        if let Some(bytes) = report.host_available_bytes.filter(|&bytes| method.host_bytes > bytes)
+        {
+            say!(
+                "\n{} keeps {} in the computer's own memory, and {} is available there.",
+                method.method.name(),
+                show::bytes(method.host_bytes),
+                show::bytes(bytes)
+            );
+        }
+    }
+    if report.device == TrainingDevice::Cuda {
+        match report.device_overhead_bytes {
+            Some(bytes) => say!(
+                "\nThe card's driver takes another {}, which is not counted as available.",
+                show::bytes(bytes)
+            ),
+            None => say!(
+                "\nWhat the card's driver takes for itself comes on top; it is measured when the card \
+                 is first used."
+            ),
+        }
+    }
     for method in report.methods.iter().filter(|method| !method.fits) {
         if method.smallest_bytes < method.peak_bytes {
             let least = show::bytes(method.smallest_bytes);
@@ -216,6 +253,7 @@ fn session_settings(
     adapter: Option<PathBuf>,
     quantize: Option<QuantizeArgument>,
     compute: crate::arguments::ComputeArgument,
+    device_argument: DeviceArgument,
     context: usize,
 ) -> SessionSettings {
     SessionSettings {
@@ -223,7 +261,11 @@ fn session_settings(
         adapter,
         weight_format: quantize.map(|QuantizeArgument::Nf4| WeightFormat::Nf4),
         context,
-        profile: devices::cpu_profile(None, train::compute(precision(compute))),
+        profile: devices::profile(
+            device(Some(device_argument)),
+            None,
+            train::compute(precision(compute)),
+        ),
         cache: None,
     }
 }
@@ -233,7 +275,7 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
     let GenerateArguments { model, adapter, quantize, compute, max_tokens, .. } = arguments.clone();
     // As long a prompt again as the answer, or a page, whichever is more.
     let context = max_tokens.saturating_mul(2).max(1024);
-    let settings = session_settings(model, adapter, quantize, compute, context);
+    let settings = session_settings(model, adapter, quantize, compute, arguments.device, context);
     let sampling = SamplingSettings {
         temperature: arguments.temperature,
         top_p: arguments.top_p,
@@ -241,7 +283,7 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
         max_tokens,
     };
     sampling.check().map_err(Failure::input)?;
-    let mut session = Session::open(&settings).map_err(Failure::session)?;
+    let mut session = AnySession::open(&settings).map_err(Failure::session)?;
     let start = Instant::now();
     let mut text = String::new();
     let (n_tokens, _) = session
@@ -267,12 +309,13 @@ pub fn generate(arguments: &GenerateArguments, json: bool) -> Result<(), Failure
 
 /// `nibble eval`.
 pub fn eval(arguments: &EvalArguments, json: bool) -> Result<(), Failure> {
-    let EvalArguments { model, adapter, data, quantize, compute, seq, columns } = arguments.clone();
+    let EvalArguments { model, adapter, data, quantize, compute, device, seq, columns } =
+        arguments.clone();
     let mut settings = RunSettings { sequence: seq, ..RunSettings::default() };
     settings.check().map_err(Failure::input)?;
     apply_columns(&mut settings, &columns);
     let settings = EvaluateSettings {
-        session: session_settings(model, adapter, quantize, compute, seq),
+        session: session_settings(model, adapter, quantize, compute, device, seq),
         data,
         columns: train::column_mapping(&settings),
         tokenize: train::tokenize_options(&settings),

@@ -16,7 +16,7 @@ use nibble_engine::{
     train::{MicroBatch, OptimizerConfig, Trainer},
     weights::{ModelFolder, load::unwatched, place_weights},
 };
-use nibble_kernels::{Cpu, DeviceKind};
+use nibble_kernels::Cpu;
 use nibble_run::{Method, RunSettings};
 use serde_json::json;
 
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (n_tokens, n_rounds): (usize, usize) = (n_tokens.parse()?, n_rounds.parse()?);
     let model = ModelFolder::open(&PathBuf::from(folder))?;
     let profile = devices::cpu_profile(None, None);
-    let DeviceKind::Cpu { n_threads, .. } = profile.kind;
+    let n_threads = profile.n_threads();
     let settings = RunSettings { sequence: n_tokens, ..RunSettings::default() };
     let page_rates = PageRates::default();
     let plan_settings = PlanSettings { settings: &settings, profile, page_rates };

@@ -6,13 +6,13 @@ use nibble_data::{
     BatchBuffer, BatchPlan, ChatTemplate, ColumnMapping, Encoder, TokenizeOptions,
     TokenizedDataset, Tokenizer,
 };
-use nibble_kernels::{Backend, Compute, Cpu, DeviceKind, DeviceSlice, attention::Segment};
+use nibble_kernels::{Backend, Compute, DeviceSlice, MemoryError, attention::Segment};
 use serde::Serialize;
 
 use crate::{
     adapter::peft::AdapterFolder,
     decoder::{Adapter, Decoder, PassRows, fill_rope_tables, loss},
-    devices,
+    devices::{self, RunDevice, on_device},
     generate::{GenerateError, SessionSettings},
     model::ModelSpec,
     optimizer::StateFormat,
@@ -50,12 +50,18 @@ pub struct Evaluation {
     pub cut: usize,
 }
 
-/// Measures the loss of a model on a dataset, on the processor.
+/// Measures the loss of a model on a dataset, on the device of the session's profile.
 ///
 /// # Errors
-/// When a file is missing or damaged, or the memory does not suffice.
+/// When a file is missing or damaged, the device cannot be opened, fails, or its memory does not
+/// suffice.
 pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError> {
+    on_device!(settings.session.profile, Device => evaluate_on::<Device>(settings))
+}
+
+fn evaluate_on<B: RunDevice>(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError> {
     // All that can be wrong is found before the weights are loaded.
+    devices::meet(&settings.session.profile)?;
     let model = &settings.session.model;
     let folder = ModelFolder::open(model)?;
     let spec = folder.spec();
@@ -64,12 +70,12 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
     let template = ChatTemplate::open(model, &tokenizer)?;
     let max_tokens = settings.tokenize.max_tokens.min(spec.max_context);
     let options = TokenizeOptions { max_tokens, ..settings.tokenize };
-    let DeviceKind::Cpu { n_threads, .. } = settings.session.profile.kind;
+    let n_threads = settings.session.profile.n_threads();
     let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads };
     let unwatched = &mut |_| ControlFlow::Continue(());
     let (data, columns) = (&settings.data, &settings.columns);
     let dataset = TokenizedDataset::read(data, columns, encoder, None, unwatched)?;
-    let mut evaluator = Evaluator::open(&settings.session)?;
+    let mut evaluator = Evaluator::<B>::open(&settings.session)?;
     let everything: Vec<usize> = (0..dataset.len()).collect();
     let rows = (1, max_tokens);
     let mut plan = BatchPlan::new(&dataset, &everything, rows, true, 0);
@@ -77,7 +83,7 @@ pub fn evaluate(settings: &EvaluateSettings) -> Result<Evaluation, GenerateError
     let (mut total, mut n_targets) = (0.0, 0);
     for index in 0..plan.len() {
         plan.fill(&dataset, 0, index, &mut batch)?;
-        total += evaluator.loss(&MicroBatch::of(&batch));
+        total += evaluator.loss(&MicroBatch::of(&batch))?;
         n_targets += batch.targets().len() as u64;
     }
     let loss = total / n_targets.max(1) as f64;
@@ -94,11 +100,12 @@ pub struct Evaluator<B> {
     losses: Vec<f32>,
 }
 
-impl Evaluator<Cpu> {
+impl<B: RunDevice> Evaluator<B> {
     /// Opens a model, and an adapter on it, for examples of up to `settings.context` tokens.
     ///
     /// # Errors
-    /// When a file is missing or damaged, or the memory does not suffice.
+    /// When a file is missing or damaged, the device cannot be opened, or its memory does not
+    /// suffice.
     pub fn open(settings: &SessionSettings) -> Result<Self, GenerateError> {
         let folder = ModelFolder::open(&settings.model)?;
         let spec = folder.spec().clone();
@@ -131,17 +138,13 @@ impl Evaluator<Cpu> {
         let mut regions = Regions::plan(|regions| EvaluationLayout::new(regions, &shape));
         let layout = shape.weight_layout();
         let needed_bytes = (layout.n_bytes() as u64).saturating_add(regions.total_bytes() as u64);
-        let available_bytes = devices::available_bytes();
-        if needed_bytes > available_bytes {
-            return Err(GenerateError::DoesNotFit { needed_bytes, available_bytes });
-        }
-        let device = Cpu::new(settings.profile)
-            .map_err(|error| GenerateError::Threads(error.to_string()))?;
+        GenerateError::check_fit(needed_bytes, &settings.profile)?;
+        let device = B::open(settings.profile)?;
         Self::place(device, &folder, layout, settings, adapter, shape, &mut regions)
     }
 
     fn place(
-        mut device: Cpu,
+        mut device: B,
         folder: &ModelFolder,
         layout: WeightLayout,
         settings: &SessionSettings,
@@ -149,7 +152,6 @@ impl Evaluator<Cpu> {
         shape: TrainingShape,
         regions: &mut Regions,
     ) -> Result<Self, GenerateError> {
-        use nibble_kernels::Memory;
         let cache = settings.cache.as_deref();
         let resident = PagedLayers::default();
         let PlacedWeights { weights, .. } =
@@ -174,7 +176,10 @@ impl Evaluator<Cpu> {
 
 impl<B: Backend> Evaluator<B> {
     /// The summed loss of a micro-batch, in nats.
-    pub fn loss(&mut self, batch: &MicroBatch<'_>) -> f64 {
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn loss(&mut self, batch: &MicroBatch<'_>) -> Result<f64, MemoryError> {
         let (device, layout) = (&mut self.device, &self.layout);
         let n_rows = batch.ids.len();
         let segments: DeviceSlice<Segment> = layout.batch.segments.first(batch.segments.len());
@@ -207,6 +212,7 @@ impl<B: Backend> Evaluator<B> {
         loss(&self.decoder, device, &layout.batch, &layout.loss, counts, residual, None);
         let losses = &mut self.losses[..batch.targets.len()];
         device.download(layout.batch.losses.first(batch.targets.len()), losses);
-        losses.iter().map(|&loss| f64::from(loss)).sum()
+        device.check()?;
+        Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
     }
 }

@@ -2,12 +2,16 @@
 //! the events of a run.
 
 use nibble_data::DataError;
-use nibble_kernels::{MemoryError, paging::PageError};
+use nibble_kernels::{
+    MemoryError,
+    cuda::{DeviceError, OpenError},
+    paging::PageError,
+};
 use nibble_run::Explain;
 
 use crate::{
-    adapter::AdapterError, export::ExportError, generate::GenerateError, model::ModelError,
-    plan::PlanError, playground::PlaygroundError, train::TrainError,
+    adapter::AdapterError, devices::OpenDeviceError, export::ExportError, generate::GenerateError,
+    model::ModelError, plan::PlanError, playground::PlaygroundError, train::TrainError,
     train::checkpoint::CheckpointError,
 };
 
@@ -55,6 +59,25 @@ fn memory_code(error: &MemoryError) -> &'static str {
     match error {
         MemoryError::Allocate { .. } => "memory_refused",
         MemoryError::Map { .. } => "map_refused",
+        MemoryError::Device(error) => device_code(error),
+    }
+}
+
+fn device_code(error: &DeviceError) -> &'static str {
+    match error {
+        DeviceError::OutOfMemory { .. } => "card_memory",
+        DeviceError::Failed { .. } => "card_failed",
+    }
+}
+
+impl Explain for OpenDeviceError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Threads(_) => "threads_refused",
+            Self::Unavailable(_) | Self::Card(OpenError::Unavailable(_)) => "card_unavailable",
+            Self::Card(OpenError::Device(error)) => device_code(error),
+            Self::Card(OpenError::Code(_)) => "kernels_damaged",
+        }
     }
 }
 
@@ -66,6 +89,7 @@ fn page_code(error: &PageError) -> &'static str {
         PageError::Read { .. } => "page_unreadable",
         PageError::Write { .. } => "page_unwritable",
         PageError::Lost { .. } => "page_file_lost",
+        PageError::Device(error) => device_code(error),
         PageError::Thread { .. } => "threads_refused",
     }
 }
@@ -115,6 +139,7 @@ impl Explain for PlanError {
             Self::UnknownTarget { .. } => "target_unknown",
             Self::SequenceTooLong { .. } => "sequence_too_long",
             Self::DoesNotFit { .. } => "does_not_fit",
+            Self::HostTooSmall { .. } => "host_memory",
         }
     }
 }
@@ -140,6 +165,7 @@ impl Explain for CheckpointError {
             Self::Damaged { .. } => "checkpoint_damaged",
             Self::Adapter(error) => error.code(),
             Self::Page(error) => page_code(error),
+            Self::Device(error) => device_code(error),
         }
     }
 }
@@ -151,7 +177,7 @@ impl Explain for GenerateError {
             Self::Adapter(error) => error.code(),
             Self::Data(error) => data_code(error),
             Self::Memory(error) => memory_code(error),
-            Self::Threads(_) => "threads_refused",
+            Self::Open(error) => error.code(),
             Self::Page(error) => page_code(error),
             Self::Setting { .. } => "setting_impossible",
             Self::Sample(_) => "no_next_token",
@@ -198,7 +224,9 @@ impl Explain for TrainError {
             Self::Model(error) => error.code(),
             Self::Data(error) => data_code(error),
             Self::Plan(error) => error.code(),
+            Self::Open(error) => error.code(),
             Self::Memory(error) => memory_code(error),
+            Self::Device(error) => device_code(error),
             Self::Checkpoint(error) => error.code(),
             Self::Adapter(error) => error.code(),
             Self::Generate(error) => error.code(),

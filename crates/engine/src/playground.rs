@@ -6,14 +6,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nibble_kernels::Cpu;
-use nibble_run::{Method, RunError, RunFolder, RunSettings};
+use nibble_run::{Method, RunError, RunFolder, RunSettings, TrainingDevice};
 use serde::Serialize;
 
 use crate::{
     adapter::peft::ADAPTER_WEIGHTS,
-    devices,
-    generate::{GenerateError, SamplingSettings, Session, SessionSettings},
+    devices::{self, OpenDeviceError},
+    generate::{AnySession, GenerateError, SamplingSettings, SessionSettings},
     train,
     weights::WeightFormat,
 };
@@ -89,7 +88,7 @@ pub enum PlaygroundError {
 /// Keeps the model that answered last open, for the next question.
 #[derive(Debug, Default)]
 pub struct Playground {
-    open: Option<(Key, Session<Cpu>)>,
+    open: Option<(Key, AnySession)>,
 }
 
 /// What an open model was opened from.
@@ -114,7 +113,8 @@ impl Playground {
     ) -> Result<(), PlaygroundError> {
         let Some(run) = &question.run else {
             let model = question.model.clone().ok_or(PlaygroundError::Nobody)?;
-            let settings = RunSettings { model, method: Method::Lora, ..RunSettings::default() };
+            let (method, device) = (Method::Lora, devices::preferred());
+            let settings = RunSettings { model, method, device, ..RunSettings::default() };
             let session = self.session(&settings, None, question)?;
             answer(session, Side::Base, question, &mut on_piece)?;
             return Ok(());
@@ -151,13 +151,14 @@ impl Playground {
         self.open = None;
     }
 
-    /// The model of `settings` with the adapter at `adapter`, open.
+    /// The model of `settings` with the adapter at `adapter`, open: on their device, or on the
+    /// processor where a card is not there any more or has no room for it beside what it does.
     fn session(
         &mut self,
         settings: &RunSettings,
         adapter: Option<&Path>,
         question: &Question,
-    ) -> Result<&mut Session<Cpu>, GenerateError> {
+    ) -> Result<&mut AnySession, GenerateError> {
         let context = question.sampling.max_tokens.saturating_mul(2).max(LEAST_CONTEXT);
         let modified = |path: &Path| fs::metadata(path.join(ADAPTER_WEIGHTS))?.modified();
         let key = Key {
@@ -172,18 +173,27 @@ impl Playground {
         }
         let session = match self.open.take() {
             Some((_, session)) => session,
-            None => Session::open(&SessionSettings {
-                model: settings.model.clone(),
-                adapter: adapter.map(Path::to_owned),
-                weight_format: key.quantised.then_some(WeightFormat::Nf4),
-                context,
-                profile: devices::profile(
-                    settings.device,
-                    settings.threads,
-                    train::compute(settings.compute),
-                ),
-                cache: None,
-            })?,
+            None => {
+                let on = |device| SessionSettings {
+                    model: settings.model.clone(),
+                    adapter: adapter.map(Path::to_owned),
+                    weight_format: key.quantised.then_some(WeightFormat::Nf4),
+                    context,
+                    profile: devices::profile(
+                        device,
+                        settings.threads,
+                        train::compute(settings.compute),
+                    ),
+                    cache: None,
+                };
+                match AnySession::open(&on(settings.device)) {
+                    Err(
+                        GenerateError::DoesNotFit { is_cuda: true, .. }
+                        | GenerateError::Open(OpenDeviceError::Unavailable(_)),
+                    ) => AnySession::open(&on(TrainingDevice::Cpu))?,
+                    opened => opened?,
+                }
+            }
         };
         Ok(&mut self.open.insert((key, session)).1)
     }
@@ -191,7 +201,7 @@ impl Playground {
 
 /// Hands out one answer; returns whether `on_piece` wants to go on.
 fn answer(
-    session: &mut Session<Cpu>,
+    session: &mut AnySession,
     side: Side,
     question: &Question,
     on_piece: &mut impl FnMut(AnswerPiece) -> bool,

@@ -7,13 +7,12 @@ use std::{
 };
 
 use nibble_data::{ChatTemplate, Encoder, Inspection, OnProgress, Tokenizer};
-use nibble_kernels::DeviceKind;
 use nibble_run::{ModelSummary, PlanReport, RunSettings};
 use serde::Serialize;
 
 use crate::{
     catalog::{self, CatalogEntry},
-    devices,
+    devices::{self, OpenDeviceError},
     model::{ModelError, ModelSpec},
     plan::{self, PlanSettings, compare_methods},
     train::{self, TrainError},
@@ -121,11 +120,12 @@ pub fn model_spec(model: &str) -> Result<ModelSpec, ModelError> {
 }
 
 /// The plans of full fine-tuning, LoRA and QLoRA side by side, held against `budget_bytes` of some
-/// machine, or against what a run with these settings would have on this one. Takes less than a frame
+/// machine, or against what a run with these settings would have on this one (on a card that is not
+/// there: nothing). Takes less than a frame
 /// of a window.
 ///
 /// # Errors
-/// When the model is unknown or a setting impossible.
+/// When the model is unknown or a setting impossible; when there is neither a budget nor the card.
 pub fn plan_report(
     model: &str,
     settings: &RunSettings,
@@ -135,11 +135,23 @@ pub fn plan_report(
     settings.check()?;
     let profile =
         devices::profile(settings.device, settings.threads, train::compute(settings.compute));
-    let available_bytes = devices::available_bytes();
+    if profile.is_cuda() && budget_bytes.is_none() {
+        devices::card().map_err(OpenDeviceError::from)?;
+    }
+    let available_bytes = devices::available_bytes(&profile);
     let budget_bytes =
         budget_bytes.unwrap_or_else(|| devices::budget_bytes(settings, available_bytes));
-    let plan_settings = PlanSettings { settings, profile, page_rates: devices::page_rates() };
-    Ok(compare_methods(&spec, plan_settings, budget_bytes, available_bytes)?)
+    let page_rates = devices::page_rates(&profile);
+    let plan_settings = PlanSettings { settings, profile, page_rates };
+    Ok(PlanReport {
+        model: plan::model_summary(&spec),
+        device: settings.device,
+        budget_bytes,
+        available_bytes,
+        device_overhead_bytes: devices::overhead_bytes(&profile),
+        host_available_bytes: profile.is_cuda().then(devices::host_available_bytes),
+        methods: compare_methods(&spec, plan_settings, budget_bytes)?,
+    })
 }
 
 /// The dataset of `settings` as the model in the folder `model` would be trained on it, with the
@@ -157,7 +169,7 @@ pub fn inspect(
     let tokenizer = Tokenizer::open(model)?;
     let template = ChatTemplate::open(model, &tokenizer)?;
     let options = train::tokenize_options(settings);
-    let DeviceKind::Cpu { n_threads, .. } = devices::cpu_profile(settings.threads, None).kind;
+    let n_threads = devices::cpu_profile(settings.threads, None).n_threads();
     let encoder = Encoder { tokenizer: &tokenizer, template: &template, options, n_threads };
     let columns = train::column_mapping(settings);
     Ok(nibble_data::inspect(&settings.data, &columns, encoder, n_samples, on_progress)?)

@@ -20,6 +20,20 @@ pub struct OperationTime {
     pub bytes: f64,
 }
 
+/// What a graphics card says of itself, as far as it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
+pub struct CardReadings {
+    /// Memory that is in use on it, by all programs.
+    pub used_bytes: Option<u64>,
+    /// This process's part of it, the driver's own included.
+    pub process_bytes: Option<u64>,
+    /// Its temperature.
+    pub temperature_celsius: Option<f64>,
+    /// The power that it draws.
+    pub power_watts: Option<f64>,
+}
+
 /// One thing that happened. Losses are mean cross-entropies per trained token, in nats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -66,6 +80,10 @@ pub enum Event {
         /// Bytes that crossed between the device and what lies outside it, in both directions.
         #[serde(default)]
         paged_bytes: u64,
+        /// What the card says, where one computes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "typescript", ts(optional = nullable))]
+        card: Option<CardReadings>,
     },
     /// A whole checkpoint is on the disk.
     Checkpoint {
@@ -111,10 +129,11 @@ pub enum Event {
         seconds: f64,
         /// Every operation, in the order of their first calls.
         operations: Vec<OperationTime>,
-        /// Multiplications and additions a second that the device does on registers alone.
-        product_flops_per_s: f64,
+        /// Multiplications and additions a second that the device does on registers alone; `None`
+        /// where that was not measured.
+        product_flops_per_s: Option<f64>,
         /// Bytes a second that a copy reads and writes.
-        copy_bytes_per_s: f64,
+        copy_bytes_per_s: Option<f64>,
     },
     /// An error ended the run.
     Failed {

@@ -28,7 +28,7 @@ mod summary;
 mod testing;
 
 pub use error::RunError;
-pub use events::{Event, OperationTime};
+pub use events::{CardReadings, Event, OperationTime};
 pub use explain::Explain;
 pub use folder::{CheckpointFolder, MetricsWriter, RunFolder, read_metrics, read_settings};
 pub use follow::{RunFollower, RunNews};

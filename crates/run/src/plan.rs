@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Method, Paging, Recompute};
+use crate::{Method, Paging, Recompute, TrainingDevice};
 
 /// What a region is for. The window's colours follow this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -186,11 +186,22 @@ pub struct ModelSummary {
 pub struct PlanReport {
     /// The model.
     pub model: ModelSummary,
+    /// The device that the plans are for.
+    #[serde(default)]
+    pub device: TrainingDevice,
     /// What the plans were held against.
     pub budget_bytes: u64,
-    /// What other programs left of this machine's memory meanwhile.
+    /// What other programs left of the device's memory meanwhile, without `device_overhead_bytes`.
     #[serde(default)]
     pub available_bytes: u64,
+    /// What a card's driver takes of its memory beside every plan, for its own state and the kernels'
+    /// code, as it was on this card before; `None`: not known before its first use, or no card.
+    #[serde(default)]
+    pub device_overhead_bytes: Option<u64>,
+    /// What other programs left of the host's memory, where a card's plan keeps what leaves the card;
+    /// `None`: of no card.
+    #[serde(default)]
+    pub host_available_bytes: Option<u64>,
     /// A plan for each method.
     pub methods: Vec<MethodPlan>,
 }

@@ -91,6 +91,8 @@ pub enum TrainingDevice {
     /// The processor.
     #[default]
     Cpu,
+    /// An NVIDIA graphics card: the first that can be computed with.
+    Cuda,
 }
 
 impl TrainingDevice {
@@ -98,6 +100,7 @@ impl TrainingDevice {
     pub fn id(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
         }
     }
 }
@@ -484,6 +487,14 @@ impl RunSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_of_before_there_were_cards_goes_on_where_it_was() {
+        assert_eq!(read("").device, TrainingDevice::Cpu);
+        for device in [TrainingDevice::Cpu, TrainingDevice::Cuda] {
+            assert_eq!(read(&format!("device = \"{}\"", device.id())).device, device);
+        }
+    }
 
     /// The settings that `line` of a run.toml leads to.
     fn read(line: &str) -> RunSettings {

@@ -20,6 +20,7 @@ pub fn step(step: u64) -> Event {
         host_bytes: 1000 + step,
         device_bytes: 500,
         paged_bytes: 0,
+        card: None,
     }
 }
 

@@ -62,7 +62,8 @@ fn assert_fault(body: &str, blocks: u32, threads: u32, expected: &str) {
 #[test]
 fn instructions_compute_what_the_manual_says() {
     // The body puts a result of the lane's number in %r9; beside it, what it must be.
-    let cases: [(&str, fn(u32) -> u32); 17] = [
+    type Case = (&'static str, fn(u32) -> u32);
+    let cases: [Case; 17] = [
         ("shl.b32 %r9, %r0, 3;", |i| i << 3),
         // Shifts go as far as there are bits.
         ("add.s32 %r8, %r0, 20; mov.u32 %r7, 1; shl.b32 %r9, %r7, %r8;", |i| {
@@ -74,11 +75,11 @@ fn instructions_compute_what_the_manual_says() {
         }),
         ("mad.lo.s32 %r9, %r0, 2654435761, 7;", |i| i.wrapping_mul(2_654_435_761).wrapping_add(7)),
         ("mov.u32 %r8, 4000000000; mul.hi.u32 %r9, %r8, %r0;", |i| {
-            (u64::from(i) * 4_000_000_000 >> 32) as u32
+            ((u64::from(i) * 4_000_000_000) >> 32) as u32
         }),
         ("bfe.u32 %r9, %r0, 1, 3;", |i| i >> 1 & 7),
         ("mov.u32 %r8, 0x12345678; prmt.b32 %r9, %r8, %r0, 0x4123;", |i| {
-            (i & 255) << 24 | 0x34 << 8 | 0x12 | 0x56 << 16 & 0xff_0000 | 0x34 << 8
+            i << 24 | 0x56 << 16 | 0x34 << 8 | 0x12
         }),
         ("mov.u32 %r8, 0x0ff0; lop3.b32 %r9, %r0, %r8, 3, 0x96;", |i| i ^ 0xff0 ^ 3),
         ("popc.b32 %r9, %r0;", u32::count_ones),

@@ -3,8 +3,8 @@
 use half::bf16;
 
 use super::{
-    AdamW, AdamWStep, MOMENT_BLOCK, Moments, Parameters, QuantizedMoment, first_moment_code,
-    n_moment_blocks, second_moment_code,
+    AdamW, AdamWStep, MOMENT_BLOCK, Moments, Parameters, QuantizedMoment, factors::Factors,
+    first_moment_code, n_moment_blocks, second_moment_code,
 };
 use crate::{
     Cpu, Element,
@@ -21,38 +21,7 @@ use crate::{
 // A task begins at a block's start.
 const _: () = assert!(CHUNK.is_multiple_of(MOMENT_BLOCK));
 
-/// The numbers of a step, each rounded once, and the seed of its draws.
-#[derive(Clone, Copy)]
-struct Factors {
-    gradient_scale: f32,
-    decay: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    correction2_root: f32,
-    epsilon: f32,
-    rounding_seed: u64,
-}
-
 impl Factors {
-    fn new(step: &AdamWStep) -> Self {
-        let t = step.step as f64;
-        let correction1 = 1.0 - step.beta1.powf(t);
-        let correction2 = 1.0 - step.beta2.powf(t);
-        Self {
-            gradient_scale: step.gradient_scale,
-            decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
-            one_minus_beta1: (1.0 - step.beta1) as f32,
-            beta2: step.beta2 as f32,
-            one_minus_beta2: (1.0 - step.beta2) as f32,
-            step_size: (step.learning_rate / correction1) as f32,
-            correction2_root: correction2.sqrt() as f32,
-            epsilon: step.epsilon as f32,
-            rounding_seed: step.rounding_seed,
-        }
-    }
-
     /// The new parameter and moments.
     #[inline(always)]
     fn update(&self, w: f32, g: f32, m: f32, v: f32) -> (f32, f32, f32) {

@@ -20,6 +20,8 @@
 //! [`AdamWStep::first_element`] says which part.
 
 mod cpu;
+mod cuda;
+mod factors;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Cpu, DeviceProfile};
+use crate::{Compute, Cpu, Cuda, DeviceProfile, Element};
 use crate::testing::{
     Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch, on_every_device,
     place, to_f32, unrounded, widened,
@@ -309,6 +309,76 @@ fn parts_give_the_bits_of_the_whole(device: &mut impl AdamW) {
     }
 }
 
+/// What an update writes, as bytes, with every buffer `offset` elements behind an aligned place.
+fn run_behind(
+    device: &mut impl AdamW,
+    n: usize,
+    is_bf16: bool,
+    is_blockwise: bool,
+    offset: usize,
+) -> Vec<Vec<u8>> {
+    fn behind<T: Element>(
+        device: &mut impl AdamW,
+        values: &[T],
+        offset: usize,
+    ) -> DeviceSlice<T> {
+        let mut padded = vec![T::zeroed(); offset];
+        padded.extend(values);
+        place(device, &padded).slice(offset..padded.len())
+    }
+    let start = Random::new(0).normal(n);
+    let rounded: Vec<_> = start.iter().map(|&w| bf16::from_f32(w)).collect();
+    let (w, w_bf16) = (behind(device, &start, offset), behind(device, &rounded, offset));
+    let [m, v] = [(); 2].map(|()| behind(device, &vec![0.0; n], offset));
+    let quantized = [(); 2].map(|()| QuantizedMoment {
+        codes: behind(device, &vec![0; n], offset),
+        absmax: behind(device, &vec![0.0; n_moment_blocks(n)], offset),
+    });
+    for step in steps().take(3) {
+        let g = behind(device, &uneven_gradient(n, &step), offset);
+        let parameters = if is_bf16 { Parameters::Bf16(w_bf16) } else { Parameters::F32(w) };
+        let moments =
+            if is_blockwise { blockwise(quantized) } else { Moments::F32 { first: m, second: v } };
+        device.adamw(step, parameters, g, moments);
+    }
+    let mut written = vec![fetch(device, w.cast()), fetch(device, w_bf16.cast())];
+    written.extend([m, v].map(|moment| fetch(device, moment.cast())));
+    written.extend(quantized.map(|moment| fetch(device, moment.codes)));
+    written.extend(quantized.map(|moment| fetch(device, moment.absmax.cast())));
+    written
+}
+
+/// Which parameters are in bf16, and which moments in eight bits.
+const FORMS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+
+fn a_buffer_may_lie_anywhere(device: &mut impl AdamW) {
+    for (is_bf16, is_blockwise) in FORMS {
+        let [aligned, not] =
+            [0, 1].map(|offset| run_behind(device, 700, is_bf16, is_blockwise, offset));
+        assert!(aligned == not, "bf16: {is_bf16}, eight bits: {is_blockwise}");
+    }
+}
+
+/// The processor rounds a product and a sum in f64 and then in f32, a card once: of these numbers,
+/// none comes out otherwise.
+#[test]
+fn a_card_gives_the_bits_of_the_processor() {
+    let mut cpu = Cpu::new(DeviceProfile::native_cpu()).unwrap();
+    let mut cuda = Cuda::simulated(Compute::F32).unwrap();
+    for (is_bf16, is_blockwise) in FORMS {
+        let on_cpu = run_behind(&mut cpu, 2_000, is_bf16, is_blockwise, 0);
+        let on_cuda = run_behind(&mut cuda, 2_000, is_bf16, is_blockwise, 0);
+        assert!(on_cpu == on_cuda, "bf16: {is_bf16}, eight bits: {is_blockwise}");
+    }
+}
+
+fn no_elements_are_updated(device: &mut impl AdamW) {
+    for (is_bf16, is_blockwise) in FORMS {
+        let written = run_behind(device, 0, is_bf16, is_blockwise, 0);
+        assert!(written.iter().all(Vec::is_empty));
+    }
+}
+
 fn a_block_that_would_not_be_finite_is_left_as_it_was(device: &mut impl AdamW) {
     const N: usize = 1000;
     // The last: finite, but its square is not.
@@ -411,6 +481,8 @@ on_every_device! {
     twenty_steps_match_the_reference,
     blockwise_steps_quantise_the_reference_to_the_nearest_code,
     parts_give_the_bits_of_the_whole,
+    a_buffer_may_lie_anywhere,
+    no_elements_are_updated,
     a_block_that_would_not_be_finite_is_left_as_it_was,
     a_wrong_gradient_stays_in_its_element_with_f32_moments,
     zero_bytes_are_moments_of_zero,

@@ -20,6 +20,7 @@
 //! each other. Generation has fewer queries than keys: the last query sees the last key.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -111,7 +112,9 @@ pub trait Attention: Memory {
 
 /// Bytes of workspace that `shape` needs on `profile`, forward alone or with the backward pass.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: AttentionShape, backward: bool) -> usize {
-    let DeviceKind::Cpu { n_threads, .. } = profile.kind;
+    let DeviceKind::Cpu { n_threads, .. } = profile.kind else {
+        return cuda::workspace_bytes(profile, shape, backward);
+    };
     let backward =
         if backward { cpu::delta_len(&shape).saturating_add(cpu::parts_len(&shape)) } else { 0 };
     cpu::scratch_len(profile, shape.head_size)

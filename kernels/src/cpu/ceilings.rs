@@ -16,7 +16,7 @@ const MEASUREMENT: Duration = Duration::from_millis(100);
 /// whatever else the machine does can only slow one down. 0 when the threads cannot be started.
 pub fn product_flops_per_s(profile: DeviceProfile) -> f64 {
     const STEPS: usize = 100_000;
-    let DeviceKind::Cpu { isa, n_threads } = profile.kind;
+    let DeviceKind::Cpu { isa, n_threads } = profile.kind else { return 0.0 };
     let isa = isa.min(Isa::best());
     let Ok(pool) = Pool::new(n_threads) else { return 0.0 };
     let secs =

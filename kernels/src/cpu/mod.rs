@@ -9,22 +9,21 @@ pub(crate) mod math;
 mod mover;
 pub(crate) mod parallel;
 pub(crate) mod pool;
-mod profile;
 
 use std::{io, ops::Range, sync::Arc};
 
 use memmap2::{MmapMut, MmapRaw};
 
 use pool::Pool;
-pub use profile::OperationProfile;
-use profile::{Call, Profile};
 
 use crate::{
+    arguments::{Arguments, Direction, InFlight},
     device::{Compute, DeviceKind, DeviceProfile, Isa},
     memory::{DeviceSlice, Element, MappedFile, Memory, MemoryError, MemoryId},
     paging::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer},
+    profile::{Call, OperationProfile, Profile},
 };
-use mover::{Direction, Mover, Store};
+use mover::{Mover, Store};
 
 /// One block of memory.
 #[derive(Debug)]
@@ -64,28 +63,6 @@ impl Block {
     }
 }
 
-/// A transfer between a store and a block that was begun and not yet waited for.
-#[derive(Debug)]
-struct InFlight {
-    number: u64,
-    memory: MemoryId,
-    bytes: Range<usize>,
-    direction: Direction,
-}
-
-impl InFlight {
-    /// Panics when `bytes` of `memory`, about to be read or written, are under way.
-    fn check(&self, memory: MemoryId, bytes: &Range<usize>, writable: bool) {
-        let overlap =
-            self.memory == memory && self.bytes.start < bytes.end && bytes.start < self.bytes.end;
-        assert!(
-            !(overlap && (writable || self.direction == Direction::Load)),
-            "bytes {bytes:?} are used while a transfer of {:?} is under way",
-            self.bytes
-        );
-    }
-}
-
 /// The processor: memory, threads, and the vector instructions to use.
 #[derive(Debug)]
 pub struct Cpu {
@@ -109,7 +86,9 @@ impl Cpu {
     /// # Errors
     /// When the system refuses to start the threads.
     pub fn new(profile: DeviceProfile) -> io::Result<Self> {
-        let DeviceKind::Cpu { isa, n_threads } = profile.kind;
+        let DeviceKind::Cpu { isa, n_threads } = profile.kind else {
+            panic!("{profile:?} is no processor");
+        };
         let isa = isa.min(Isa::best());
         Ok(Self {
             mover: None,
@@ -166,20 +145,15 @@ impl Cpu {
             blocks: &self.blocks,
             in_flight: &self.in_flight,
             pool: &self.pool,
-            taken: [(); MAX_ARGUMENTS].map(|()| None),
-            n_taken: 0,
+            arguments: Arguments::default(),
         }
     }
 }
 
-/// The most slices one operation takes.
-const MAX_ARGUMENTS: usize = 24;
-
 /// The arguments of one operation, from handles to Rust slices.
 ///
-/// Keeps what was handed out and refuses an output that overlaps anything else, so that no two
-/// live slices alias. It holds the device for the operation's whole life; on the stack, because a
-/// training step does not allocate.
+/// Keeps what was handed out ([`Arguments`]), so that no two live slices alias. It holds the device
+/// for the operation's whole life; on the stack, because a training step does not allocate.
 pub(crate) struct Access<'a> {
     /// Where the call is counted, if it is.
     call: Option<Call<'a>>,
@@ -188,14 +162,7 @@ pub(crate) struct Access<'a> {
     blocks: &'a [Block],
     in_flight: &'a [InFlight],
     pool: &'a Pool,
-    taken: [Option<Taken>; MAX_ARGUMENTS],
-    n_taken: usize,
-}
-
-struct Taken {
-    memory: MemoryId,
-    bytes: Range<usize>,
-    writable: bool,
+    arguments: Arguments,
 }
 
 impl<'a> Access<'a> {
@@ -269,22 +236,10 @@ impl<'a> Access<'a> {
         let block = &self.blocks[memory.0 as usize];
         let n_bytes = block.n_bytes();
         assert!(block.contains(&bytes), "{slice:?} leaves its block of {n_bytes} bytes");
-        for other in self.taken[..self.n_taken].iter().flatten() {
-            let overlap = other.memory == memory
-                && other.bytes.start < bytes.end
-                && bytes.start < other.bytes.end;
-            assert!(
-                !(overlap && (writable || other.writable)),
-                "{slice:?} overlaps another argument at bytes {:?}",
-                other.bytes
-            );
-        }
-        self.in_flight.iter().for_each(|transfer| transfer.check(memory, &bytes, writable));
+        self.arguments.take(slice, writable, self.in_flight);
         if let Some(call) = &mut self.call {
             call.count_bytes(n_used.min(slice.len()) * size_of::<T>());
         }
-        self.taken[self.n_taken] = Some(Taken { memory, bytes, writable });
-        self.n_taken += 1;
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 
 use memmap2::MmapRaw;
 
-use crate::paging::{PageError, PageFile};
+use crate::{
+    arguments::Direction,
+    paging::{PageError, PageFile},
+};
 
 /// Where pages lie.
 #[derive(Debug)]
@@ -67,15 +70,6 @@ impl Store {
             }
         }
     }
-}
-
-/// Which way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
-    /// From the store into the block.
-    Load,
-    /// From the block into the store.
-    Save,
 }
 
 /// One transfer.

@@ -5,6 +5,7 @@
 //! ```
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

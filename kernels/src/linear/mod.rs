@@ -12,6 +12,7 @@
 //! [`Compute::Bf16`]: crate::Compute::Bf16
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -108,6 +109,9 @@ pub trait Linear: Memory {
 /// Bytes of workspace that any of the three products needs on `profile`, for `shape` or for fewer
 /// rows.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: LinearShape) -> usize {
+    if profile.is_cuda() {
+        return cuda::workspace_bytes(profile, shape);
+    }
     let LinearShape { n_rows, n_in, n_out } = shape;
     let bytes = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k }, 0);
     bytes(n_rows, n_out, n_in)

@@ -232,3 +232,53 @@ fn a_workspace_suits_fewer_rows() {
         }
     }
 }
+
+/// A card has larger tiles for larger products; every number is summed in the same order in either, as
+/// long as k is not divided.
+#[test]
+fn large_tiles_give_the_bits_of_small_ones() {
+    const PART: usize = 60;
+    let mut device = crate::Cuda::simulated(Compute::Bf16).unwrap();
+    let profile = device.profile();
+    let mut random = Random::new(7);
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    // The output is large, and the input.
+    for (n_in, n_out) in [(64, 1040), (1088, 70)] {
+        let shape = LinearShape { n_rows: 1030, n_in, n_out };
+        let part_shape = LinearShape { n_rows: PART, ..shape };
+        let is_forward = n_out > n_in;
+        let (small, large) = (n_in.min(n_out), n_in.max(n_out));
+        let input = place(&mut device, &random.normal(shape.n_rows * small));
+        let scratch = workspace(&mut device, workspace_bytes(&profile, shape));
+        let whole = place(&mut device, &vec![f32::NAN; shape.n_rows * large]);
+        let part = place(&mut device, &vec![f32::NAN; PART * large]);
+        for (weight, _) in weights(&mut device, shape, &mut random) {
+            let multiply = |device: &mut crate::Cuda, shape, input, output| {
+                let store = Store::Overwrite;
+                if is_forward {
+                    device.linear(shape, input, weight, None, store, output, scratch);
+                } else {
+                    device.linear_input_gradient(shape, input, weight, store, output, scratch);
+                }
+            };
+            multiply(&mut device, shape, input, whole);
+            // The first and the last, across the borders of tiles.
+            for first in [0, 100, shape.n_rows - PART] {
+                let rows = |width: usize| first * width..(first + PART) * width;
+                multiply(&mut device, part_shape, input.slice(rows(small)), part);
+                let expected = bits(fetch(&device, whole.slice(rows(large))));
+                assert!(bits(fetch(&device, part)) == expected, "{weight:?} from {first}");
+            }
+        }
+    }
+    let shape = LinearShape { n_rows: 33, n_in: 1088, n_out: 1040 };
+    let x = rounded(&random.normal(33 * 1088), Compute::Bf16);
+    let dy = rounded(&random.normal(33 * 1040), Compute::Bf16);
+    let scratch = workspace(&mut device, workspace_bytes(&profile, shape));
+    let dweight = place(&mut device, &vec![f32::NAN; 1040 * 1088]);
+    let [x_slice, dy_slice] = [&x, &dy].map(|values| place(&mut device, values));
+    let store = Store::Overwrite;
+    device.linear_weight_gradient(shape, x_slice, dy_slice, store, dweight, scratch);
+    let expected = weight_gradient(shape, &x, &dy);
+    check("weight gradient in large tiles", &fetch(&device, dweight), &expected);
+}

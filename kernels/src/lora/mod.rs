@@ -15,6 +15,7 @@
 //! again instead of saving it, whatever the number of threads.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -136,6 +137,9 @@ fn parts(shape: LoraShape, dropout: bool) -> Parts {
 /// Bytes of workspace that either direction needs on `profile`, for `shape` or for fewer rows; the
 /// layer's own products alone need no more.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: LoraShape, dropout: bool) -> usize {
+    if profile.is_cuda() {
+        return cuda::workspace_bytes(profile, shape, dropout);
+    }
     let LoraShape { n_rows, n_in, n_out, rank } = shape;
     let products = [
         // The layer's and what is beside them; with dropout, the pair's first apart.

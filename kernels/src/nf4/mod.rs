@@ -14,6 +14,7 @@
 //! 4.127 bits a number: 4 + 8/64 + 32/(64·256).
 
 mod cpu;
+mod cuda;
 mod host;
 #[cfg(test)]
 mod reference;

@@ -108,11 +108,44 @@ fn blocks_of_zeros_stay_zero_when_alone(device: &mut impl Nf4) {
     }
 }
 
+fn a_tensor_may_lie_anywhere(device: &mut impl Nf4) {
+    for n in [1, 70, 64 * 257 + 6] {
+        let source = Random::new(n as u64).normal(n);
+        let layout = Nf4Layout { n_elements: n };
+        // Each part one element behind an aligned place.
+        let weight = Nf4Weight {
+            codes: place(device, &vec![0; 1 + layout.n_codes()]).slice(1..1 + layout.n_codes()),
+            absmax_codes: place(device, &vec![0; 1 + layout.n_blocks()])
+                .slice(1..1 + layout.n_blocks()),
+            absmax_scales: place(device, &vec![0.0; 1 + layout.n_groups()])
+                .slice(1..1 + layout.n_groups()),
+            absmax_offset: place(device, &[0.0; 2]).slice(1..2),
+        };
+        let padded: Vec<_> = [0.0].iter().chain(&source).copied().collect();
+        let on_device = place(device, &padded).slice(1..1 + n);
+        let workspace =
+            place(device, &vec![f32::NAN; 1 + layout.n_blocks()]).slice(1..1 + layout.n_blocks());
+        device.nf4_quantize(on_device, weight, workspace);
+        let values = place(device, &vec![f32::NAN; 1 + n]).slice(1..1 + n);
+        device.nf4_dequantize(weight, values);
+        assert_eq!(fetch(device, values), Nf4Parts::quantize(&source).values(), "{n}");
+    }
+}
+
+fn no_numbers_have_an_offset_of_zero(device: &mut impl Nf4) {
+    let weight = quantize_on(device, &[]);
+    assert_eq!(fetch(device, weight.absmax_offset), [0.0]);
+    let values = place(device, &[]);
+    device.nf4_dequantize(weight, values);
+}
+
 on_every_device! {
     every_number_becomes_the_nearest_level,
     expanding_gives_the_level_times_the_restored_absmax,
     the_device_gives_the_bits_of_the_host,
     blocks_of_zeros_stay_zero_when_alone,
+    a_tensor_may_lie_anywhere,
+    no_numbers_have_an_offset_of_zero,
 }
 
 #[test]

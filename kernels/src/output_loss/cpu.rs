@@ -1,15 +1,15 @@
 //! The loss on the processor: the products of the linear layer, and one pass over each chunk of
 //! logits between them.
 
-use super::{OutputLoss, OutputLossGradient, OutputLossShape};
+use super::{OutputLoss, OutputLossGradient, OutputLossShape, RowLosses};
 use crate::{
     Cpu,
     cpu::{
         math::{LANES, add_up, exp, for_each_isa},
         parallel::{Shared, for_each_part},
     },
-    linear::{Linear, Weight},
-    memory::{DeviceSlice, Store},
+    linear::Weight,
+    memory::DeviceSlice,
 };
 
 for_each_isa! {
@@ -72,42 +72,12 @@ impl OutputLoss for Cpu {
         gradient: Option<OutputLossGradient>,
         workspace: DeviceSlice<u8>,
     ) {
-        let OutputLossShape { n_rows, width, vocabulary, chunk_rows } = shape;
-        let (logits, products) = (
-            workspace.first(shape.logits_bytes()).cast::<f32>(),
-            workspace.slice(shape.logits_bytes()..workspace.len()),
-        );
-        // Chunks of like size: each expands the whole output matrix, however few its rows.
-        let chunk_rows = n_rows.div_ceil(n_rows.div_ceil(chunk_rows).max(1)).max(1);
-        for first in (0..n_rows).step_by(chunk_rows) {
-            let n = chunk_rows.min(n_rows - first);
-            let chunk = shape.chunk(n);
-            let rows = |matrix: DeviceSlice<f32>| {
-                matrix.slice(first * width..(first + n) * width)
-            };
-            let logits = logits.first(n * vocabulary);
-            self.linear(chunk, rows(x), weight, None, Store::Overwrite, logits, products);
-            self.losses(
-                vocabulary,
-                logits,
-                targets.slice(first..first + n),
-                losses.slice(first..first + n),
-                gradient.map(|gradient| gradient.scale),
-            );
-            let Some(gradient) = gradient else { continue };
-            let (store, dx) = (Store::Overwrite, rows(gradient.dx));
-            self.linear_input_gradient(chunk, logits, weight, store, dx, products);
-            if let Some(dweight) = gradient.dweight {
-                let store = Store::Accumulate;
-                self.linear_weight_gradient(chunk, rows(x), logits, store, dweight, products);
-            }
-        }
+        super::in_chunks(self, shape, (x, weight), targets, losses, gradient, workspace);
     }
 }
 
-impl Cpu {
-    /// The losses of a chunk of logits, which become their gradient if a `scale` is given.
-    fn losses(
+impl RowLosses for Cpu {
+    fn row_losses(
         &mut self,
         vocabulary: usize,
         logits: DeviceSlice<f32>,

@@ -11,13 +11,14 @@
 //! accumulated micro-batches of any lengths weigh every token alike.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
 use crate::{
     DeviceProfile,
-    linear::{self, LinearShape, Weight},
-    memory::{DeviceSlice, Memory},
+    linear::{self, Linear, LinearShape, Weight},
+    memory::{DeviceSlice, Memory, Store},
 };
 
 /// The extents of one loss.
@@ -88,4 +89,59 @@ impl OutputLossShape {
 pub fn workspace_bytes(profile: &DeviceProfile, shape: OutputLossShape) -> usize {
     let chunk = shape.chunk(shape.chunk_rows.min(shape.n_rows));
     shape.logits_bytes().saturating_add(linear::workspace_bytes(profile, chunk))
+}
+
+/// What stands between the products of one chunk.
+trait RowLosses: Linear {
+    /// The losses of `logits` `[n, vocabulary]`, which become their gradient if a `scale` is given (in
+    /// place); `targets` and `losses` `[n]`.
+    fn row_losses(
+        &mut self,
+        vocabulary: usize,
+        logits: DeviceSlice<f32>,
+        targets: DeviceSlice<u32>,
+        losses: DeviceSlice<f32>,
+        scale: Option<f32>,
+    );
+}
+
+/// The operation on any device: for each chunk of rows the product, the losses, the two products of the
+/// gradients.
+fn in_chunks(
+    device: &mut impl RowLosses,
+    shape: OutputLossShape,
+    (x, weight): (DeviceSlice<f32>, Weight),
+    targets: DeviceSlice<u32>,
+    losses: DeviceSlice<f32>,
+    gradient: Option<OutputLossGradient>,
+    workspace: DeviceSlice<u8>,
+) {
+    let OutputLossShape { n_rows, width, vocabulary, chunk_rows } = shape;
+    let (logits, products) = (
+        workspace.first(shape.logits_bytes()).cast::<f32>(),
+        workspace.slice(shape.logits_bytes()..workspace.len()),
+    );
+    // Chunks of like size: each expands the whole output matrix, however few its rows.
+    let chunk_rows = n_rows.div_ceil(n_rows.div_ceil(chunk_rows).max(1)).max(1);
+    for first in (0..n_rows).step_by(chunk_rows) {
+        let n = chunk_rows.min(n_rows - first);
+        let chunk = shape.chunk(n);
+        let rows = |matrix: DeviceSlice<f32>| matrix.slice(first * width..(first + n) * width);
+        let logits = logits.first(n * vocabulary);
+        device.linear(chunk, rows(x), weight, None, Store::Overwrite, logits, products);
+        device.row_losses(
+            vocabulary,
+            logits,
+            targets.slice(first..first + n),
+            losses.slice(first..first + n),
+            gradient.map(|gradient| gradient.scale),
+        );
+        let Some(gradient) = gradient else { continue };
+        let (store, dx) = (Store::Overwrite, rows(gradient.dx));
+        device.linear_input_gradient(chunk, logits, weight, store, dx, products);
+        if let Some(dweight) = gradient.dweight {
+            let store = Store::Accumulate;
+            device.linear_weight_gradient(chunk, rows(x), logits, store, dweight, products);
+        }
+    }
 }

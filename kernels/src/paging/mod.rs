@@ -8,6 +8,7 @@
 //! Files are read and written at positions rather than mapped: a mapping answers a disk that is full
 //! or a file that was cut short with a signal that ends the process, a read or write with an error.
 
+mod cuda;
 mod file;
 #[cfg(test)]
 mod tests;
@@ -111,6 +112,9 @@ pub enum PageError {
         /// What happened to it.
         change: &'static str,
     },
+    /// The device failed.
+    #[error(transparent)]
+    Device(crate::cuda::DeviceError),
     /// The thread that moves pages could not be started.
     #[error("the thread that moves pages could not be started: {source}; close other programs")]
     Thread {

@@ -3,7 +3,7 @@ use std::fs;
 use super::*;
 use crate::{
     Cpu, DeviceProfile,
-    testing::{Random, fetch, place},
+    testing::{Random, fetch, on_every_device, place},
 };
 
 const N: usize = 3 * 4096;
@@ -18,20 +18,18 @@ fn bytes(seed: u64, n: usize) -> Vec<u8> {
 }
 
 /// Runs `body` with a store of each kind.
-fn in_every_store(body: impl Fn(&mut Cpu, StoreId)) {
+fn in_every_store<D: Paging>(device: &mut D, body: impl Fn(&mut D, StoreId)) {
     let folder = tempfile::tempdir().unwrap();
-    let mut device = cpu();
     let store = device.host_store(N).unwrap();
-    body(&mut device, store);
-    let mut device = cpu();
+    body(device, store);
     let file = PageFile::create(&folder.path().join("pages"), N as u64).unwrap();
     let store = device.file_store(file);
-    body(&mut device, store);
+    body(device, store);
 }
 
-#[test]
-fn pages_come_back_as_they_went() {
-    in_every_store(|device, store| {
+fn pages_come_back_as_they_went(device: &mut impl Paging) {
+    in_every_store(device, |device, store| {
+        let before = device.transferred_bytes();
         let page = bytes(1, 4096);
         let slice = place(device, &page);
         let there = StorePlace { store, offset: 4096 };
@@ -41,7 +39,7 @@ fn pages_come_back_as_they_went() {
         let loaded = device.load(there, slice).unwrap();
         device.wait(loaded).unwrap();
         assert_eq!(fetch(device, slice), page);
-        assert_eq!(device.transferred_bytes(), 2 * 4096);
+        assert_eq!(device.transferred_bytes() - before, 2 * 4096);
         // What no page was saved to is zero.
         let mut rest = vec![1; 4096];
         device.read_store(StorePlace { store, offset: 8192 }, &mut rest).unwrap();
@@ -49,9 +47,8 @@ fn pages_come_back_as_they_went() {
     });
 }
 
-#[test]
-fn transfers_happen_in_the_order_they_were_asked_for() {
-    in_every_store(|device, store| {
+fn transfers_happen_in_the_order_they_were_asked_for(device: &mut impl Paging) {
+    in_every_store(device, |device, store| {
         let (first, second) = (bytes(1, 4096), bytes(2, 4096));
         let at = |offset| StorePlace { store, offset };
         device.write_store(at(4096), &second).unwrap();
@@ -69,6 +66,45 @@ fn transfers_happen_in_the_order_they_were_asked_for() {
             assert_eq!(copy, second);
         }
     });
+}
+
+on_every_device! {
+    pages_come_back_as_they_went,
+    transfers_happen_in_the_order_they_were_asked_for,
+}
+
+#[test]
+#[should_panic(expected = "while a transfer")]
+fn an_operation_on_a_page_under_way_to_a_card_is_refused() {
+    let mut device = crate::Cuda::simulated(crate::Compute::F32).unwrap();
+    let store = device.host_store(N).unwrap();
+    let slice = place(&mut device, &bytes(1, 4096));
+    device.load(StorePlace { store, offset: 0 }, slice).unwrap();
+    device.clear(slice.slice(100..200));
+}
+
+/// Whatever a card that fails is asked for then, nothing panics, nothing is done, and the first failure
+/// is told.
+#[test]
+fn a_card_that_failed_does_nothing_more() {
+    use crate::rows::Rows;
+    crate::cuda::fail_next_after(1);
+    let mut device = crate::Cuda::simulated(crate::Compute::F32).unwrap();
+    let store = device.host_store(N).unwrap();
+    let (x, y) = (place(&mut device, &[1.0_f32; 8]), place(&mut device, &[2.0_f32; 8]));
+    device.add(x, y);
+    assert!(device.check().is_ok());
+    assert_eq!(fetch(&device, y), [3.0; 8]);
+    device.add(x, y);
+    let first = device.check().unwrap_err().to_string();
+    assert!(first.contains("resume"), "{first}");
+    device.add(x, y);
+    device.clear(y);
+    assert_eq!(fetch(&device, y), [0.0; 8]);
+    let slice = place(&mut device, &bytes(1, 4096));
+    assert!(device.save(slice, StorePlace { store, offset: 0 }).is_err());
+    assert!(device.read_store(StorePlace { store, offset: 0 }, &mut [0; 8]).is_err());
+    assert_eq!(device.check().unwrap_err().to_string(), first);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! The backward pass computes `rstd` again from `x`, which it reads anyway; nothing is saved.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -66,7 +67,10 @@ pub trait RmsNorm: Memory {
 
 /// Bytes of workspace that the backward pass of `shape` needs on `profile`: one partial sum of the
 /// weight's gradient for every few rows, so that their number does not depend on the threads.
-pub fn workspace_bytes(_profile: &crate::DeviceProfile, shape: RmsNormShape) -> usize {
+pub fn workspace_bytes(profile: &crate::DeviceProfile, shape: RmsNormShape) -> usize {
+    if profile.is_cuda() {
+        return cuda::workspace_bytes(shape);
+    }
     n_partials(shape).saturating_mul(shape.width).saturating_mul(size_of::<f32>())
 }
 

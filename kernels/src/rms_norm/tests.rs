@@ -6,12 +6,15 @@ use crate::testing::{
 
 const EPSILON: f32 = 1e-5;
 
-/// One row, one column, odd widths, and more rows than share a partial sum.
-const SHAPES: [RmsNormShape; 5] = [
+/// One row, one column, odd widths, rows longer than a card keeps beside each other, and more rows than
+/// share a partial sum.
+const SHAPES: [RmsNormShape; 7] = [
     RmsNormShape { n_rows: 1, width: 77, epsilon: EPSILON },
     RmsNormShape { n_rows: 9, width: 1, epsilon: EPSILON },
     RmsNormShape { n_rows: 5, width: 123, epsilon: EPSILON },
     RmsNormShape { n_rows: 131, width: 1031, epsilon: EPSILON },
+    RmsNormShape { n_rows: 6, width: 768, epsilon: EPSILON },
+    RmsNormShape { n_rows: 5, width: 8195, epsilon: EPSILON },
     RmsNormShape { n_rows: 2 * 512 + 3, width: 128, epsilon: EPSILON },
 ];
 
@@ -106,6 +109,27 @@ fn in_place_gives_the_bits_of_the_separate_buffers(device: &mut impl RmsNorm) {
     }
 }
 
+fn results_do_not_depend_on_where_the_rows_lie(device: &mut impl RmsNorm) {
+    for width in [128, 768] {
+        let shape = RmsNormShape { n_rows: 5, width, epsilon: EPSILON };
+        let inputs = inputs(shape);
+        let expected = run(device, shape, &inputs);
+        // One number further on than the start of a block.
+        let moved = |device: &mut _, values: &[f32]| {
+            let whole = place(device, &[&[0.0], values].concat());
+            whole.slice(1..whole.len())
+        };
+        let x = moved(device, &inputs.x);
+        let [weight, dy] = [&inputs.weight, &inputs.dy].map(|v| place(device, v));
+        let (y, dx) = (moved(device, &inputs.x), moved(device, &vec![0.0; x.len()]));
+        let dweight = moved(device, &vec![0.0; width]);
+        let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
+        device.rms_norm(shape, x, weight, y);
+        device.rms_norm_backward(shape, x, weight, dy, dx, Some(dweight), scratch);
+        assert_eq!([y, dx, dweight].map(|slice| fetch(device, slice)), expected);
+    }
+}
+
 fn a_row_of_zeros_stays_zero(device: &mut impl RmsNorm) {
     let shape = RmsNormShape { n_rows: 2, width: 19, epsilon: EPSILON };
     let mut inputs = inputs(shape);
@@ -119,6 +143,7 @@ on_every_device! {
     both_passes_match_the_reference,
     gradients_are_added_to_what_is_there,
     in_place_gives_the_bits_of_the_separate_buffers,
+    results_do_not_depend_on_where_the_rows_lie,
     a_row_of_zeros_stays_zero,
 }
 

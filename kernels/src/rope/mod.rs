@@ -11,6 +11,7 @@
 //! beyond the one the model was first trained on.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! ```
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

@@ -26,6 +26,7 @@ fn step(step: u64) -> Event {
         host_bytes: (50 << 20) + (step % 97) * 4096,
         device_bytes: 32 << 20,
         paged_bytes: 0,
+        card: None,
     }
 }
 

@@ -116,6 +116,7 @@ impl History {
                 host_bytes,
                 device_bytes,
                 paged_bytes,
+                ..
             } => {
                 let step = *step as f64;
                 // A file that somebody edited may go back; a line chart cannot.
@@ -222,6 +223,7 @@ mod tests {
             host_bytes: 1,
             device_bytes: 2,
             paged_bytes: 0,
+            card: None,
         }
     }
 

@@ -317,6 +317,7 @@ fn numbers_without_sense_are_survived() {
         host_bytes: bytes,
         device_bytes: 0,
         paged_bytes: 0,
+        card: None,
     };
     window.facts();
     window.news(vec![ready(0), bad(0, 0.0, 0)], RunState::Training);

@@ -101,9 +101,11 @@ record(
   ...["paged-run.json", "2026-11-21 full starter", "--method", "full", "--budget", "48MiB"],
   ...["--steps", "40", "--lr", "5e-4", ...every],
 );
+const devices = JSON.parse(call("devices"));
 write("startup.json", {
   version: "0.1.0",
-  devices: JSON.parse(call("devices")).devices,
+  devices: devices.devices,
+  cuda: devices.cuda,
   starter: {
     id: starter,
     name: "Nibble starter",

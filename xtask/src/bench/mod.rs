@@ -2,6 +2,7 @@
 //! ours beside PEFT + bitsandbytes in the same run where their environment is ready.
 
 mod alone;
+mod cuda;
 mod paging;
 mod plan;
 
@@ -13,7 +14,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Error, nibble, reference, root, run};
+use crate::{Error, carried_programs, nibble, reference, root, run};
 
 /// Shapes unless others are named: the starter model's, and ids of the catalog.
 const SHAPES: [&str; 4] = [STARTER, "smollm2-135m", "qwen2.5-0.5b", "tinyllama-1.1b"];
@@ -49,6 +50,7 @@ impl Measured {
 }
 
 pub use alone::bench as bench_alone;
+pub use cuda::bench as bench_cuda;
 pub use paging::bench as bench_paging;
 pub use plan::bench as bench_plan;
 
@@ -148,15 +150,20 @@ fn measure(
 
 /// A program that stands beside the engine, built to be measured.
 fn example(name: &str) -> Command {
+    if let Some(programs) = carried_programs() {
+        return Command::new(programs.join(name));
+    }
     let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
     command.current_dir(root()).args(["run", "--quiet", "--release", "--package", "nibble-engine"]);
     command.args(["--example", name, "--"]);
     command
 }
 
-/// A folder of random weights of a shape, with data of whole sequences; made once.
+/// A folder of random weights of a shape, with data of whole sequences; made once, in the folder that
+/// NIBBLE_BENCH names or in the build's.
 fn random_model(shape: &str) -> Result<PathBuf, Error> {
-    let folder = root().join("target").join("bench").join(shape);
+    let place = std::env::var_os("NIBBLE_BENCH").map(PathBuf::from);
+    let folder = place.unwrap_or_else(|| root().join("target").join("bench")).join(shape);
     if !data_of(&folder).is_file() {
         let what = "making a random model";
         let mut command = example("random_model");
@@ -182,7 +189,7 @@ fn train(nibble: &Path, case: &Case<'_>, out: &Path) -> Result<Command, Error> {
     }
     let mut command = Command::new(nibble);
     command.args(["train", "--json", "--method", method, "--seq", sequence, "--rank", "16"]);
-    command.args(["--steps", &STEPS.to_string(), "--recompute", "off"]);
+    command.args(["--steps", &STEPS.to_string(), "--recompute", "off", "--device", "cpu"]);
     if let Some(n_threads) = n_threads {
         command.args(["--threads", &n_threads.to_string()]);
     }
@@ -213,6 +220,7 @@ fn measure_peft(python: &Path, case: &Case<'_>) -> Result<Measured, Error> {
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
     let tokens_per_s = events
         .iter()
+        .filter(|event| event["event"] == "step")
         .skip(1)
         .filter(|event| event["cores_used"].as_f64().is_some_and(|n| n >= LEAST_SHARE * n_cores))
         .filter_map(|event| event["tokens_per_s"].as_f64())

@@ -64,6 +64,8 @@ impl Place {
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nibble"));
         command.env("NIBBLE_CACHE", self.path("cache"));
+        // On the processor, unless a test asks for more: what it expects is the same on every machine.
+        command.env("CUDA_VISIBLE_DEVICES", "-1");
         for word in arguments.split_whitespace() {
             match word.strip_prefix('@') {
                 Some(name) => command.arg(self.path(name)),

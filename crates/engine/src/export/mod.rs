@@ -229,7 +229,7 @@ impl Source {
         };
         let mut session = Session::open(&settings)?;
         let probe = probe(session.spec());
-        let logits = session.logits(&probe).map_err(GenerateError::from)?;
+        let logits = session.logits(&probe)?;
         Ok(Self { base, settings, session, probe, logits })
     }
 }
@@ -260,7 +260,7 @@ fn export_adapter(
     let settings = SessionSettings { adapter: Some(folder.to_owned()), ..source.settings };
     // One model at a time: the run's own session makes room for the reloaded one.
     drop(source.session);
-    let reloaded = Session::open(&settings)?.logits(&source.probe).map_err(GenerateError::from)?;
+    let reloaded = Session::<Cpu>::open(&settings)?.logits(&source.probe)?;
     // The same numbers through the same products: any difference is a defect.
     verify(folder, &source.logits, &reloaded, 0.0, second)
 }
@@ -294,7 +294,7 @@ fn export_merged(
         ..source.settings
     };
     drop(source.session);
-    let reloaded = Session::open(&settings)?.logits(&source.probe).map_err(GenerateError::from)?;
+    let reloaded = Session::<Cpu>::open(&settings)?.logits(&source.probe)?;
     verify(folder, &source.logits, &reloaded, rounding_limit(&spec, dtype, &source.logits), second)
 }
 
@@ -350,7 +350,7 @@ impl Source {
     fn candle_tensors(&mut self) -> Result<Option<HashMap<String, Tensor>>, ExportError> {
         // Candle holds the weights in f32 and a working copy of the largest.
         let needed_bytes = self.session.spec().n_parameters() as u64 * 4 * 5 / 4;
-        if needed_bytes > devices::available_bytes() {
+        if needed_bytes > devices::host_available_bytes() {
             return Ok(None);
         }
         let (device, decoder) = self.session.parts();

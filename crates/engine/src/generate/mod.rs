@@ -4,9 +4,9 @@
 mod session;
 
 use candle_transformers::generation::{LogitsProcessor, Sampling};
-use nibble_kernels::{Backend, attention::Segment, paging::PageError};
+use nibble_kernels::{Backend, MemoryError, attention::Segment, paging::PageError};
 
-pub use session::{GenerateError, Session, SessionSettings, answer, is_adapter};
+pub use session::{AnySession, GenerateError, Session, SessionSettings, answer, is_adapter};
 
 use crate::{
     decoder::{Decoder, PassRows, Sweep},
@@ -80,8 +80,8 @@ pub enum Stop {
 /// A prompt longer than the context keeps its end, which is what the answer continues.
 ///
 /// # Errors
-/// When a setting is impossible, no next token can be chosen, or a page of the weights could not be
-/// moved.
+/// When a setting is impossible, no next token can be chosen, a page of the weights could not be
+/// moved, or the device failed.
 pub fn generate<B: Backend>(
     (device, decoder, layout): (&mut B, &mut Decoder, &GenerationLayout),
     prompt: &[u32],
@@ -133,6 +133,8 @@ pub fn generate<B: Backend>(
             layout.workspace,
         );
         device.download(layout.logits, &mut logits);
+        // A device that failed leaves zeros, which would be a token like any other.
+        device.check().map_err(MemoryError::from)?;
         let distribution =
             candle_core::Tensor::from_slice(&logits, vocabulary, &candle_core::Device::Cpu)?;
         token = sampler.sample(&distribution)?;
@@ -190,14 +192,14 @@ fn pass<B: Backend>(
 /// The logits of every token of `ids`, `[n, V]` row by row.
 ///
 /// # Errors
-/// When a page of the weights could not be moved.
+/// When a page of the weights could not be moved, or the device failed.
 ///
 /// # Panics
 /// When `ids` are more than the context.
 pub fn logits<B: Backend>(
     (device, decoder, layout): (&mut B, &mut Decoder, &GenerationLayout),
     ids: &[u32],
-) -> Result<Vec<f32>, PageError> {
+) -> Result<Vec<f32>, GenerateError> {
     assert!(ids.len() <= layout.context, "{} tokens in {}", ids.len(), layout.context);
     let vocabulary = decoder.spec.vocabulary;
     let mut logits = vec![0.0; ids.len() * vocabulary];
@@ -213,5 +215,6 @@ pub fn logits<B: Backend>(
         }
         n_past += chunk.len();
     }
+    device.check().map_err(MemoryError::from)?;
     Ok(logits)
 }

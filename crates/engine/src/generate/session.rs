@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nibble_data::{ChatTemplate, Message, StreamDecoder, Tokenizer};
 use nibble_kernels::{
-    Backend, Compute, Cpu, DeviceProfile, memory::MemoryError, paging::PageError,
+    Backend, Compute, Cpu, Cuda, DeviceProfile, memory::MemoryError, paging::PageError,
 };
 use nibble_run::size;
 
@@ -16,7 +16,7 @@ use crate::{
         peft::{self, AdapterFolder},
     },
     decoder::{Adapter, Decoder, fill_rope_tables},
-    devices,
+    devices::{self, OpenDeviceError, RunDevice},
     model::{ModelError, ModelSpec},
     plan::{GenerationShape, Regions, SessionLayout},
     weights::{
@@ -37,12 +37,12 @@ pub enum GenerateError {
     /// The tokenizer or the chat template.
     #[error(transparent)]
     Data(#[from] nibble_data::DataError),
-    /// The device.
+    /// The device has no room, or failed.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The threads could not be started.
-    #[error("the worker threads could not be started: {0}")]
-    Threads(String),
+    /// The device is not there, or could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenDeviceError),
     /// A setting of the sampling has an impossible value.
     #[error("{name} is {value}; {rule}")]
     Setting {
@@ -63,15 +63,33 @@ pub enum GenerateError {
     Sample(#[from] candle_core::Error),
     /// Too little memory.
     #[error(
-        "writing text with this model needs {} and {} is available; choose a smaller model, NF4 weights or a shorter context",
-        size(*needed_bytes), size(*available_bytes)
+        "writing text with this model needs {} and {} is available{}; choose a smaller model, NF4 weights or a shorter context{}",
+        size(*needed_bytes), size(*available_bytes),
+        if *is_cuda { " on the graphics card" } else { "" },
+        if *is_cuda { ", or the processor (--device cpu)" } else { "" }
     )]
     DoesNotFit {
         /// The plan's peak.
         needed_bytes: u64,
         /// What there is.
         available_bytes: u64,
+        /// Whether that is a card's memory.
+        is_cuda: bool,
     },
+}
+
+impl GenerateError {
+    /// Refuses what needs more than the device of `profile` has.
+    pub(crate) fn check_fit(
+        needed_bytes: u64,
+        profile: &DeviceProfile,
+    ) -> Result<(), GenerateError> {
+        let available_bytes = devices::available_bytes(profile);
+        if needed_bytes <= available_bytes {
+            return Ok(());
+        }
+        Err(Self::DoesNotFit { needed_bytes, available_bytes, is_cuda: profile.is_cuda() })
+    }
 }
 
 /// What to open.
@@ -102,24 +120,14 @@ pub struct Session<B> {
     template: ChatTemplate,
 }
 
-impl Session<Cpu> {
-    /// Opens a model, and an adapter on it, on the processor.
+impl<B: RunDevice> Session<B> {
+    /// Opens a model, and an adapter on it, on the device of the settings' profile.
     ///
     /// # Errors
-    /// When a file is missing or damaged, or the memory does not suffice.
+    /// When a file is missing or damaged, the device cannot be opened, or its memory does not
+    /// suffice.
     pub fn open(settings: &SessionSettings) -> Result<Self, GenerateError> {
-        let device = Cpu::new(settings.profile)
-            .map_err(|error| GenerateError::Threads(error.to_string()))?;
-        Self::open_on(device, settings)
-    }
-}
-
-impl<B: Backend> Session<B> {
-    /// Opens a model, and an adapter on it, on `device`.
-    ///
-    /// # Errors
-    /// As [`Session::open`].
-    pub fn open_on(mut device: B, settings: &SessionSettings) -> Result<Self, GenerateError> {
+        devices::meet(&settings.profile)?;
         let folder = ModelFolder::open(&settings.model)?;
         let tokenizer = Tokenizer::open(&settings.model)?;
         tokenizer.check_vocabulary(folder.spec().vocabulary)?;
@@ -143,10 +151,8 @@ impl<B: Backend> Session<B> {
         };
         let mut regions = Regions::plan(|regions| SessionLayout::new(regions, &shape));
         let needed_bytes = (weights.n_bytes() as u64).saturating_add(regions.total_bytes() as u64);
-        let available_bytes = devices::available_bytes();
-        if needed_bytes > available_bytes {
-            return Err(GenerateError::DoesNotFit { needed_bytes, available_bytes });
-        }
+        GenerateError::check_fit(needed_bytes, &settings.profile)?;
+        let mut device = B::open(settings.profile)?;
         let cache = settings.cache.as_deref();
         let resident = PagedLayers::default();
         let PlacedWeights { weights, .. } =
@@ -163,9 +169,12 @@ impl<B: Backend> Session<B> {
             _ => None,
         };
         let decoder = Decoder { spec, weights, rope: layout.rope, adapter: adapter.clone() };
+        device.check().map_err(MemoryError::from)?;
         Ok(Self { device, decoder, layout, adapter, tokenizer, template })
     }
+}
 
+impl<B: Backend> Session<B> {
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -204,12 +213,59 @@ impl<B: Backend> Session<B> {
     /// The logits of every token of `ids`, `[n, V]` row by row.
     ///
     /// # Errors
-    /// When a page of the weights could not be moved.
+    /// When a page of the weights could not be moved, or the device failed.
     ///
     /// # Panics
     /// When `ids` are more than the context.
-    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, PageError> {
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, GenerateError> {
         super::logits((&mut self.device, &mut self.decoder, &self.layout.generation), ids)
+    }
+}
+
+/// A session on whichever device its settings name.
+#[derive(Debug)]
+pub enum AnySession {
+    /// On the processor.
+    Cpu(Session<Cpu>),
+    /// On a card.
+    Cuda(Session<Cuda>),
+}
+
+impl AnySession {
+    /// As [`Session::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(settings: &SessionSettings) -> Result<Self, GenerateError> {
+        if settings.profile.is_cuda() {
+            Session::open(settings).map(Self::Cuda)
+        } else {
+            Session::open(settings).map(Self::Cpu)
+        }
+    }
+
+    /// As [`Session::use_adapter`].
+    pub fn use_adapter(&mut self, on: bool) {
+        match self {
+            Self::Cpu(session) => session.use_adapter(on),
+            Self::Cuda(session) => session.use_adapter(on),
+        }
+    }
+
+    /// As [`Session::answer`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn answer(
+        &mut self,
+        prompt: &str,
+        sampling: &SamplingSettings,
+        on_text: impl FnMut(&str) -> bool,
+    ) -> Result<(usize, Stop), GenerateError> {
+        match self {
+            Self::Cpu(session) => session.answer(prompt, sampling, on_text),
+            Self::Cuda(session) => session.answer(prompt, sampling, on_text),
+        }
     }
 }
 

@@ -2,8 +2,7 @@
 
 use nibble_kernels::{Compute, DeviceProfile};
 use nibble_run::{
-    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, PlanReport, Recompute,
-    RunSettings, size,
+    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, Recompute, RunSettings, size,
 };
 
 use super::{
@@ -38,6 +37,17 @@ pub enum PlanError {
         sequence: usize,
         /// The model's limit.
         context: usize,
+    },
+    /// What leaves a card does not fit beside it.
+    #[error(
+        "the run keeps {} in the computer's own memory, for what does not fit on the graphics card, and {} is available there, {} too little; close other programs, or page less (a larger --budget, a shorter sequence, a smaller model)",
+        size(*host_bytes), size(*available_bytes), size(host_bytes.saturating_sub(*available_bytes))
+    )]
+    HostTooSmall {
+        /// What the plan keeps there.
+        host_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
     },
     /// The plan is larger than the memory.
     #[error(
@@ -150,7 +160,7 @@ pub fn training_shape(
             Optimizer::AdamW => StateFormat::F32,
             Optimizer::AdamW8bit => StateFormat::Blockwise8,
         },
-        residency: Residency::default(),
+        residency: Residency { outside: Outside::of(&profile), ..Residency::default() },
         profile,
     })
 }
@@ -241,8 +251,7 @@ pub fn model_summary(spec: &ModelSpec) -> ModelSummary {
     }
 }
 
-/// The plans of full fine-tuning, LoRA and QLoRA side by side, held against `budget_bytes`, where
-/// this machine has `available_bytes`.
+/// The plans of full fine-tuning, LoRA and QLoRA side by side, held against `budget_bytes`.
 ///
 /// # Errors
 /// As [`training_shape`].
@@ -250,13 +259,23 @@ pub fn compare_methods(
     spec: &ModelSpec,
     settings: PlanSettings<'_>,
     budget_bytes: u64,
-    available_bytes: u64,
-) -> Result<PlanReport, PlanError> {
-    let methods = [Method::Full, Method::Lora, Method::Qlora]
+) -> Result<Vec<MethodPlan>, PlanError> {
+    [Method::Full, Method::Lora, Method::Qlora]
         .into_iter()
         .map(|method| method_plan(spec, method, settings, budget_bytes))
-        .collect::<Result<_, _>>()?;
-    Ok(PlanReport { model: model_summary(spec), budget_bytes, available_bytes, methods })
+        .collect()
+}
+
+/// Refuses a plan that keeps more in the host's memory than the `available_bytes` there.
+///
+/// # Errors
+/// [`PlanError::HostTooSmall`].
+pub fn check_host(plan: &MemoryPlan, available_bytes: u64) -> Result<(), PlanError> {
+    let host_bytes = plan.host_bytes() as u64;
+    if host_bytes <= available_bytes {
+        return Ok(());
+    }
+    Err(PlanError::HostTooSmall { host_bytes, available_bytes })
 }
 
 /// Refuses a plan that is larger than `budget_bytes`.

@@ -24,8 +24,8 @@ use nibble_run::{Category, CategoryBytes, PlannedRegion, Residence};
 pub use evaluation::EvaluationLayout;
 pub use generation::{GenerationLayout, GenerationShape, SessionLayout};
 pub use methods::{
-    PageRates, PlanError, PlanSettings, check, compare_methods, method_plan, model_summary,
-    planned_method, targets, training_shape,
+    PageRates, PlanError, PlanSettings, check, check_host, compare_methods, method_plan,
+    model_summary, planned_method, targets, training_shape,
 };
 pub use moments::Moments;
 pub use paged::{InputSlices, StateSlices};

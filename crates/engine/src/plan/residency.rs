@@ -4,6 +4,7 @@
 //! the device once a step; then weights, layer by layer, which visit it twice for each micro-batch;
 //! then the checkpointed inputs of layers. Within each kind no more than is needed.
 
+use nibble_kernels::DeviceProfile;
 use nibble_run::{Paging, Recompute, Residence, RunSettings};
 
 use super::{MemoryPlan, TrainingShape};
@@ -35,6 +36,12 @@ pub enum Outside {
 }
 
 impl Outside {
+    /// Where a run on the device of `profile` pages to: a card copies from the host's memory, many
+    /// times as fast as any disk reads.
+    pub fn of(profile: &DeviceProfile) -> Self {
+        if profile.is_cuda() { Self::Host } else { Self::Disk }
+    }
+
     /// The same, as plans show it.
     pub fn residence(self) -> Residence {
         match self {

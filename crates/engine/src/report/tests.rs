@@ -19,6 +19,7 @@ fn run(folder: &Path, n_steps: u64) -> RunFolder {
             host_bytes: 3 << 30,
             device_bytes: if n_steps.is_multiple_of(2) { 3 << 30 } else { 2 << 30 },
             paged_bytes: 0,
+            card: None,
         };
         metrics.write(&event).unwrap();
         if step % 10 == 0 {

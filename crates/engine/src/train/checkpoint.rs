@@ -16,7 +16,8 @@ use std::{
 };
 
 use nibble_kernels::{
-    Backend, MemoryError, adamw::n_moment_blocks, memory::MappedFile, paging::PageError,
+    Backend, MemoryError, adamw::n_moment_blocks, cuda::DeviceError, memory::MappedFile,
+    paging::PageError,
 };
 use nibble_run::size;
 use safetensors::{Dtype, SafeTensors};
@@ -113,6 +114,9 @@ pub enum CheckpointError {
     /// What lies outside the device could not be reached.
     #[error(transparent)]
     Page(#[from] PageError),
+    /// The device failed before all was read from it.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// Bytes of the large files of a checkpoint of `trainer`.
@@ -132,7 +136,7 @@ fn n_tensor_bytes(tensors: &[StoredTensor]) -> u64 {
 /// tokenizer of `base`, which come along where everything is trained, it is a model.
 ///
 /// # Errors
-/// When the disk is full or refuses.
+/// When the disk is full or refuses, or the device failed.
 pub fn write<B: Backend>(
     path: &Path,
     trainer: &mut Trainer<B>,
@@ -143,7 +147,10 @@ pub fn write<B: Backend>(
     let failed = |source| CheckpointError::Write { path: path.to_owned(), source };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = path.with_file_name(format!("{name}.tmp"));
+    // What a device that has failed holds, and what was read while it did, is none of the run's.
+    trainer.check_device()?;
     let result = write_files(&unfinished, trainer, adapter, base, state).and_then(|()| {
+        trainer.check_device()?;
         if path.exists() {
             fs::remove_dir_all(path).map_err(failed)?;
         }
@@ -356,6 +363,7 @@ fn read_tensors<B: Backend>(
         path: path.to_owned(),
         source: match error {
             MemoryError::Map { source, .. } | MemoryError::Allocate { source, .. } => source,
+            MemoryError::Device(error) => io::Error::other(error),
         },
     })?;
     let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };

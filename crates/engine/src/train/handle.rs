@@ -21,7 +21,11 @@ use super::{
     prepare::{self, Prepared},
     run::{Run, Watched},
 };
-use crate::{devices, model::ModelError};
+use crate::{
+    devices::{self, RunDevice, on_device},
+    model::ModelError,
+    plan::Outside,
+};
 
 /// What a running run can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -137,7 +141,8 @@ fn start_watched(
 fn settle_plan(prepared: &Prepared, folder: &RunFolder) -> Result<(), TrainError> {
     let n_bytes = prepared.plan.page_file_bytes() as u64;
     PageFile::check_space(&folder.page_file(), n_bytes)?;
-    if !prepared.plan.shape().residency.is_resident() {
+    let residency = prepared.plan.shape().residency;
+    if !residency.is_resident() && residency.outside == Outside::Disk {
         // So that the stored plan tells what paging costs, where it happens.
         devices::measure_page_rates(folder.path());
     }
@@ -188,36 +193,56 @@ fn spawn(
                 Begin::New { profiled } => (true, profiled, None),
                 Begin::Again(checkpoint) => (false, false, checkpoint),
             };
-            match Run::open(prepared, folder.clone(), checkpoint.as_deref(), link) {
-                Ok(mut run) => {
-                    run.watched = profiled.then(Watched::default);
-                    let result = run.run();
-                    if let Err(error) = &result {
-                        run.remember(error);
-                    }
-                    result
-                }
-                Err(error) => {
-                    let is_cancelled = matches!(
-                        error,
-                        TrainError::Model(ModelError::Cancelled)
-                            | TrainError::Data(DataError::Cancelled)
-                    );
-                    if is_cancelled {
-                        return Outcome::stopped_while_loading(checkpoint);
-                    }
-                    drop(lock);
-                    if is_new {
-                        // The folder holds settings alone, and the same name should be free for
-                        // the next try.
-                        folder.discard();
-                    }
-                    Err(error)
-                }
-            }
+            let sitting = Sitting { folder, lock, is_new, profiled, checkpoint };
+            let profile = prepared.plan.shape().profile;
+            on_device!(profile, Device => sit::<Device>(prepared, sitting, link))
         })
         .map_err(|error| TrainError::Threads(error.to_string()))?;
     Ok(RunHandle { events, commands, thread })
+}
+
+/// What a sitting of a run is made of, beside its plan.
+struct Sitting {
+    folder: RunFolder,
+    lock: RunLock,
+    is_new: bool,
+    profiled: bool,
+    checkpoint: Option<PathBuf>,
+}
+
+/// A whole sitting, on its thread.
+fn sit<B: RunDevice>(
+    prepared: Prepared,
+    sitting: Sitting,
+    link: Link,
+) -> Result<Outcome, TrainError> {
+    let Sitting { folder, lock, is_new, profiled, checkpoint } = sitting;
+    match Run::<B>::open(prepared, folder.clone(), checkpoint.as_deref(), link) {
+        Ok(mut run) => {
+            run.watched = profiled.then(Watched::default);
+            let result = run.run();
+            if let Err(error) = &result {
+                run.remember(error);
+            }
+            result
+        }
+        Err(error) => {
+            let is_cancelled = matches!(
+                error,
+                TrainError::Model(ModelError::Cancelled) | TrainError::Data(DataError::Cancelled)
+            );
+            if is_cancelled {
+                return Outcome::stopped_while_loading(checkpoint);
+            }
+            drop(lock);
+            if is_new {
+                // The folder holds settings alone, and the same name should be free for
+                // the next try.
+                folder.discard();
+            }
+            Err(error)
+        }
+    }
 }
 
 /// The thread's ends of the handle's channels.
@@ -231,6 +256,13 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// One that nobody listens or speaks to.
+    #[cfg(test)]
+    pub(super) fn silent() -> Self {
+        let (wants_pause, wants_stop) = (Cell::new(false), Cell::new(false));
+        Self { events: mpsc::channel().0, commands: mpsc::channel().1, wants_pause, wants_stop }
+    }
+
     pub(super) fn emit(&self, event: Event) {
         // Nobody listening is no reason to stop: the run folder has everything.
         let _ = self.events.send(event);

@@ -6,6 +6,8 @@ mod initialise;
 mod prepare;
 mod run;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod trainer;
 
 pub use handle::{Command, Outcome, RunHandle, resume, start, start_profiled};
@@ -18,12 +20,12 @@ pub use crate::optimizer::OptimizerConfig;
 use std::path::PathBuf;
 
 use nibble_data::DataError;
-use nibble_kernels::{MemoryError, paging::PageError};
+use nibble_kernels::{MemoryError, cuda::DeviceError, paging::PageError};
 use nibble_run::RunError;
 
 use crate::{
-    adapter::AdapterError, generate::GenerateError, model::ModelError, plan::PlanError,
-    train::checkpoint::CheckpointError,
+    adapter::AdapterError, devices::OpenDeviceError, generate::GenerateError, model::ModelError,
+    plan::PlanError, train::checkpoint::CheckpointError,
 };
 
 /// Why a run could not start or go on.
@@ -41,9 +43,15 @@ pub enum TrainError {
     /// The memory plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The device.
+    /// The device is not there, or could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenDeviceError),
+    /// The device has no room.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The device failed while it computed; nothing of the step is kept.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -26,6 +26,8 @@ pub struct Prepared {
     pub budget_bytes: u64,
     /// What other programs left.
     pub available_bytes: u64,
+    /// What they left of the host's memory beside a card.
+    pub host_available_bytes: Option<u64>,
 }
 
 /// Checks the settings, the model and the memory.
@@ -44,18 +46,21 @@ pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
     }
     let spec = ModelSpec::from_config_file(&settings.model.join("config.json"))?;
     let profile = devices::profile(settings.device, settings.threads, compute(settings.compute));
-    let page_rates = devices::page_rates();
+    devices::meet(&profile)?;
+    let page_rates = devices::page_rates(&profile);
     let plan_settings = PlanSettings { settings: &settings, profile, page_rates };
     let shape = plan::training_shape(&spec, settings.method, plan_settings)?;
-    let available_bytes = devices::available_bytes();
+    let available_bytes = devices::available_bytes(&profile);
     let budget_bytes = devices::budget_bytes(&settings, available_bytes);
     let plan = plan::choose(&shape, Allowance::of(&settings, budget_bytes));
     plan::check(&plan, budget_bytes, plan_settings)?;
+    let host_available_bytes = profile.is_cuda().then(devices::host_available_bytes);
+    plan::check_host(&plan, host_available_bytes.unwrap_or(u64::MAX))?;
     let model = ModelFolder::open(&settings.model)?;
     // A dataset that is not there is found before a run folder is made for it.
     std::fs::File::open(&settings.data)
         .map_err(|source| DataError::Read { path: settings.data.clone(), source })?;
-    Ok(Prepared { settings, model, plan, budget_bytes, available_bytes })
+    Ok(Prepared { settings, model, plan, budget_bytes, available_bytes, host_available_bytes })
 }
 
 /// The precision of products that was asked for; `None`: as suits the machine.
@@ -72,13 +77,16 @@ impl Prepared {
     pub fn report(&self) -> PlanReport {
         let Self { settings, plan, budget_bytes, .. } = self;
         let profile = plan.shape().profile;
-        let page_rates = devices::page_rates();
+        let page_rates = devices::page_rates(&profile);
         let plan_settings = PlanSettings { settings, profile, page_rates };
         let method = plan::planned_method(settings.method, plan, *budget_bytes, plan_settings);
         PlanReport {
             model: plan::model_summary(self.model.spec()),
+            device: settings.device,
             budget_bytes: self.budget_bytes,
             available_bytes: self.available_bytes,
+            device_overhead_bytes: devices::overhead_bytes(&profile),
+            host_available_bytes: self.host_available_bytes,
             methods: vec![method],
         }
     }

@@ -8,15 +8,10 @@ use std::{
 };
 
 use nibble_data::{BatchBuffer, BatchPlan, ChatTemplate, Encoder, TokenizedDataset, Tokenizer};
-use nibble_kernels::{
-    Cpu, DeviceKind, Memory, Paging,
-    cpu::{OperationProfile, ceilings},
-    paging::StoreId,
-    random::hash,
-};
+use nibble_kernels::{OperationProfile, cuda::DeviceError, paging::StoreId, random::hash};
 use nibble_run::{
-    Event, Explain, MetricsWriter, OperationTime, RunError, RunFolder, RunSettings, read_metrics,
-    size,
+    CardReadings, Event, Explain, MetricsWriter, OperationTime, RunError, RunFolder, RunSettings,
+    read_metrics, size,
 };
 
 use super::{
@@ -31,7 +26,7 @@ use super::{
 use crate::{
     adapter::AdapterConfig,
     decoder::DropoutMask,
-    devices::ResidentMemory,
+    devices::{self, ResidentMemory, RunDevice},
     export::copy_companions,
     generate::{self, SamplingSettings},
     model::ModelError,
@@ -50,13 +45,16 @@ pub(super) struct Watched {
     time: Duration,
 }
 
+/// The least time between two looks at a card: often enough for a chart, too seldom to slow steps.
+const READINGS_INTERVAL: Duration = Duration::from_millis(500);
+
 /// A run on its thread.
-pub(super) struct Run {
+pub(super) struct Run<B> {
     settings: RunSettings,
     folder: RunFolder,
     link: Link,
     metrics: MetricsWriter,
-    trainer: Trainer<Cpu>,
+    trainer: Trainer<B>,
     adapter: Option<AdapterConfig>,
     optimizer: OptimizerConfig,
     learning_rate: LearningRate,
@@ -69,6 +67,8 @@ pub(super) struct Run {
     steps_per_epoch: u64,
     state: RunState,
     memory: ResidentMemory,
+    /// What the card said last, and when.
+    card: Option<(Instant, CardReadings)>,
     planned: Planned,
     /// What a profile is made of, if one is wanted.
     pub(super) watched: Option<Watched>,
@@ -82,7 +82,7 @@ struct Planned {
     page_file_bytes: u64,
 }
 
-impl Run {
+impl<B: RunDevice> Run<B> {
     /// Everything of a run in memory, at its checkpoint.
     pub(super) fn open(
         mut prepared: Prepared,
@@ -102,8 +102,9 @@ impl Run {
             keep_companions(&settings.model, &folder.model())?;
         }
         let page_file = folder.page_file();
-        let (device, store) = open_device(&prepared, &page_file)?;
-        let DeviceKind::Cpu { n_threads, .. } = prepared.plan.shape().profile.kind;
+        let (device, store) = open_device::<B>(&prepared, &page_file)?;
+        let profile = prepared.plan.shape().profile;
+        let n_threads = settings.threads.unwrap_or_else(|| profile.n_threads());
         let encoder = Encoder {
             tokenizer: &tokenizer,
             template: &template,
@@ -179,6 +180,7 @@ impl Run {
             optimizer: prepared.optimizer(),
             batch: BatchBuffer::new(training.capacity()),
             memory: ResidentMemory::default(),
+            card: None,
             settings,
             folder,
             link,
@@ -201,6 +203,7 @@ impl Run {
             run.report(Event::Warning { message })?;
         }
         run.check_space()?;
+        run.trainer.check_device()?;
         run.report(Event::Ready {
             n_steps,
             step: state.step,
@@ -245,8 +248,17 @@ impl Run {
         Ok(())
     }
 
-    /// Every step, until the last or a command to stop.
+    /// Every step, until the last or a command to stop. A device that failed is the cause of whatever
+    /// else went wrong: what it computed since, or did not move, means nothing.
     pub(super) fn run(&mut self) -> Result<Outcome, TrainError> {
+        let result = self.run_steps();
+        match self.trainer.check_device() {
+            Err(cause) if result.is_err() => Err(cause.into()),
+            _ => result,
+        }
+    }
+
+    fn run_steps(&mut self) -> Result<Outcome, TrainError> {
         let n_steps = self.learning_rate.n_steps;
         let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         if self.state.step == 0 {
@@ -280,7 +292,7 @@ impl Run {
                 allocated_peak_bytes: self.trainer.allocated_bytes() as u64,
                 planned_host_bytes: self.planned.host_bytes,
                 planned_page_file_bytes: self.planned.page_file_bytes,
-                allocated_outside_bytes: self.trainer.device().stored_bytes(),
+                allocated_outside_bytes: self.trainer.stored_bytes(),
                 peak_rss_bytes: self.memory.peak_bytes(),
                 steps: step,
                 final_loss: self.state.loss,
@@ -309,6 +321,7 @@ impl Run {
     fn profile(&mut self) -> Option<Event> {
         let Watched { n_steps, time, .. } = self.watched?;
         let device = self.trainer.device();
+        let ceilings = device.ceilings();
         let operation = |operation: &OperationProfile| OperationTime {
             name: operation.name.into(),
             calls: operation.n_calls,
@@ -320,8 +333,8 @@ impl Run {
             steps: n_steps,
             seconds: time.as_secs_f64(),
             operations: device.profiled().iter().map(operation).collect(),
-            product_flops_per_s: ceilings::product_flops_per_s(device.profile()),
-            copy_bytes_per_s: ceilings::copy_bytes_per_s(device.n_threads()),
+            product_flops_per_s: ceilings.product_flops_per_s,
+            copy_bytes_per_s: ceilings.copy_bytes_per_s,
         })
     }
 
@@ -384,6 +397,7 @@ impl Run {
             let weight = 1.0 / n_targets as f32;
             loss += self.trainer.accumulate(&MicroBatch::of(&self.batch), weight, dropout)?;
         }
+        self.trainer.check_device()?;
         loss /= n_targets as f64;
         let diverged = |what, value| TrainError::Diverged {
             what,
@@ -403,6 +417,7 @@ impl Run {
         // whole after it.
         self.trainer.check_stores()?;
         let grad_norm = self.trainer.update(&self.optimizer, lr, step, seed)?;
+        self.trainer.check_device()?;
         if !grad_norm.is_finite() {
             return Err(diverged("gradient norm", grad_norm));
         }
@@ -421,6 +436,7 @@ impl Run {
         }
         let seconds = time.as_secs_f64();
         let host_bytes = self.memory.bytes();
+        let card = self.card();
         self.report(Event::Step {
             step,
             loss,
@@ -431,7 +447,16 @@ impl Run {
             host_bytes,
             device_bytes: self.trainer.allocated_bytes() as u64,
             paged_bytes: self.trainer.transferred_bytes() - transferred_bytes,
+            card,
         })
+    }
+
+    /// What the card says of itself, if one computes.
+    fn card(&mut self) -> Option<CardReadings> {
+        if self.card.is_none_or(|(when, _)| when.elapsed() >= READINGS_INTERVAL) {
+            self.card = self.trainer.device().readings().map(|card| (Instant::now(), card));
+        }
+        self.card.map(|(_, card)| card)
     }
 
     /// Measures the loss of the examples held out, if any are. Returns whether it was not asked to
@@ -447,6 +472,7 @@ impl Run {
             loss += self.trainer.evaluate(&MicroBatch::of(&self.batch))?;
             n_targets += self.batch.targets().len() as u64;
         }
+        self.trainer.check_device()?;
         let loss = loss / n_targets.max(1) as f64;
         self.report(Event::Eval {
             step: self.state.step,
@@ -504,12 +530,20 @@ impl Run {
 }
 
 /// The device, and the room of what does not stay on it, taken before anything that takes long.
-fn open_device(
+fn open_device<B: RunDevice>(
     prepared: &Prepared,
     page_file: &Path,
-) -> Result<(Cpu, Option<StoreId>), TrainError> {
+) -> Result<(B, Option<StoreId>), TrainError> {
     let profile = prepared.plan.shape().profile;
-    let mut device = Cpu::new(profile).map_err(|error| TrainError::Threads(error.to_string()))?;
+    let mut device = B::open(profile)?;
+    if profile.is_cuda() {
+        // What other programs took since the plan was made is missed before anything is loaded.
+        let (needed_bytes, free_bytes) =
+            (prepared.plan.peak_bytes(), devices::available_bytes(&profile) as usize);
+        if needed_bytes > free_bytes {
+            return Err(DeviceError::OutOfMemory { needed_bytes, free_bytes }.into());
+        }
+    }
     // Room that a run which was killed left taken is given back, whether this one pages or not.
     let _ = std::fs::remove_file(page_file);
     let store = open_store(&mut device, &prepared.plan, page_file)?;
@@ -529,13 +563,13 @@ fn keep_companions(model: &Path, kept: &Path) -> Result<(), TrainError> {
 
 /// The model in memory, with the adapter, moments and (trained in full) weights of the checkpoint,
 /// or those that a run begins with; and why quantised weights are not kept for the next start.
-fn open_trainer(
+fn open_trainer<B: RunDevice>(
     prepared: &mut Prepared,
-    (mut device, store): (Cpu, Option<StoreId>),
+    (mut device, store): (B, Option<StoreId>),
     adapter: Option<&AdapterConfig>,
     checkpoint: Option<&Path>,
     on_progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
-) -> Result<(Trainer<Cpu>, Option<ModelError>), TrainError> {
+) -> Result<(Trainer<B>, Option<ModelError>), TrainError> {
     let shape = prepared.plan.shape();
     let (layout, paged) = (shape.weight_layout(), shape.paged_layers(store));
     let PlacedWeights { weights, uncached } =

@@ -8,6 +8,7 @@ use nibble_kernels::{
     Backend, DeviceSlice, MemoryError,
     adamw::AdamWStep,
     attention::Segment,
+    cuda::DeviceError,
     embedding::EmbeddingTable,
     linear::Weight,
     paging::{PageError, StoreId, StorePlace},
@@ -351,9 +352,23 @@ impl<B: Backend> Trainer<B> {
         self.device.check_stores()
     }
 
+    /// Whether the device did all that it was asked, as far as is known. To be asked before anything
+    /// that it computed is kept.
+    ///
+    /// # Errors
+    /// What failed first.
+    pub fn check_device(&self) -> Result<(), DeviceError> {
+        self.device.check()
+    }
+
     /// Bytes that crossed between stores and the device until now.
     pub fn transferred_bytes(&self) -> u64 {
         self.device.transferred_bytes()
+    }
+
+    /// Bytes taken outside the device, without files that were there before.
+    pub fn stored_bytes(&self) -> u64 {
+        self.device.stored_bytes()
     }
 
     /// Copies `slice` to the host.

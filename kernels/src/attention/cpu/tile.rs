@@ -151,7 +151,9 @@ fn parts(products: &TileProducts, head_size: usize) -> [usize; 12] {
 
 /// Elements of one thread's scratch on `profile`.
 pub(in crate::attention) fn scratch_len(profile: &DeviceProfile, head_size: usize) -> usize {
-    let DeviceKind::Cpu { isa, .. } = profile.kind;
+    let DeviceKind::Cpu { isa, .. } = profile.kind else {
+        unreachable!("a workspace of the processor")
+    };
     // A profile may ask for more than this processor has; the device would then use less.
     let products = products(isa.min(Isa::best()), profile.compute);
     Scratch::len(&products, head_size)

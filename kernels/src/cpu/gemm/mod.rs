@@ -90,7 +90,9 @@ pub(crate) struct Extents {
 
 /// Bytes of workspace that a product needs, alone or with a low-rank one of up to `rank` beside it.
 pub(crate) fn workspace_bytes(profile: &DeviceProfile, extents: Extents, rank: usize) -> usize {
-    let DeviceKind::Cpu { isa, n_threads } = profile.kind;
+    let DeviceKind::Cpu { isa, n_threads } = profile.kind else {
+        unreachable!("a workspace of the processor")
+    };
     // A profile may ask for more than this processor has; the device would then use less.
     let kernel = Kernel::choose(isa.min(Isa::best()), profile.compute, extents.m, extents.n);
     Parts::new(&kernel, extents, rank).end(n_threads).saturating_mul(size_of::<u32>())

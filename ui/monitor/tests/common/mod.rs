@@ -11,7 +11,7 @@ use nibble_monitor::{
 };
 use nibble_run::{
     CategoryBytes, Event, Method, MethodPlan, ModelSummary, PlanReport, RunNews, RunSettings,
-    RunState,
+    RunState, TrainingDevice,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -88,7 +88,15 @@ pub fn facts() -> Facts {
         suggestions: Vec::new(),
     };
     let (budget_bytes, available_bytes) = (8192 * MIB, 8192 * MIB);
-    let plan = PlanReport { model, budget_bytes, available_bytes, methods: vec![plan] };
+    let plan = PlanReport {
+        model,
+        device: TrainingDevice::Cpu,
+        budget_bytes,
+        available_bytes,
+        device_overhead_bytes: None,
+        host_available_bytes: None,
+        methods: vec![plan],
+    };
     Facts { name: "pirate with qlora".into(), settings, plan: Ok(plan) }
 }
 
@@ -117,6 +125,7 @@ pub fn step(step: u64) -> Event {
         host_bytes: 46 * MIB + step.min(60) * (MIB / 32),
         device_bytes: 32 * MIB,
         paged_bytes: 0,
+        card: None,
     }
 }
 

@@ -15,6 +15,8 @@ export type Startup = {
   version: string, 
   /** What this machine can train on. */
   devices: Array<Device>, 
+  /** Whether there is a graphics card among them, or why not. */
+  cuda: CudaStatus, 
   /** The built-in model. */
   starter: ModelChoice, 
   /** Well-known models. */
@@ -38,12 +40,25 @@ export type Device = {
   total_bytes: number, 
   /** What other programs leave. */
   free_bytes: number, 
-  /** Threads that compute. */
+  /** Threads that compute; beside a card: that prepare its work. */
   n_threads: number, 
   /** The instructions its fastest path uses. */
   instructions: string, 
   /** The precision of its matrix products unless another is asked for. */
-  compute: string,
+  compute: string, 
+  /** A card's compute capability, such as 8.6. */
+  capability?: string | null, 
+  /** Its temperature, of a card that tells. */
+  temperature_celsius?: number | null, 
+  /** The power that it draws, of a card that tells. */
+  power_watts?: number | null,
+};
+
+export type CudaStatus = { 
+  /** Whether one can. */
+  available: boolean, 
+  /** Why none can, and what to do. */
+  reason?: string | null,
 };
 
 export type ModelChoice = { 
@@ -93,7 +108,7 @@ export type Preferences = {
   /** Where models are looked for. */
   models_folder: string, 
   /** What computes, by its name in the list of devices. A name, so that a file of a Nibble that
- * knows more devices is still read; one that is not there is as good as the first. */
+ * knows more devices is still read; one that is not there is as good as none. */
   device: string,
 };
 
@@ -181,7 +196,7 @@ export type RunSettings = {
 
 export type Method = "full" | "lora" | "qlora";
 
-export type TrainingDevice = "cpu";
+export type TrainingDevice = "cpu" | "cuda";
 
 export type Schedule = "cosine" | "linear" | "constant";
 
@@ -244,10 +259,18 @@ export type PlanRequest = {
 export type PlanReport = { 
   /** The model. */
   model: ModelSummary, 
+  /** The device that the plans are for. */
+  device: TrainingDevice, 
   /** What the plans were held against. */
   budget_bytes: number, 
-  /** What other programs left of this machine's memory meanwhile. */
+  /** What other programs left of the device's memory meanwhile, without `device_overhead_bytes`. */
   available_bytes: number, 
+  /** What a card's driver takes of its memory beside every plan, for its own state and the kernels'
+ * code, as it was on this card before; `None`: not known before its first use, or no card. */
+  device_overhead_bytes: number | null, 
+  /** What other programs left of the host's memory, where a card's plan keeps what leaves the card;
+ * `None`: of no card. */
+  host_available_bytes: number | null, 
   /** A plan for each method. */
   methods: Array<MethodPlan>,
 };
@@ -430,7 +453,9 @@ export type Event = { "event": "loading",
   /** Memory taken from the device. */
   device_bytes: number, 
   /** Bytes that crossed between the device and what lies outside it, in both directions. */
-  paged_bytes: number, } | { "event": "checkpoint", 
+  paged_bytes: number, 
+  /** What the card says, where one computes. */
+  card?: CardReadings | null, } | { "event": "checkpoint", 
   /** Steps done. */
   step: number, 
   /** Its folder. */
@@ -457,10 +482,11 @@ export type Event = { "event": "loading",
   seconds: number, 
   /** Every operation, in the order of their first calls. */
   operations: Array<OperationTime>, 
-  /** Multiplications and additions a second that the device does on registers alone. */
-  product_flops_per_s: number, 
+  /** Multiplications and additions a second that the device does on registers alone; `None`
+ * where that was not measured. */
+  product_flops_per_s: number | null, 
   /** Bytes a second that a copy reads and writes. */
-  copy_bytes_per_s: number, } | { "event": "failed", 
+  copy_bytes_per_s: number | null, } | { "event": "failed", 
   /** Which error, in a form that does not change. */
   code: string, 
   /** What happened, and where. */
@@ -485,6 +511,17 @@ export type Event = { "event": "loading",
   final_loss: number, 
   /** The last checkpoint, whose folder other programs can load. */
   adapter: string,
+};
+
+export type CardReadings = { 
+  /** Memory that is in use on it, by all programs. */
+  used_bytes: number | null, 
+  /** This process's part of it, the driver's own included. */
+  process_bytes: number | null, 
+  /** Its temperature. */
+  temperature_celsius: number | null, 
+  /** The power that it draws. */
+  power_watts: number | null,
 };
 
 export type OperationTime = { 

@@ -1,0 +1,150 @@
+//! Opening the device that a profile names: one code path for every device, made for each.
+
+use nibble_kernels::{
+    Backend, Compute, Cpu, Cuda, DeviceProfile, Memory, OperationProfile,
+    cpu::ceilings,
+    cuda::{OpenError, Unavailable},
+};
+use nibble_run::CardReadings;
+
+use super::card;
+
+/// Why a device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenDeviceError {
+    /// The system refused threads.
+    #[error("the worker threads could not be started: {0}; close other programs")]
+    Threads(String),
+    /// There is no card to compute with.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The card could not be opened.
+    #[error(transparent)]
+    Card(#[from] OpenError),
+}
+
+/// What a device does at most, as far as it was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ceilings {
+    /// Multiplications and additions a second on registers alone.
+    pub product_flops_per_s: Option<f64>,
+    /// Bytes a second that a copy reads and writes.
+    pub copy_bytes_per_s: Option<f64>,
+}
+
+/// A backend that runs, sessions and evaluations can be opened on.
+pub trait RunDevice: Backend + Sized {
+    /// Opens the device of `profile`.
+    ///
+    /// # Errors
+    /// When it is not there, or the system refuses it.
+    fn open(profile: DeviceProfile) -> Result<Self, OpenDeviceError>;
+
+    /// Counts and times operations from now on, or no longer; what was counted stays.
+    fn profile_operations(&mut self, on: bool);
+
+    /// What was counted so far.
+    fn profiled(&self) -> &[OperationProfile];
+
+    /// What the device does at most. May take seconds to find out.
+    fn ceilings(&mut self) -> Ceilings;
+
+    /// What a card says of itself now.
+    fn readings(&self) -> Option<CardReadings>;
+}
+
+impl RunDevice for Cpu {
+    fn open(profile: DeviceProfile) -> Result<Self, OpenDeviceError> {
+        Self::new(profile).map_err(|error| OpenDeviceError::Threads(error.to_string()))
+    }
+
+    fn profile_operations(&mut self, on: bool) {
+        self.profile_operations(on);
+    }
+
+    fn profiled(&self) -> &[OperationProfile] {
+        self.profiled()
+    }
+
+    fn ceilings(&mut self) -> Ceilings {
+        Ceilings {
+            product_flops_per_s: Some(ceilings::product_flops_per_s(self.profile())),
+            copy_bytes_per_s: Some(ceilings::copy_bytes_per_s(self.n_threads())),
+        }
+    }
+
+    fn readings(&self) -> Option<CardReadings> {
+        None
+    }
+}
+
+impl RunDevice for Cuda {
+    fn open(profile: DeviceProfile) -> Result<Self, OpenDeviceError> {
+        #[cfg(feature = "simulator")]
+        if card::simulated::card().is_some() {
+            return Ok(Self::simulated(profile.compute).map_err(OpenError::from)?);
+        }
+        let card = card::card()?;
+        Ok(card::measure_overhead(&card, || Self::open(card.index, profile.compute))?)
+    }
+
+    fn profile_operations(&mut self, on: bool) {
+        self.profile_operations(on);
+    }
+
+    fn profiled(&self) -> &[OperationProfile] {
+        self.profiled()
+    }
+
+    fn ceilings(&mut self) -> Ceilings {
+        // Measured with the products of bf16; those in f32 run elsewhere on the card.
+        let products = (self.compute() == Compute::Bf16).then(|| self.product_flops_per_s());
+        let found = |rate: &f64| *rate > 0.0;
+        Ceilings {
+            product_flops_per_s: products.filter(found),
+            copy_bytes_per_s: Some(self.copy_bytes_per_s()).filter(found),
+        }
+    }
+
+    fn readings(&self) -> Option<CardReadings> {
+        let readings = card::readings(card::card().ok()?.index);
+        Some(CardReadings {
+            used_bytes: readings.used_bytes,
+            process_bytes: readings.process_bytes,
+            temperature_celsius: readings.temperature_celsius.map(f64::from),
+            power_watts: readings.power_watts,
+        })
+    }
+}
+
+/// Makes sure that the device of `profile` is there, and that what its driver takes beside a plan is
+/// known: a card that was never used is opened for it, and closed again.
+///
+/// # Errors
+/// When it is not there, or cannot be opened.
+pub fn meet(profile: &DeviceProfile) -> Result<(), OpenDeviceError> {
+    if profile.is_cuda() {
+        card::card()?;
+        if card::overhead_bytes(profile).is_none() {
+            drop(<Cuda as RunDevice>::open(*profile)?);
+        }
+    }
+    Ok(())
+}
+
+/// Does `$work` with `$Device` standing for the backend of a profile.
+macro_rules! on_device {
+    ($profile:expr, $Device:ident => $work:expr) => {
+        match $profile.kind {
+            nibble_kernels::DeviceKind::Cpu { .. } => {
+                type $Device = nibble_kernels::Cpu;
+                $work
+            }
+            nibble_kernels::DeviceKind::Cuda { .. } => {
+                type $Device = nibble_kernels::Cuda;
+                $work
+            }
+        }
+    };
+}
+pub(crate) use on_device;

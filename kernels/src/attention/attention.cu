@@ -1,0 +1,596 @@
+// Attention in tiles, after Dao, "FlashAttention-2" (2023). Nothing of the size of T x T is stored and
+// nothing is added by several blocks of threads: a block has a tile of queries, or of keys in the pass
+// that makes their gradients, and visits the others in order.
+//
+// In bf16 the tiles lie in shared memory, a row a head's vector padded with zeros; a warp has 16 rows of
+// the block's tile. Scores never leave the registers: where they are summed is where the next product
+// wants them (tensor.cuh).
+
+#include "tensor.cuh"
+
+constexpr f32 LOG2_E = 1.4426950408889634f;
+
+// What mod.rs says a sequence is.
+struct Segment {
+    u32 query_start;
+    u32 n_queries;
+    u32 key_start;
+    u32 n_keys;
+};
+
+// An attention as cuda.rs describes it, in its order.
+struct Attention {
+    const Segment* segments;
+    const f32* q;
+    const f32* k;
+    const f32* v;
+    f32* out;
+    f32* log_sum_exp;
+    const f32* dout;
+    f32* delta;
+    f32* dq;
+    f32* dk;
+    f32* dv;
+    u32 n_heads;
+    u32 n_kv_heads;
+    u32 head_size;
+    // Keys that a query sees; the largest number: all before it.
+    u32 window;
+    f32 scale;
+    u32 n_rows;
+};
+
+// Whether query `i` of a segment sees its key `j`.
+__device__ __forceinline__ bool sees(const Attention& p, const Segment& s, u32 i, u32 j) {
+    const u32 position = s.n_keys - s.n_queries + i;
+    return i < s.n_queries && j <= position && position - j < p.window;
+}
+
+// The keys that queries from `first` to before `end` see, and the queries that see such keys.
+__device__ __forceinline__ u32 first_key(const Attention& p, const Segment& s, u32 first) {
+    const u32 position = s.n_keys - s.n_queries + first;
+    return position >= p.window ? position - p.window + 1 : 0;
+}
+__device__ __forceinline__ u32 end_of_keys(const Segment& s, u32 end) {
+    return s.n_keys - s.n_queries + smaller(end, s.n_queries);
+}
+__device__ __forceinline__ u32 first_query(const Segment& s, u32 first) {
+    const u32 past = s.n_keys - s.n_queries;
+    return first > past ? first - past : 0;
+}
+__device__ __forceinline__ u32 end_of_queries(const Attention& p, const Segment& s, u32 end) {
+    // The last key is before `end`; the last that sees it is `window` - 1 later.
+    const u64 position = static_cast<u64>(end) - 1 + p.window;
+    const u32 past = s.n_keys - s.n_queries;
+    if (position <= past) return 0;
+    return static_cast<u32>(smaller<u64>(position - past, s.n_queries));
+}
+
+// ---- Tiles ----
+
+template <u32 WIDTH>
+struct Rows {
+    // Sixteen bytes more than are used: eight rows' chunks of one column then meet no bank twice.
+    static constexpr u32 BYTES = 2 * WIDTH + 16;
+
+    // Brings `n` rows of a head to a tile of ROWS, rounded to bf16; what is beyond them is zero.
+    template <u32 ROWS, u32 N_THREADS>
+    static __device__ __forceinline__ void load(u8* tile, const f32* first, u64 stride, u32 n,
+                                                u32 head_size) {
+        constexpr u32 QUADS = WIDTH / 4;
+        const bool aligned = head_size % 4 == 0 && stride % 4 == 0 && are_aligned(first);
+        for (u32 at = threadIdx.x; at < ROWS * QUADS; at += N_THREADS) {
+            const u32 row = at / QUADS, column = at % QUADS * 4;
+            f32 values[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            if (row < n && column < head_size) {
+                const f32* from = first + row * stride + column;
+                if (aligned) {
+                    const float4 all = *reinterpret_cast<const float4*>(from);
+                    values[0] = all.x, values[1] = all.y, values[2] = all.z, values[3] = all.w;
+                } else {
+#pragma unroll
+                    for (u32 i = 0; i < 4; i++)
+                        if (column + i < head_size) values[i] = from[i];
+                }
+            }
+            *reinterpret_cast<uint2*>(tile + row * BYTES + 2 * column) =
+                make_uint2(pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3]));
+        }
+    }
+
+    // 16 x 16 numbers of rows from `row` and columns from `column` on, as a first operand.
+    static __device__ __forceinline__ void first_operand(u32 (&a)[4], u32 tile, u32 row, u32 column) {
+        const u32 at = lane() / 8;
+        load_tiles(a, tile + (row + 8 * (at % 2) + lane() % 8) * BYTES + 2 * (column + 8 * (at / 2)));
+    }
+
+    // Second operands for columns `n` to n + 15 and depth `k` to k + 15, where the tile's rows are the
+    // columns (b of the first eight in b[0], b[1], of the others in b[2], b[3]).
+    static __device__ __forceinline__ void second_by_rows(u32 (&b)[4], u32 tile, u32 n, u32 k) {
+        const u32 at = lane() / 8;
+        load_tiles(b, tile + (n + 8 * (at / 2) + lane() % 8) * BYTES + 2 * (k + 8 * (at % 2)));
+    }
+
+    // The same where the tile's rows are the depth.
+    static __device__ __forceinline__ void second_by_columns(u32 (&b)[4], u32 tile, u32 n, u32 k) {
+        const u32 at = lane() / 8;
+        load_tiles_transposed(
+            b, tile + (k + 8 * (at % 2) + lane() % 8) * BYTES + 2 * (n + 8 * (at / 2)));
+    }
+};
+
+// Sums of 16 rows and N columns, an eighth of the columns a tile.
+template <u32 N>
+struct Sums {
+    f32 of[N / 8][4];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (u32 j = 0; j < N / 8; j++)
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) of[j][e] = 0.0f;
+    }
+
+    // += rows of `a` from `row` on, times the rows of `b`, over WIDTH.
+    template <u32 WIDTH>
+    __device__ __forceinline__ void add_rows_by_rows(u32 a, u32 row, u32 b) {
+#pragma unroll
+        for (u32 k = 0; k < WIDTH; k += 16) {
+            u32 first[4];
+            Rows<WIDTH>::first_operand(first, a, row, k);
+#pragma unroll
+            for (u32 j = 0; j < N / 16; j++) {
+                u32 second[4];
+                Rows<WIDTH>::second_by_rows(second, b, 16 * j, k);
+                const u32 lower[2] = {second[0], second[1]}, upper[2] = {second[2], second[3]};
+                multiply_tiles(of[2 * j], first, lower);
+                multiply_tiles(of[2 * j + 1], first, upper);
+            }
+        }
+    }
+
+    // += `scores` (16 x DEPTH, rounded to bf16) times the DEPTH rows of `b`.
+    template <u32 DEPTH>
+    __device__ __forceinline__ void add_scores_by_rows(const Sums<DEPTH>& scores, u32 b) {
+#pragma unroll
+        for (u32 k = 0; k < DEPTH / 16; k++) {
+            const f32(&left)[4] = scores.of[2 * k];
+            const f32(&right)[4] = scores.of[2 * k + 1];
+            const u32 first[4] = {pack_bf16(left[0], left[1]), pack_bf16(left[2], left[3]),
+                                  pack_bf16(right[0], right[1]), pack_bf16(right[2], right[3])};
+#pragma unroll
+            for (u32 j = 0; j < N / 16; j++) {
+                u32 second[4];
+                Rows<N>::second_by_columns(second, b, 16 * j, 16 * k);
+                const u32 lower[2] = {second[0], second[1]}, upper[2] = {second[2], second[3]};
+                multiply_tiles(of[2 * j], first, lower);
+                multiply_tiles(of[2 * j + 1], first, upper);
+            }
+        }
+    }
+
+    // Writes the head's part of 16 rows of which the tile's first is `row`, times factors of the rows.
+    __device__ __forceinline__ void store(f32* first, u64 stride, u32 row, u32 n, u32 head_size,
+                                          const f32 (&factors)[2]) const {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 r = row + 8 * half + lane() / 4;
+            if (r >= n) continue;
+#pragma unroll
+            for (u32 j = 0; j < N / 8; j++)
+#pragma unroll
+                for (u32 e = 0; e < 2; e++) {
+                    const u32 column = 8 * j + 2 * (lane() % 4) + e;
+                    if (column < head_size)
+                        first[r * stride + column] = of[j][2 * half + e] * factors[half];
+                }
+        }
+    }
+};
+
+// Over the four lanes that have a row.
+__device__ __forceinline__ f32 row_max(f32 value) {
+    value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, 1));
+    return fmaxf(value, __shfl_xor_sync(ALL_LANES, value, 2));
+}
+__device__ __forceinline__ f32 row_sum(f32 value) {
+    value += __shfl_xor_sync(ALL_LANES, value, 1);
+    return value + __shfl_xor_sync(ALL_LANES, value, 2);
+}
+
+// Rows of a block's own tile, 16 a warp.
+constexpr u32 OWN_ROWS = 64;
+constexpr u32 N_THREADS = 128;
+
+extern __shared__ __align__(128) u8 tiles[];
+
+// Grid: tiles of queries, heads, segments.
+template <u32 WIDTH, u32 KEYS>
+__device__ __forceinline__ void forward(const Attention& p) {
+    typedef Rows<WIDTH> R;
+    const Segment s = p.segments[blockIdx.z];
+    const u32 first = blockIdx.x * OWN_ROWS;
+    if (first >= s.n_queries) return;
+    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
+    const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
+    const u64 q_at = (s.query_start + first) * q_stride + head * p.head_size;
+    const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
+    u8* k_tile = tiles + OWN_ROWS * R::BYTES;
+    u8* v_tile = k_tile + KEYS * R::BYTES;
+    R::template load<OWN_ROWS, N_THREADS>(tiles, p.q + q_at, q_stride, s.n_queries - first, p.head_size);
+
+    Sums<WIDTH> out;
+    out.clear();
+    f32 maxima[2] = {-__int_as_float(0x7f800000), -__int_as_float(0x7f800000)}, sums[2] = {0.0f, 0.0f};
+    const f32 scale = p.scale * LOG2_E;
+    const u32 own = warp() * 16;
+    const u32 end = end_of_keys(s, first + OWN_ROWS);
+    for (u32 key = first_key(p, s, first) / KEYS * KEYS; key < end; key += KEYS) {
+        __syncthreads();
+        R::template load<KEYS, N_THREADS>(k_tile, p.k + k_at + key * k_stride, k_stride,
+                                          s.n_keys - key, p.head_size);
+        R::template load<KEYS, N_THREADS>(v_tile, p.v + k_at + key * k_stride, k_stride,
+                                          s.n_keys - key, p.head_size);
+        __syncthreads();
+        Sums<KEYS> scores;
+        scores.clear();
+        scores.template add_rows_by_rows<WIDTH>(shared_address(tiles), own, shared_address(k_tile));
+        f32 factors[2];
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 i = first + own + 8 * half + lane() / 4;
+            f32 largest = maxima[half];
+#pragma unroll
+            for (u32 j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                for (u32 e = 0; e < 2; e++) {
+                    f32& score = scores.of[j][2 * half + e];
+                    const u32 at = key + 8 * j + 2 * (lane() % 4) + e;
+                    score = sees(p, s, i, at) ? score * scale : -__int_as_float(0x7f800000);
+                    largest = fmaxf(largest, score);
+                }
+            largest = row_max(largest);
+            // A row that has seen nothing yet.
+            const f32 base = largest == -__int_as_float(0x7f800000) ? 0.0f : largest;
+            factors[half] = exp2f(maxima[half] - base);
+            maxima[half] = largest;
+            f32 sum = 0.0f;
+#pragma unroll
+            for (u32 j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                for (u32 e = 0; e < 2; e++) {
+                    f32& score = scores.of[j][2 * half + e];
+                    score = exp2f(score - base);
+                    sum += score;
+                }
+            sums[half] = sums[half] * factors[half] + row_sum(sum);
+        }
+#pragma unroll
+        for (u32 j = 0; j < WIDTH / 8; j++)
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) out.of[j][e] *= factors[e / 2];
+        out.template add_scores_by_rows<KEYS>(scores, shared_address(v_tile));
+    }
+    const f32 inverse[2] = {1.0f / sums[0], 1.0f / sums[1]};
+    out.store(p.out + q_at, q_stride, own, s.n_queries - first, p.head_size, inverse);
+    if (lane() % 4 == 0) {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 i = first + own + 8 * half + lane() / 4;
+            if (i < s.n_queries)
+                p.log_sum_exp[static_cast<u64>(s.query_start + i) * p.n_heads + head] =
+                    (maxima[half] + log2f(sums[half])) / LOG2_E;
+        }
+    }
+}
+
+// delta of every row and head; a warp has one. In bf16, of what the products see of the gradient, so that
+// it is the sum of the probabilities' gradients.
+template <bool ROUNDS>
+__device__ __forceinline__ void delta(const Attention& p) {
+    const u64 at = static_cast<u64>(blockIdx.x) * (N_THREADS / WARP) + warp();
+    if (at >= static_cast<u64>(p.n_rows) * p.n_heads) return;
+    f32 sum = 0.0f;
+    for (u32 i = lane(); i < p.head_size; i += WARP) {
+        const f32 dout = p.dout[at * p.head_size + i];
+        sum += (ROUNDS ? widen(to_bf16(dout)) : dout) * p.out[at * p.head_size + i];
+    }
+    sum = warp_sum(sum);
+    if (lane() == 0) p.delta[at] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+    attention_delta(const __grid_constant__ Attention p) {
+    delta<true>(p);
+}
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+    attention_in_f32_delta(const __grid_constant__ Attention p) {
+    delta<false>(p);
+}
+
+// The probability and the gradient of the score of query `i` and key `j`, in place of the score and of
+// the gradient of the probability.
+__device__ __forceinline__ void score_gradient(const Attention& p, const Segment& s, u32 i, u32 j,
+                                               f32 log_sum_exp, f32 delta, f32& score, f32& gradient) {
+    const f32 probability =
+        sees(p, s, i, j) ? exp2f((score * p.scale - log_sum_exp) * LOG2_E) : 0.0f;
+    gradient = probability * (gradient - delta);
+    score = probability;
+}
+
+// The gradient of queries. Grid: tiles of queries, heads, segments.
+template <u32 WIDTH, u32 KEYS>
+__device__ __forceinline__ void query_gradient(const Attention& p) {
+    typedef Rows<WIDTH> R;
+    const Segment s = p.segments[blockIdx.z];
+    const u32 first = blockIdx.x * OWN_ROWS;
+    if (first >= s.n_queries) return;
+    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
+    const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
+    const u64 q_at = (s.query_start + first) * q_stride + head * p.head_size;
+    const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
+    u8* dout_tile = tiles + OWN_ROWS * R::BYTES;
+    u8* k_tile = dout_tile + OWN_ROWS * R::BYTES;
+    u8* v_tile = k_tile + KEYS * R::BYTES;
+    const u32 n = s.n_queries - first;
+    R::template load<OWN_ROWS, N_THREADS>(tiles, p.q + q_at, q_stride, n, p.head_size);
+    R::template load<OWN_ROWS, N_THREADS>(dout_tile, p.dout + q_at, q_stride, n, p.head_size);
+    const u32 own = warp() * 16;
+    f32 log_sum_exp[2], delta[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 i = first + own + 8 * half + lane() / 4;
+        const u64 at = static_cast<u64>(s.query_start + i) * p.n_heads + head;
+        log_sum_exp[half] = i < s.n_queries ? p.log_sum_exp[at] : 0.0f;
+        delta[half] = i < s.n_queries ? p.delta[at] : 0.0f;
+    }
+    Sums<WIDTH> dq;
+    dq.clear();
+    const u32 end = end_of_keys(s, first + OWN_ROWS);
+    for (u32 key = first_key(p, s, first) / KEYS * KEYS; key < end; key += KEYS) {
+        __syncthreads();
+        R::template load<KEYS, N_THREADS>(k_tile, p.k + k_at + key * k_stride, k_stride,
+                                          s.n_keys - key, p.head_size);
+        R::template load<KEYS, N_THREADS>(v_tile, p.v + k_at + key * k_stride, k_stride,
+                                          s.n_keys - key, p.head_size);
+        __syncthreads();
+        Sums<KEYS> scores, gradients;
+        scores.clear();
+        gradients.clear();
+        scores.template add_rows_by_rows<WIDTH>(shared_address(tiles), own, shared_address(k_tile));
+        gradients.template add_rows_by_rows<WIDTH>(shared_address(dout_tile), own,
+                                                   shared_address(v_tile));
+#pragma unroll
+        for (u32 j = 0; j < KEYS / 8; j++)
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                const u32 i = first + own + 8 * (e / 2) + lane() / 4;
+                const u32 at = key + 8 * j + 2 * (lane() % 4) + e % 2;
+                score_gradient(p, s, i, at, log_sum_exp[e / 2], delta[e / 2], scores.of[j][e],
+                               gradients.of[j][e]);
+            }
+        dq.template add_scores_by_rows<KEYS>(gradients, shared_address(k_tile));
+    }
+    const f32 factors[2] = {p.scale, p.scale};
+    dq.store(p.dq + q_at, q_stride, own, n, p.head_size, factors);
+}
+
+// The gradients of keys and values, or of either. Grid: tiles of keys, heads of keys, segments.
+template <u32 WIDTH, u32 QUERIES, bool OF_KEYS, bool OF_VALUES>
+__device__ __forceinline__ void key_gradients(const Attention& p) {
+    typedef Rows<WIDTH> R;
+    const Segment s = p.segments[blockIdx.z];
+    const u32 first = blockIdx.x * OWN_ROWS;
+    if (first >= s.n_keys) return;
+    const u32 kv_head = blockIdx.y, n_shared = p.n_heads / p.n_kv_heads;
+    const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
+    const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
+    const u64 k_at = (s.key_start + first) * k_stride + kv_head * p.head_size;
+    u8* v_tile = tiles + OWN_ROWS * R::BYTES;
+    u8* q_tile = v_tile + OWN_ROWS * R::BYTES;
+    u8* dout_tile = q_tile + QUERIES * R::BYTES;
+    const u32 n = s.n_keys - first;
+    R::template load<OWN_ROWS, N_THREADS>(tiles, p.k + k_at, k_stride, n, p.head_size);
+    R::template load<OWN_ROWS, N_THREADS>(v_tile, p.v + k_at, k_stride, n, p.head_size);
+    const u32 own = warp() * 16;
+    Sums<OF_KEYS ? WIDTH : 16> dk;
+    Sums<OF_VALUES ? WIDTH : 16> dv;
+    dk.clear();
+    dv.clear();
+    const u32 start = first_query(s, first) / QUERIES * QUERIES;
+    const u32 end = end_of_queries(p, s, smaller(first + OWN_ROWS, s.n_keys));
+    for (u32 head = kv_head * n_shared; head < (kv_head + 1) * n_shared; head++) {
+        for (u32 query = start; query < end; query += QUERIES) {
+            const u64 q_at = (s.query_start + query) * q_stride + head * p.head_size;
+            const u32 n_left = s.n_queries - query;
+            __syncthreads();
+            R::template load<QUERIES, N_THREADS>(q_tile, p.q + q_at, q_stride, n_left, p.head_size);
+            R::template load<QUERIES, N_THREADS>(dout_tile, p.dout + q_at, q_stride, n_left,
+                                                 p.head_size);
+            __syncthreads();
+            // Rows are keys here, columns queries.
+            Sums<QUERIES> scores, gradients;
+            scores.clear();
+            gradients.clear();
+            scores.template add_rows_by_rows<WIDTH>(shared_address(tiles), own,
+                                                    shared_address(q_tile));
+            if (OF_KEYS)
+                gradients.template add_rows_by_rows<WIDTH>(shared_address(v_tile), own,
+                                                           shared_address(dout_tile));
+#pragma unroll
+            for (u32 j = 0; j < QUERIES / 8; j++)
+#pragma unroll
+                for (u32 e = 0; e < 2; e++) {
+                    const u32 i = query + 8 * j + 2 * (lane() % 4) + e;
+                    const u64 at = static_cast<u64>(s.query_start + i) * p.n_heads + head;
+                    const f32 log_sum_exp = i < s.n_queries ? p.log_sum_exp[at] : 0.0f;
+                    const f32 delta = i < s.n_queries ? p.delta[at] : 0.0f;
+#pragma unroll
+                    for (u32 half = 0; half < 2; half++) {
+                        const u32 key = first + own + 8 * half + lane() / 4;
+                        score_gradient(p, s, i, key, log_sum_exp, delta,
+                                       scores.of[j][2 * half + e], gradients.of[j][2 * half + e]);
+                    }
+                }
+            if constexpr (OF_VALUES)
+                dv.template add_scores_by_rows<QUERIES>(scores, shared_address(dout_tile));
+            if constexpr (OF_KEYS)
+                dk.template add_scores_by_rows<QUERIES>(gradients, shared_address(q_tile));
+        }
+    }
+    if constexpr (OF_KEYS) {
+        const f32 factors[2] = {p.scale, p.scale};
+        dk.store(p.dk + k_at, k_stride, own, n, p.head_size, factors);
+    }
+    if constexpr (OF_VALUES) {
+        const f32 factors[2] = {1.0f, 1.0f};
+        dv.store(p.dv + k_at, k_stride, own, n, p.head_size, factors);
+    }
+}
+
+// For heads of at most WIDTH numbers: the most rows that registers and shared memory have room for.
+#define ATTENTION(WIDTH, KEYS, QUERIES)                                                            \
+    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+        attention_forward_##WIDTH(const __grid_constant__ Attention p) {                           \
+        forward<WIDTH, KEYS>(p);                                                                   \
+    }                                                                                              \
+    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+        attention_query_gradient_##WIDTH(const __grid_constant__ Attention p) {                    \
+        query_gradient<WIDTH, QUERIES>(p);                                                         \
+    }
+#define ATTENTION_OF_KEYS(WIDTH, QUERIES, name, OF_KEYS, OF_VALUES)                                \
+    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+        attention_##name##_gradient_##WIDTH(const __grid_constant__ Attention p) {                 \
+        key_gradients<WIDTH, QUERIES, OF_KEYS, OF_VALUES>(p);                                      \
+    }
+ATTENTION(32, 64, 64)
+ATTENTION_OF_KEYS(32, 64, key_value, true, true)
+ATTENTION(64, 64, 64)
+ATTENTION_OF_KEYS(64, 64, key_value, true, true)
+ATTENTION(96, 64, 32)
+ATTENTION_OF_KEYS(96, 32, key_value, true, true)
+ATTENTION(128, 64, 32)
+ATTENTION_OF_KEYS(128, 32, key_value, true, true)
+ATTENTION(256, 32, 16)
+ATTENTION_OF_KEYS(256, 16, key, true, false)
+ATTENTION_OF_KEYS(256, 16, value, false, true)
+
+// ---- In f32, for parity: a warp has a row, a lane one of 32 rows that it looks at ----
+
+// Numbers of a head that a lane has.
+constexpr u32 SLOTS = 8;
+
+__device__ __forceinline__ f32 product_of_rows(const f32* a, const f32* b, u32 n) {
+    f32 sum = 0.0f;
+    for (u32 i = 0; i < n; i++) sum = fmaf(a[i], b[i], sum);
+    return sum;
+}
+
+// sums += the weights of 32 lanes times their rows from `first` on, of which `n` are there.
+__device__ __forceinline__ void add_rows(f32 (&sums)[SLOTS], f32 weight, const f32* first, u64 stride,
+                                         u32 n, u32 head_size) {
+    for (u32 row = 0; row < smaller(n, WARP); row++) {
+        const f32 factor = __shfl_sync(ALL_LANES, weight, row);
+#pragma unroll
+        for (u32 slot = 0; slot < SLOTS; slot++) {
+            const u32 i = slot * WARP + lane();
+            if (i < head_size) sums[slot] = fmaf(factor, first[row * stride + i], sums[slot]);
+        }
+    }
+}
+
+__device__ __forceinline__ void store_row(f32* row, const f32 (&sums)[SLOTS], f32 factor, u32 head_size) {
+#pragma unroll
+    for (u32 slot = 0; slot < SLOTS; slot++) {
+        const u32 i = slot * WARP + lane();
+        if (i < head_size) row[i] = sums[slot] * factor;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+    attention_in_f32_forward(const __grid_constant__ Attention p) {
+    const Segment s = p.segments[blockIdx.z];
+    const u32 i = blockIdx.x * (N_THREADS / WARP) + warp();
+    if (i >= s.n_queries) return;
+    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
+    const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
+    const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
+    f32 out[SLOTS] = {};
+    f32 maximum = -__int_as_float(0x7f800000), sum = 0.0f;
+    const u32 end = end_of_keys(s, i + 1);
+    for (u32 key = first_key(p, s, i); key < end; key += WARP) {
+        const u32 j = key + lane();
+        const f32 score = j < end ? p.scale * product_of_rows(p.q + row * p.head_size,
+                                                              p.k + k_at + j * k_stride, p.head_size)
+                                  : -__int_as_float(0x7f800000);
+        const f32 largest = fmaxf(maximum, warp_max(score));
+        const f32 factor = expf(maximum - largest), weight = expf(score - largest);
+        maximum = largest;
+        sum = sum * factor + warp_sum(weight);
+#pragma unroll
+        for (u32 slot = 0; slot < SLOTS; slot++) out[slot] *= factor;
+        add_rows(out, weight, p.v + k_at + key * k_stride, k_stride, end - key, p.head_size);
+    }
+    store_row(p.out + row * p.head_size, out, 1.0f / sum, p.head_size);
+    if (lane() == 0) p.log_sum_exp[row] = maximum + logf(sum);
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+    attention_in_f32_query_gradient(const __grid_constant__ Attention p) {
+    const Segment s = p.segments[blockIdx.z];
+    const u32 i = blockIdx.x * (N_THREADS / WARP) + warp();
+    if (i >= s.n_queries) return;
+    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
+    const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
+    const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
+    f32 dq[SLOTS] = {};
+    const u32 end = end_of_keys(s, i + 1);
+    for (u32 key = first_key(p, s, i); key < end; key += WARP) {
+        const u32 j = key + lane();
+        f32 gradient = 0.0f;
+        if (j < end) {
+            const u64 at = k_at + j * k_stride;
+            const f32 score = p.scale * product_of_rows(p.q + row * p.head_size, p.k + at, p.head_size);
+            gradient = product_of_rows(p.dout + row * p.head_size, p.v + at, p.head_size);
+            gradient = expf(score - p.log_sum_exp[row]) * (gradient - p.delta[row]);
+        }
+        add_rows(dq, gradient, p.k + k_at + key * k_stride, k_stride, end - key, p.head_size);
+    }
+    store_row(p.dq + row * p.head_size, dq, p.scale, p.head_size);
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+    attention_in_f32_key_value_gradient(const __grid_constant__ Attention p) {
+    const Segment s = p.segments[blockIdx.z];
+    const u32 j = blockIdx.x * (N_THREADS / WARP) + warp();
+    if (j >= s.n_keys) return;
+    const u32 kv_head = blockIdx.y, n_shared = p.n_heads / p.n_kv_heads;
+    const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
+    const u64 at = (static_cast<u64>(s.key_start + j) * p.n_kv_heads + kv_head) * p.head_size;
+    f32 dk[SLOTS] = {}, dv[SLOTS] = {};
+    const u32 end = end_of_queries(p, s, j + 1);
+    for (u32 head = kv_head * n_shared; head < (kv_head + 1) * n_shared; head++) {
+        const u64 q_at = s.query_start * q_stride + head * p.head_size;
+        for (u32 query = first_query(s, j); query < end; query += WARP) {
+            const u32 i = query + lane();
+            f32 probability = 0.0f, gradient = 0.0f;
+            if (i < end) {
+                const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
+                const f32 score =
+                    p.scale * product_of_rows(p.q + row * p.head_size, p.k + at, p.head_size);
+                gradient = product_of_rows(p.dout + row * p.head_size, p.v + at, p.head_size);
+                probability = expf(score - p.log_sum_exp[row]);
+                gradient = probability * (gradient - p.delta[row]);
+            }
+            const u64 first = q_at + query * q_stride;
+            add_rows(dv, probability, p.dout + first, q_stride, end - query, p.head_size);
+            add_rows(dk, gradient, p.q + first, q_stride, end - query, p.head_size);
+        }
+    }
+    store_row(p.dk + at, dk, p.scale, p.head_size);
+    store_row(p.dv + at, dv, 1.0f, p.head_size);
+}

@@ -1,0 +1,392 @@
+//! NVIDIA's driver, which is found at run time: nothing of CUDA is needed to build, and a program with
+//! this in it starts on a computer without a card.
+//!
+//! A device has a context of its own, which is destroyed with it, so that all of its memory returns to
+//! other programs. Work goes to one stream; pages move on a second one. Contexts belong to threads and
+//! devices move between them, so that every call makes the context its thread's.
+
+use std::{
+    ffi::{CString, c_void},
+    ptr,
+    sync::{Mutex, PoisonError},
+};
+
+use cudarc::driver::{
+    DriverError,
+    result::{self, stream::StreamKind},
+    sys::{
+        self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as FunctionAttribute,
+    },
+};
+
+use super::{
+    Cuda, MAX_SHARED_BYTES,
+    cards::{self, OpenError, Unavailable},
+    code::{CodeArchive, Target},
+    driver::{Address, DeviceError, Driver, Function, HostMemory, Launch, Moved, Parameters},
+};
+use crate::device::{Capability, Compute};
+
+impl Cuda {
+    /// The card of this number, among those of [`cards::cards`], with the kernels made for it.
+    ///
+    /// # Errors
+    /// When there is no such card that can, it fails, or this program's kernels are damaged.
+    pub fn open(index: usize, compute: Compute) -> Result<Self, OpenError> {
+        let card = cards::cards()?
+            .into_iter()
+            .find(|card| card.index == index)
+            .ok_or(Unavailable::NoSuchCard { index })?;
+        let capability = card.capability;
+        let target = Target::for_capability(capability.major, capability.minor)
+            .ok_or(Unavailable::CardTooOld { name: card.name, capability })?;
+        let modules = CodeArchive::embedded().modules(target)?;
+        let driver = Nvidia::open(index as i32, capability)?;
+        Ok(Self::new(Box::new(driver), compute, &modules)?)
+    }
+}
+
+/// What the driver said of a call that failed.
+pub(super) fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError {
+    move |error| {
+        let text = |answer: Result<&std::ffi::CStr, DriverError>| {
+            answer.map_or_else(
+                |_| "no description".into(),
+                |text| text.to_string_lossy().into_owned(),
+            )
+        };
+        let reason = format!("{}: {}", text(error.error_name()), text(error.error_string()));
+        DeviceError::Failed { call, reason }
+    }
+}
+
+/// Events that are not in use, and one for each transfer that was begun and not waited for.
+#[derive(Debug, Default)]
+struct Events {
+    spare: Vec<sys::CUevent>,
+    moving: Vec<(u64, sys::CUevent)>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Nvidia {
+    context: sys::CUcontext,
+    capability: Capability,
+    /// Work, in the order in which it is asked for.
+    stream: sys::CUstream,
+    /// Pages that come and go.
+    transfers: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: Vec<sys::CUfunction>,
+    events: Mutex<Events>,
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread whose context is the device's;
+// every call sees to that first. Nothing of it is shared between threads.
+unsafe impl Send for Nvidia {}
+
+impl Nvidia {
+    fn open(index: i32, capability: Capability) -> Result<Self, DeviceError> {
+        let device = result::device::get(index).map_err(failed("cuDeviceGet"))?;
+        let mut context = ptr::null_mut();
+        // Waiting threads sleep, as the processor has other things to do beside a card.
+        let flags = sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+        // SAFETY: the device is one of this driver; `context` is a place for a handle.
+        unsafe { sys::cuCtxCreate_v2(&mut context, flags, device) }
+            .result()
+            .map_err(failed("cuCtxCreate"))?;
+        let mut this = Self {
+            context,
+            capability,
+            stream: ptr::null_mut(),
+            transfers: ptr::null_mut(),
+            modules: Vec::new(),
+            functions: Vec::new(),
+            events: Mutex::default(),
+        };
+        let stream =
+            || result::stream::create(StreamKind::NonBlocking).map_err(failed("cuStreamCreate"));
+        this.stream = stream()?;
+        this.transfers = stream()?;
+        Ok(this)
+    }
+
+    /// Makes the device's context this thread's.
+    fn enter(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context lives as long as this value.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))
+    }
+
+    /// An event at the end of what `stream` was asked for so far.
+    fn record(
+        &self,
+        events: &mut Events,
+        stream: sys::CUstream,
+    ) -> Result<sys::CUevent, DeviceError> {
+        let event = match events.spare.pop() {
+            Some(event) => event,
+            None => {
+                let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
+                result::event::create(flags).map_err(failed("cuEventCreate"))?
+            }
+        };
+        // SAFETY: both are this context's, and live.
+        unsafe { result::event::record(event, stream) }.map_err(failed("cuEventRecord"))?;
+        Ok(event)
+    }
+
+    /// Lets `stream` wait for `event` before what it is asked for from now on.
+    fn wait_on(&self, stream: sys::CUstream, event: sys::CUevent) -> Result<(), DeviceError> {
+        let flags = sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are this context's, and live.
+        unsafe { result::stream::wait_event(stream, event, flags) }
+            .map_err(failed("cuStreamWaitEvent"))
+    }
+
+    /// Queues `copy` behind the work asked for so far and the transfers before it.
+    fn transfer(
+        &self,
+        copy: impl FnOnce(sys::CUstream) -> Result<(), DeviceError>,
+    ) -> Result<Moved, DeviceError> {
+        self.enter()?;
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = self.record(&mut events, self.stream)?;
+        self.wait_on(self.transfers, asked)?;
+        // A wait that was queued keeps what it waits for.
+        events.spare.push(asked);
+        copy(self.transfers)?;
+        let done = self.record(&mut events, self.transfers)?;
+        events.last += 1;
+        let number = events.last;
+        events.moving.push((number, done));
+        Ok(Moved(number))
+    }
+}
+
+impl Driver for Nvidia {
+    fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    fn allocate(&mut self, n_bytes: usize) -> Result<Address, DeviceError> {
+        self.enter()?;
+        let (free_bytes, _) = result::mem_get_info().map_err(failed("cuMemGetInfo"))?;
+        let too_large = DeviceError::OutOfMemory { needed_bytes: n_bytes, free_bytes };
+        // Windows would take memory of the host instead, which is many times slower.
+        if n_bytes > free_bytes {
+            return Err(too_large);
+        }
+        // SAFETY: a context is current, and at least one byte is asked for.
+        match unsafe { result::malloc_sync(n_bytes) } {
+            Ok(address) => Ok(Address(address)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(too_large),
+            Err(error) => Err(failed("cuMemAlloc")(error)),
+        }
+    }
+
+    fn free(&mut self, address: Address) {
+        if self.enter().is_ok() {
+            // The driver waits for what uses it. One that fails has nothing left to give back.
+            // SAFETY: `address` was allocated here, and is freed once.
+            let _ = unsafe { result::free_sync(address.0) };
+        }
+    }
+
+    fn load(&mut self, image: &[u8], kernels: &[String]) -> Result<Vec<Function>, DeviceError> {
+        self.enter()?;
+        // Text ends with a zero; machine code says its own length.
+        let image = [image, &[0]].concat();
+        // SAFETY: the image is code of this program for this card, and outlives the call.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
+            .map_err(failed("cuModuleLoadData"))?;
+        self.modules.push(module);
+        let mut found = Vec::with_capacity(kernels.len());
+        for kernel in kernels {
+            let name = CString::new(kernel.as_str()).map_err(|_| DeviceError::Failed {
+                call: "cuModuleGetFunction",
+                reason: format!("{kernel} is no name"),
+            })?;
+            // SAFETY: the module was loaded above, and stays loaded.
+            let function = unsafe { result::module::get_function(module, name) }
+                .map_err(failed("cuModuleGetFunction"))?;
+            // Beyond 48 KiB only what asks for it gets it.
+            // SAFETY: the function is one of this context's.
+            unsafe {
+                let own = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                let own = result::function::get_function_attribute(function, own)
+                    .map_err(failed("cuFuncGetAttribute"))?;
+                let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let rest = MAX_SHARED_BYTES as i32 - own;
+                result::function::set_function_attribute(function, most, rest)
+                    .map_err(failed("cuFuncSetAttribute"))?;
+            }
+            self.functions.push(function);
+            found.push(Function(self.functions.len() as u32 - 1));
+        }
+        Ok(found)
+    }
+
+    unsafe fn launch(
+        &self,
+        function: Function,
+        launch: Launch,
+        parameters: &Parameters,
+    ) -> Result<(), DeviceError> {
+        self.enter()?;
+        let bytes = parameters.as_bytes();
+        let mut n_bytes = bytes.len();
+        // CU_LAUNCH_PARAM_BUFFER_POINTER, _BUFFER_SIZE and _END of cuda.h, which are pointers there.
+        let mut extra: [*mut c_void; 5] = [
+            ptr::without_provenance_mut(1),
+            bytes.as_ptr().cast_mut().cast(),
+            ptr::without_provenance_mut(2),
+            (&raw mut n_bytes).cast(),
+            ptr::null_mut(),
+        ];
+        let Launch { grid: [x, y, z], block: [a, b, c], shared_bytes } = launch;
+        // SAFETY: the function is this context's; the caller answers for the arguments, which the driver
+        // copies before it returns and does not write to.
+        unsafe {
+            sys::cuLaunchKernel(
+                self.functions[function.0 as usize],
+                x,
+                y,
+                z,
+                a,
+                b,
+                c,
+                shared_bytes,
+                self.stream,
+                ptr::null_mut(),
+                extra.as_mut_ptr(),
+            )
+        }
+        .result()
+        .map_err(failed("cuLaunchKernel"))
+    }
+
+    unsafe fn clear(&self, address: Address, n_bytes: usize) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memset_d8_async(address.0, 0, n_bytes, self.stream) }
+            .map_err(failed("cuMemsetD8Async"))
+    }
+
+    unsafe fn copy(
+        &self,
+        source: Address,
+        destination: Address,
+        n_bytes: usize,
+    ) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtod_async(destination.0, source.0, n_bytes, self.stream) }
+            .map_err(failed("cuMemcpyDtoDAsync"))
+    }
+
+    unsafe fn upload(&self, source: &[u8], destination: Address) -> Result<(), DeviceError> {
+        self.enter()?;
+        // From memory that is not pinned the driver has copied everything when it returns; should it
+        // not have, the wait sees to it.
+        // SAFETY: as the caller promises; `source` outlives the wait.
+        unsafe { result::memcpy_htod_async(destination.0, source, self.stream) }
+            .map_err(failed("cuMemcpyHtoDAsync"))?;
+        self.synchronize()
+    }
+
+    unsafe fn download(&self, source: Address, destination: &mut [u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: as the caller promises; `destination` outlives the wait.
+        unsafe { result::memcpy_dtoh_async(destination, source.0, self.stream) }
+            .map_err(failed("cuMemcpyDtoHAsync"))?;
+        self.synchronize()
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as this value.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
+    }
+
+    fn host_allocate(&mut self, n_bytes: usize) -> Result<HostMemory, DeviceError> {
+        self.enter()?;
+        // SAFETY: a context is current.
+        let start =
+            unsafe { result::malloc_host(n_bytes.max(1), 0) }.map_err(failed("cuMemHostAlloc"))?;
+        // SAFETY: just taken, of as many bytes.
+        unsafe { ptr::write_bytes(start.cast::<u8>(), 0, n_bytes.max(1)) };
+        Ok(HostMemory { start: start.cast(), n_bytes })
+    }
+
+    fn host_free(&mut self, memory: HostMemory) {
+        if self.enter().is_ok() {
+            // SAFETY: it was taken by `host_allocate`, and is freed once; transfers were waited for.
+            let _ = unsafe { result::free_host(memory.start.cast()) };
+        }
+    }
+
+    unsafe fn begin_load(
+        &self,
+        source: *const u8,
+        destination: Address,
+        n_bytes: usize,
+    ) -> Result<Moved, DeviceError> {
+        self.transfer(|stream| {
+            // SAFETY: as the caller promises, until the transfer was waited for.
+            unsafe { sys::cuMemcpyHtoDAsync_v2(destination.0, source.cast(), n_bytes, stream) }
+                .result()
+                .map_err(failed("cuMemcpyHtoDAsync"))
+        })
+    }
+
+    unsafe fn begin_save(
+        &self,
+        source: Address,
+        destination: *mut u8,
+        n_bytes: usize,
+    ) -> Result<Moved, DeviceError> {
+        self.transfer(|stream| {
+            // SAFETY: as the caller promises, until the transfer was waited for.
+            unsafe { sys::cuMemcpyDtoHAsync_v2(destination.cast(), source.0, n_bytes, stream) }
+                .result()
+                .map_err(failed("cuMemcpyDtoHAsync"))
+        })
+    }
+
+    fn let_wait(&self, moved: Moved) -> Result<(), DeviceError> {
+        self.enter()?;
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = events.moving.partition_point(|(number, _)| *number <= moved.0);
+        let ended: Vec<_> = events.moving.drain(..ended).collect();
+        // The last of them comes after the others.
+        if let Some((_, event)) = ended.last() {
+            self.wait_on(self.stream, *event)?;
+        }
+        events.spare.extend(ended.into_iter().map(|(_, event)| event));
+        Ok(())
+    }
+
+    fn wait_for_transfers(&self) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as this value.
+        unsafe { result::stream::synchronize(self.transfers) }
+            .map_err(failed("cuStreamSynchronize"))
+    }
+}
+
+impl Drop for Nvidia {
+    fn drop(&mut self) {
+        if self.enter().is_ok() {
+            // Everything that the context has goes with it: streams, events, modules, memory. A card
+            // that failed has lost them already.
+            // SAFETY: the context is this value's own, and is destroyed once.
+            let _ = unsafe { sys::cuCtxDestroy_v2(self.context) }.result();
+        }
+    }
+}
+
+/// A device's attribute.
+pub(super) fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<i32, DriverError> {
+    // SAFETY: the device is one of this driver.
+    unsafe { result::device::get_attribute(device, attribute) }
+}

@@ -1,0 +1,433 @@
+// Products of matrices on tensor cores: c = a · b, both operands in bf16, sums in f32.
+//
+// A block of threads has a tile of c. It passes over k, 32 at a time: tiles of both operands come to
+// shared memory two steps ahead of their use. What lies there in bf16 is copied asynchronously; a
+// weight in another form is read to registers two steps ahead and expanded when the step before is
+// done, so that it never exists in bf16 but for the tile. One order of sums for every form of weight.
+#pragma once
+
+#include "blockwise.cuh"
+#include "random.cuh"
+#include "tensor.cuh"
+
+// Depth of a step.
+constexpr u32 DEPTH = 32;
+// Steps whose tiles are in shared memory.
+constexpr u32 N_STAGES = 3;
+// Numbers that a thread expands at a time.
+constexpr u32 GROUP = 16;
+
+// A product as cuda/product.rs describes it, in its order. Matrices are stored by rows; strides are
+// in numbers.
+struct Product {
+    // In bf16, every row padded with zeros to a multiple of eight and aligned to 16 bytes.
+    const bf16* a;
+    // In the kernel's form.
+    const void* b;
+    const u8* absmax_codes;
+    const f32* absmax_scales;
+    const f32* absmax_offset;
+    // Beside: (low_scale · low_a) · low_b, of depth `rank`; low_a as a, low_b in f32 and turned as b.
+    const bf16* low_a;
+    const f32* low_b;
+    const f32* bias;
+    f32* c;
+    // Where sums of parts of k wait to be added; null if k is not divided.
+    f32* parts;
+    u64 drop_seed;
+    u32 a_stride;
+    u32 b_stride;
+    u32 low_a_stride;
+    u32 low_b_stride;
+    u32 m;
+    u32 n;
+    u32 k;
+    u32 rank;
+    // Steps of one part of k.
+    u32 steps_of_part;
+    u32 accumulates;
+    u32 drops;
+    u32 drop_threshold;
+    f32 drop_factor;
+    f32 scale;
+    f32 low_scale;
+    // Whether 16 bytes of low_b's rows may be read at once.
+    u32 low_is_regular;
+};
+
+// ---- Tiles in shared memory ----
+//
+// A tile is kept as it is stored: rows of COLUMNS numbers, in chunks of eight. The chunks of a row
+// change places by its number, so that eight rows' chunks of one column meet no bank twice.
+
+template <u32 COLUMNS>
+__device__ __forceinline__ u32 chunk_offset(u32 row, u32 chunk) {
+    if (COLUMNS == 32) return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
+    return row * (2 * COLUMNS) + ((chunk ^ (row & 7)) << 4);
+}
+
+// Copies a tile of a bf16 matrix of `rows` x `columns` numbers from (row, column) on.
+template <u32 ROWS, u32 COLUMNS, u32 N_THREADS>
+__device__ __forceinline__ void copy_tile(u32 tile, const bf16* matrix, u32 stride, u32 row, u32 column,
+                                          u32 rows, u32 columns) {
+    constexpr u32 CHUNKS = COLUMNS / 8;
+    static_assert(ROWS * CHUNKS % N_THREADS == 0, "every thread copies as many");
+#pragma unroll
+    for (u32 i = 0; i < ROWS * CHUNKS / N_THREADS; i++) {
+        const u32 at = i * N_THREADS + threadIdx.x;
+        const u32 r = at / CHUNKS, chunk = at % CHUNKS;
+        const bool wanted = row + r < rows && column + 8 * chunk < columns;
+        const u64 from = wanted ? static_cast<u64>(row + r) * stride + column + 8 * chunk : 0;
+        copy_async(tile + chunk_offset<COLUMNS>(r, chunk), matrix + from, wanted);
+    }
+}
+
+// ---- Forms of the second operand that are expanded on the way ----
+
+// Sixteen neighbouring numbers of a row, as read and as expanded.
+struct Group {
+    u32 words[8];
+    f32 absmax;
+};
+
+struct Tables {
+    f32 levels[16];
+    f32 code[256];
+};
+
+__device__ __forceinline__ f32 nf4_absmax(const Product& p, const Tables& tables, u64 block) {
+    return __fadd_rn(
+        __fmul_rn(tables.code[p.absmax_codes[block]], p.absmax_scales[block / NF4_ABSMAX_GROUP]),
+        *p.absmax_offset);
+}
+
+// How the numbers at `from` are read, of which `n_left` are the matrix's (any or none), and how they
+// become bf16 later.
+struct InF32 {
+    static constexpr bool IS_COPIED = false;
+    static constexpr bool HAS_TABLES = false;
+
+    // Sixteen or none: rows are a multiple of four long, and what is beyond a row's end is cut off.
+    static __device__ __forceinline__ void read(const Product&, const void* b, const Tables&, u64 from,
+                                                u32 n_left, Group& group) {
+        const float4* quads = reinterpret_cast<const float4*>(static_cast<const f32*>(b) + from);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const float4 v = 4 * i < n_left ? quads[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            group.words[2 * i] = pack_bf16(v.x, v.y);
+            group.words[2 * i + 1] = pack_bf16(v.z, v.w);
+        }
+    }
+
+    static __device__ __forceinline__ void expand(const Tables&, Group&) {}
+};
+
+struct InNf4 {
+    static constexpr bool IS_COPIED = false;
+    static constexpr bool HAS_TABLES = true;
+
+    // Sixteen of one block, or none: rows are whole blocks.
+    static __device__ __forceinline__ void read(const Product& p, const void* b, const Tables& tables,
+                                                u64 from, u32 n_left, Group& group) {
+        group.absmax = 0.0f;
+        group.words[0] = group.words[1] = 0;
+        if (n_left == 0) return;
+        const uint2 sixteen = *reinterpret_cast<const uint2*>(static_cast<const u8*>(b) + from / 2);
+        group.words[0] = sixteen.x;
+        group.words[1] = sixteen.y;
+        group.absmax = nf4_absmax(p, tables, from / NF4_BLOCK);
+    }
+
+    static __device__ __forceinline__ void expand(const Tables& tables, Group& group) {
+        const u32 codes[2] = {group.words[0], group.words[1]};
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            // A byte is two numbers, the first in its upper half.
+            const u32 byte = codes[i / 4] >> (8 * (i % 4));
+            group.words[i] = pack_bf16(__fmul_rn(tables.levels[byte >> 4 & 15], group.absmax),
+                                       __fmul_rn(tables.levels[byte & 15], group.absmax));
+        }
+    }
+};
+
+// One number at a time, of rows of any length and anywhere.
+template <class Element>
+struct Irregular {
+    static constexpr bool IS_COPIED = false;
+    static constexpr bool HAS_TABLES = Element::HAS_TABLES;
+
+    static __device__ __forceinline__ void read(const Product& p, const void* b, const Tables& tables,
+                                                u64 from, u32 n_left, Group& group) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            const u32 at = 2 * i;
+            group.words[i] =
+                pack_bf16(at < n_left ? Element::at(p, b, tables, from + at) : 0.0f,
+                          at + 1 < n_left ? Element::at(p, b, tables, from + at + 1) : 0.0f);
+        }
+    }
+
+    static __device__ __forceinline__ void expand(const Tables&, Group&) {}
+};
+
+struct F32Element {
+    static constexpr bool HAS_TABLES = false;
+    static __device__ __forceinline__ f32 at(const Product&, const void* b, const Tables&, u64 i) {
+        return static_cast<const f32*>(b)[i];
+    }
+};
+
+struct Bf16Element {
+    static constexpr bool HAS_TABLES = false;
+    static __device__ __forceinline__ f32 at(const Product&, const void* b, const Tables&, u64 i) {
+        return widen(static_cast<const bf16*>(b)[i]);
+    }
+};
+
+struct Nf4Element {
+    static constexpr bool HAS_TABLES = true;
+    static __device__ __forceinline__ f32 at(const Product& p, const void* b, const Tables& tables,
+                                             u64 i) {
+        const u32 code = static_cast<const u8*>(b)[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15;
+        return __fmul_rn(tables.levels[code], nf4_absmax(p, tables, i / NF4_BLOCK));
+    }
+};
+
+// bf16 as the first operand is.
+struct Copied {
+    static constexpr bool IS_COPIED = true;
+    static constexpr bool HAS_TABLES = false;
+};
+
+// A thread's group of a tile: its row and first column.
+template <u32 COLUMNS>
+__device__ __forceinline__ uint2 group_of_thread() {
+    return make_uint2(threadIdx.x / (COLUMNS / GROUP), threadIdx.x % (COLUMNS / GROUP) * GROUP);
+}
+
+template <u32 COLUMNS>
+__device__ __forceinline__ void store_group(u8* tile, uint2 at, const Group& group) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32* words = group.words + 4 * half;
+        *reinterpret_cast<uint4*>(tile + chunk_offset<COLUMNS>(at.x, at.y / 8 + half)) =
+            make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+
+// ---- The product of two tiles ----
+
+template <u32 M, u32 N, bool A_ACROSS, bool B_ACROSS>
+struct Tile {
+    static constexpr u32 WARPS_M = 2;
+    static constexpr u32 WARPS_N = N / 32;
+    static constexpr u32 N_THREADS = WARPS_M * WARPS_N * WARP;
+    static constexpr u32 TILES_M = M / WARPS_M / 16;
+    static constexpr u32 TILES_N = 4;
+    static constexpr u32 A_ROWS = A_ACROSS ? DEPTH : M;
+    static constexpr u32 A_COLUMNS = A_ACROSS ? M : DEPTH;
+    static constexpr u32 B_ROWS = B_ACROSS ? DEPTH : N;
+    static constexpr u32 B_COLUMNS = B_ACROSS ? N : DEPTH;
+    static constexpr u32 A_BYTES = 2 * M * DEPTH;
+    static constexpr u32 B_BYTES = 2 * N * DEPTH;
+    static_assert(N_THREADS * GROUP == N * DEPTH, "a group a thread");
+
+    f32 sums[TILES_M][TILES_N][4];
+
+    __device__ __forceinline__ static u32 first_row() { return warp() / WARPS_N * (M / WARPS_M); }
+    __device__ __forceinline__ static u32 first_column() { return warp() % WARPS_N * 32; }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (u32 i = 0; i < TILES_M; i++)
+#pragma unroll
+            for (u32 j = 0; j < TILES_N; j++)
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+    }
+
+    __device__ __forceinline__ void scale(f32 factor) {
+#pragma unroll
+        for (u32 i = 0; i < TILES_M; i++)
+#pragma unroll
+            for (u32 j = 0; j < TILES_N; j++)
+#pragma unroll
+                for (u32 e = 0; e < 4; e++) sums[i][j][e] *= factor;
+    }
+
+    // sums += the tile of a at `a` times that of b at `b`.
+    __device__ __forceinline__ void add(u32 a, u32 b) {
+        const u32 tile = lane() / 8, row = lane() % 8;
+#pragma unroll
+        for (u32 depth = 0; depth < DEPTH; depth += 16) {
+            u32 b_tiles[TILES_N / 2][4];
+#pragma unroll
+            for (u32 j = 0; j < TILES_N / 2; j++) {
+                const u32 column = first_column() + 16 * j + 8 * (tile / 2);
+                const u32 k = depth + 8 * (tile % 2);
+                if (B_ACROSS)
+                    load_tiles_transposed(b_tiles[j],
+                                          b + chunk_offset<B_COLUMNS>(k + row, column / 8));
+                else
+                    load_tiles(b_tiles[j], b + chunk_offset<B_COLUMNS>(column + row, k / 8));
+            }
+#pragma unroll
+            for (u32 i = 0; i < TILES_M; i++) {
+                u32 a_tiles[4];
+                const u32 m = first_row() + 16 * i + 8 * (tile % 2);
+                const u32 k = depth + 8 * (tile / 2);
+                if (A_ACROSS)
+                    load_tiles_transposed(a_tiles, a + chunk_offset<A_COLUMNS>(k + row, m / 8));
+                else
+                    load_tiles(a_tiles, a + chunk_offset<A_COLUMNS>(m + row, k / 8));
+#pragma unroll
+                for (u32 j = 0; j < TILES_N; j++) {
+                    const u32 pair[2] = {b_tiles[j / 2][j % 2 * 2], b_tiles[j / 2][j % 2 * 2 + 1]};
+                    multiply_tiles(sums[i][j], a_tiles, pair);
+                }
+            }
+        }
+    }
+};
+
+// A sum as it is stored.
+__device__ __forceinline__ f32 finished(const Product& p, u32 row, u32 column, f32 sum) {
+    const u64 at = static_cast<u64>(row) * p.n + column;
+    f32 value = sum * p.scale;
+    if (p.drops) value = drop(value, p.drop_seed, at, p.drop_threshold, p.drop_factor);
+    if (p.bias != nullptr) value += p.bias[column];
+    if (p.accumulates) value += p.c[at];
+    return value;
+}
+
+template <u32 M, u32 N, bool A_ACROSS, bool B_ACROSS, class Form>
+__device__ __forceinline__ void multiply(const Product& p) {
+    typedef Tile<M, N, A_ACROSS, B_ACROSS> T;
+    constexpr u32 STAGE_BYTES = T::A_BYTES + T::B_BYTES;
+    extern __shared__ __align__(128) u8 stages[];
+    __shared__ Tables tables;
+    if (Form::HAS_TABLES) {
+        for (u32 i = threadIdx.x; i < 256; i += T::N_THREADS) tables.code[i] = DYNAMIC_SIGNED[i];
+        if (threadIdx.x < 16) tables.levels[threadIdx.x] = NF4_LEVELS[threadIdx.x];
+        __syncthreads();
+    }
+    // Blocks of one column of c, which read the same of b, follow one another.
+    const u32 n_blocks_m = ceil_div(p.m, M);
+    const u32 m0 = blockIdx.x % n_blocks_m * M;
+    const u32 n0 = blockIdx.x / n_blocks_m * N;
+    const u32 first_step = blockIdx.z * p.steps_of_part;
+    const u32 last_step = smaller(first_step + p.steps_of_part, ceil_div(p.k, DEPTH));
+    const u32 base = shared_address(stages);
+
+    T tile;
+    tile.clear();
+
+    const uint2 own = group_of_thread<T::B_COLUMNS>();
+    // Where the thread's group of a tile at depth k is in b, and how much of it is there.
+    const auto place_of_group = [&](u32 k, u32 rows, u32 stride, u64& from, u32& n_left) {
+        const u32 row = (B_ACROSS ? k : n0) + own.x;
+        const u32 column = (B_ACROSS ? n0 : k) + own.y;
+        const u32 columns = B_ACROSS ? p.n : rows;
+        const u32 n_rows = B_ACROSS ? rows : p.n;
+        n_left = row < n_rows && column < columns ? columns - column : 0;
+        from = n_left > 0 ? static_cast<u64>(row) * stride + column : 0;
+    };
+
+    if (p.rank > 0 && blockIdx.z == 0) {
+        for (u32 k = 0; k < p.rank; k += DEPTH) {
+            copy_tile<T::A_ROWS, T::A_COLUMNS, T::N_THREADS>(
+                base, p.low_a, p.low_a_stride, A_ACROSS ? k : m0, A_ACROSS ? m0 : k,
+                A_ACROSS ? p.rank : p.m, A_ACROSS ? p.m : p.rank);
+            end_copy_group();
+            u64 from;
+            u32 n_left;
+            Group group;
+            place_of_group(k, p.rank, p.low_b_stride, from, n_left);
+            if (p.low_is_regular)
+                InF32::read(p, p.low_b, tables, from, n_left, group);
+            else
+                Irregular<F32Element>::read(p, p.low_b, tables, from, n_left, group);
+            store_group<T::B_COLUMNS>(stages + T::A_BYTES, own, group);
+            wait_for_copy_groups<0>();
+            __syncthreads();
+            tile.add(base, base + T::A_BYTES);
+            __syncthreads();
+        }
+        tile.scale(p.low_scale);
+    }
+
+    const auto begin = [&](u32 step) {
+        const u32 stage = base + step % N_STAGES * STAGE_BYTES;
+        if (step < last_step) {
+            const u32 k = step * DEPTH;
+            copy_tile<T::A_ROWS, T::A_COLUMNS, T::N_THREADS>(
+                stage, p.a, p.a_stride, A_ACROSS ? k : m0, A_ACROSS ? m0 : k,
+                A_ACROSS ? p.k : p.m, A_ACROSS ? p.m : p.k);
+            if (Form::IS_COPIED)
+                copy_tile<T::B_ROWS, T::B_COLUMNS, T::N_THREADS>(
+                    stage + T::A_BYTES, static_cast<const bf16*>(p.b), p.b_stride,
+                    B_ACROSS ? k : n0, B_ACROSS ? n0 : k, B_ACROSS ? p.k : p.n,
+                    B_ACROSS ? p.n : p.k);
+        }
+        end_copy_group();
+    };
+    Group group;
+    const auto read = [&](u32 step) {
+        if constexpr (!Form::IS_COPIED) {
+            if (step >= last_step) return;
+            u64 from;
+            u32 n_left;
+            place_of_group(step * DEPTH, p.k, p.b_stride, from, n_left);
+            Form::read(p, p.b, tables, from, n_left, group);
+        }
+    };
+    const auto put = [&](u32 step) {
+        if constexpr (!Form::IS_COPIED) {
+            if (step >= last_step) return;
+            Form::expand(tables, group);
+            store_group<T::B_COLUMNS>(stages + step % N_STAGES * STAGE_BYTES + T::A_BYTES, own, group);
+        }
+    };
+
+#pragma unroll 1
+    for (u32 ahead = 0; ahead < N_STAGES - 1; ahead++) {
+        begin(first_step + ahead);
+        read(first_step + ahead);
+        put(first_step + ahead);
+    }
+    for (u32 step = first_step; step < last_step; step++) {
+        wait_for_copy_groups<N_STAGES - 2>();
+        // All tiles of this step are there, and nobody uses those of the step before any more.
+        __syncthreads();
+        begin(step + N_STAGES - 1);
+        read(step + N_STAGES - 1);
+        const u32 stage = base + step % N_STAGES * STAGE_BYTES;
+        tile.add(stage, stage + T::A_BYTES);
+        put(step + N_STAGES - 1);
+    }
+
+    const bool in_pairs = p.n % 2 == 0 && p.parts == nullptr;
+#pragma unroll
+    for (u32 i = 0; i < T::TILES_M; i++)
+#pragma unroll
+        for (u32 j = 0; j < T::TILES_N; j++)
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                const u32 row = m0 + T::first_row() + 16 * i + 8 * half + lane() / 4;
+                const u32 column = n0 + T::first_column() + 8 * j + 2 * (lane() % 4);
+                if (row >= p.m || column >= p.n) continue;
+                const f32 lower = tile.sums[i][j][2 * half], upper = tile.sums[i][j][2 * half + 1];
+                const u64 at = static_cast<u64>(row) * p.n + column;
+                if (p.parts != nullptr) {
+                    f32* part = p.parts + static_cast<u64>(blockIdx.z) * p.m * p.n + at;
+                    part[0] = lower;
+                    if (column + 1 < p.n) part[1] = upper;
+                } else if (in_pairs && reinterpret_cast<u64>(p.c) % 8 == 0) {
+                    *reinterpret_cast<float2*>(p.c + at) =
+                        make_float2(finished(p, row, column, lower), finished(p, row, column + 1, upper));
+                } else {
+                    p.c[at] = finished(p, row, column, lower);
+                    if (column + 1 < p.n) p.c[at + 1] = finished(p, row, column + 1, upper);
+                }
+            }
+}

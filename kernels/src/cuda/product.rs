@@ -1,0 +1,383 @@
+//! Products of matrices on the card: one description for the layers, their pairs and the loss.
+//!
+//! In [`Compute::Bf16`] activations are rounded to bf16 in the workspace first, rows padded so that
+//! they can be copied 16 bytes at a time ([`Staging`]); weights are expanded inside the kernel, whatever
+//! their form. Which kernel runs depends on the extents alone, and so do the bits.
+
+use half::bf16;
+
+use super::{Address, Call, Launch, Parameters};
+use crate::{
+    device::Compute,
+    linear::Weight,
+    lora::Dropout,
+    memory::{DeviceSlice, Store},
+    nf4,
+};
+
+/// Depth of a step of the kernels, in `product.cuh`.
+const DEPTH: usize = 32;
+/// Steps whose tiles are in shared memory at a time.
+const N_STAGES: usize = 3;
+/// Blocks of threads below which the smaller tile is taken: fewer would leave multiprocessors idle.
+const FEW_BLOCKS: usize = 64;
+/// Blocks that a product whose k is divided has at most.
+const DIVIDED_BLOCKS: usize = 96;
+/// Into how many parts k is divided at most, and the fewest steps of one.
+const MAX_PARTS: usize = 16;
+const LEAST_STEPS: usize = 8;
+const LARGE_TILE: usize = 128;
+const SMALL_TILE: usize = 64;
+/// Alignment of the workspace's parts.
+const ALIGNMENT: usize = 256;
+
+/// Bytes of a part of the workspace.
+fn aligned(n_bytes: usize) -> usize {
+    n_bytes.saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
+}
+
+/// How an operand's numbers are stored.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    F32,
+    Bf16,
+    /// bf16 by the staging: padded and aligned.
+    Staged,
+    Nf4 {
+        absmax_codes: Address,
+        absmax_scales: Address,
+        absmax_offset: Address,
+    },
+}
+
+/// A matrix stored by rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix {
+    values: Address,
+    form: Form,
+    /// Numbers from one row to the next.
+    stride: usize,
+}
+
+impl Matrix {
+    /// One in f32 with rows of `columns`.
+    pub fn f32(values: Address, columns: usize) -> Self {
+        Self { values, form: Form::F32, stride: columns }
+    }
+
+    /// A weight with rows of `columns`, as an argument of `call`.
+    pub fn weight(call: &mut Call<'_>, weight: Weight, n_rows: usize, columns: usize) -> Self {
+        let n = n_rows * columns;
+        let (values, form) = match weight {
+            Weight::F32(values) => (call.read(values.first(n)), Form::F32),
+            Weight::Bf16(values) => (call.read(values.first(n)), Form::Bf16),
+            Weight::Nf4(weight) => {
+                let layout = nf4::Nf4Layout { n_elements: n };
+                let absmax_codes = call.read(weight.absmax_codes.first(layout.n_blocks()));
+                let absmax_scales = call.read(weight.absmax_scales.first(layout.n_groups()));
+                let absmax_offset = call.read(weight.absmax_offset.first(1));
+                let codes = call.read(weight.codes.first(layout.n_codes()));
+                (codes, Form::Nf4 { absmax_codes, absmax_scales, absmax_offset })
+            }
+        };
+        Self { values, form, stride: columns }
+    }
+
+    /// Whether the kernels may read several numbers at once, wherever a row begins.
+    fn is_regular(&self) -> bool {
+        match self.form {
+            Form::F32 => self.stride.is_multiple_of(4) && self.values.0.is_multiple_of(16),
+            Form::Bf16 | Form::Staged => {
+                self.stride.is_multiple_of(8) && self.values.0.is_multiple_of(16)
+            }
+            Form::Nf4 { .. } => {
+                self.stride.is_multiple_of(nf4::BLOCK) && self.values.0.is_multiple_of(8)
+            }
+        }
+    }
+}
+
+/// Which way an operand's rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// k runs along a row.
+    Along,
+    /// k runs from row to row.
+    Across,
+}
+
+/// `c (store) drop(scale · (a · b + low_scale · low_a · low_b)) + bias`, with `a` `m × k` and `b` `k × n`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// f32 in [`Compute::F32`], staged in [`Compute::Bf16`].
+    pub a: (Matrix, Turn),
+    pub b: (Matrix, Turn),
+    pub scale: f32,
+    pub low_rank: Option<LowRank>,
+    pub dropout: Option<Dropout>,
+    pub bias: Option<Address>,
+    pub store: Store,
+    /// `m × n` in f32.
+    pub c: Address,
+}
+
+/// What is added beside a product in bf16, of little depth.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LowRank {
+    pub rank: usize,
+    /// Staged; turned as the product's `a`.
+    pub a: Matrix,
+    /// In f32; turned as its `b`.
+    pub b: Matrix,
+    pub scale: f32,
+}
+
+/// The kernel's tile, and into how many parts k is divided.
+fn tiling(m: usize, n: usize, k: usize) -> (usize, usize) {
+    let blocks = |side: usize| m.div_ceil(side) * n.div_ceil(side);
+    if blocks(LARGE_TILE) >= FEW_BLOCKS {
+        return (LARGE_TILE, 1);
+    }
+    let n_blocks = blocks(SMALL_TILE);
+    let n_steps = k.div_ceil(DEPTH);
+    let n_parts = (DIVIDED_BLOCKS / n_blocks.max(1)).min(MAX_PARTS).min(n_steps / LEAST_STEPS);
+    (SMALL_TILE, n_parts.max(1))
+}
+
+/// Bytes for the parts of a product of these extents, or of fewer rows, at most.
+fn parts_bytes(m: usize, n: usize) -> usize {
+    let numbers =
+        MAX_PARTS.saturating_mul(m).saturating_mul(n).min(DIVIDED_BLOCKS * SMALL_TILE * SMALL_TILE);
+    aligned(numbers * size_of::<f32>())
+}
+
+/// Bytes of `rows` rows of `columns` numbers in bf16 as they are staged.
+pub(crate) fn staged_bytes(rows: usize, columns: usize) -> usize {
+    aligned(rows.saturating_mul(columns.next_multiple_of(8)).saturating_mul(size_of::<bf16>()))
+}
+
+/// Bytes of `n` numbers in f32, as a part of a workspace.
+pub(crate) fn f32_bytes(n: usize) -> usize {
+    aligned(n.saturating_mul(size_of::<f32>()))
+}
+
+/// Bytes of workspace that products need beside what is staged for them, the largest of which is
+/// `m × n`; and those that the start's alignment may cost.
+pub(crate) fn workspace_bytes(products: &[(usize, usize)]) -> usize {
+    products.iter().map(|&(m, n)| parts_bytes(m, n)).max().unwrap_or(0) + ALIGNMENT
+}
+
+/// A workspace, handed out from its front.
+pub(crate) struct Staging {
+    next: Address,
+    end: Address,
+}
+
+impl Staging {
+    /// All of `workspace`.
+    pub fn new(call: &mut Call<'_>, workspace: DeviceSlice<u8>) -> Self {
+        let start = call.write(workspace);
+        let next = Address(start.0.next_multiple_of(ALIGNMENT as u64));
+        Self { next, end: start.plus(workspace.len()) }
+    }
+
+    /// The next `n_bytes`.
+    ///
+    /// # Panics
+    /// When there are not as many: the workspace is smaller than was asked for.
+    pub fn take(&mut self, n_bytes: usize) -> Address {
+        let taken = self.next;
+        self.next = taken.plus(aligned(n_bytes));
+        assert!(self.next <= self.end, "{n_bytes} bytes of workspace beyond its end");
+        taken
+    }
+
+    /// An activation of `rows × columns` in f32 as products take it, dropped from where that is asked.
+    pub fn operand(
+        &mut self,
+        call: &Call<'_>,
+        values: Address,
+        (rows, columns): (usize, usize),
+        dropout: Option<Dropout>,
+    ) -> Matrix {
+        let (threshold, factor, seed) = drop_parameters(dropout);
+        let n = rows * columns;
+        if call.compute() == Compute::F32 {
+            if dropout.is_none() {
+                return Matrix::f32(values, columns);
+            }
+            let dropped = self.take(n * size_of::<f32>());
+            let parameters = Parameters::new()
+                .address(values)
+                .address(dropped)
+                .u64(n as u64)
+                .u64(seed)
+                .u32(threshold)
+                .f32(factor);
+            // SAFETY: `values` and `dropped` are of `n` numbers.
+            unsafe { call.launch("product_drop", Launch::covering(n, 256), parameters) };
+            return Matrix::f32(dropped, columns);
+        }
+        let stride = columns.next_multiple_of(8);
+        let staged = self.take(staged_bytes(rows, columns));
+        let n_chunks = rows * stride / 8;
+        let parameters = Parameters::new()
+            .address(values)
+            .address(staged)
+            .u64(n_chunks as u64)
+            .u64(seed)
+            .extent(columns)
+            .extent(stride)
+            .u32(u32::from(dropout.is_some()))
+            .u32(threshold)
+            .f32(factor);
+        // SAFETY: `values` are `rows × columns` numbers, `staged` has room for `rows × stride`.
+        unsafe { call.launch("product_round", Launch::covering(n_chunks, 256), parameters) };
+        Matrix { values: staged, form: Form::Staged, stride }
+    }
+}
+
+/// The threshold, factor and seed of `drop` in `random.cuh`.
+fn drop_parameters(dropout: Option<Dropout>) -> (u32, f32, u64) {
+    dropout.map_or((0, 1.0, 0), |dropout| {
+        // Below 2^32, as the probability is below 1.
+        let threshold = (f64::from(dropout.probability) * 4_294_967_296.0) as u32;
+        (threshold, 1.0 / (1.0 - dropout.probability), dropout.seed)
+    })
+}
+
+impl Product {
+    fn parameters(&self, steps_of_part: usize, parts: Address) -> Parameters {
+        let (absmax_codes, absmax_scales, absmax_offset) = match self.b.0.form {
+            Form::Nf4 { absmax_codes, absmax_scales, absmax_offset } => {
+                (absmax_codes, absmax_scales, absmax_offset)
+            }
+            _ => (Address::NULL, Address::NULL, Address::NULL),
+        };
+        let (low_a, low_b, low_scale, rank) = match &self.low_rank {
+            Some(low) => (Some(low.a), Some(low.b), low.scale, low.rank),
+            None => (None, None, 1.0, 0),
+        };
+        let address = |matrix: Option<Matrix>| matrix.map_or(Address::NULL, |m| m.values);
+        let stride = |matrix: Option<Matrix>| matrix.map_or(0, |m| m.stride);
+        let (threshold, factor, seed) = drop_parameters(self.dropout);
+        Parameters::new()
+            .address(self.a.0.values)
+            .address(self.b.0.values)
+            .address(absmax_codes)
+            .address(absmax_scales)
+            .address(absmax_offset)
+            .address(address(low_a))
+            .address(address(low_b))
+            .address(self.bias.unwrap_or(Address::NULL))
+            .address(self.c)
+            .address(parts)
+            .u64(seed)
+            .extent(self.a.0.stride)
+            .extent(self.b.0.stride)
+            .extent(stride(low_a))
+            .extent(stride(low_b))
+            .extent(self.m)
+            .extent(self.n)
+            .extent(self.k)
+            .extent(rank)
+            .extent(steps_of_part)
+            .u32(u32::from(self.store == Store::Accumulate))
+            .u32(u32::from(self.dropout.is_some()))
+            .u32(threshold)
+            .f32(factor)
+            .f32(self.scale)
+            .f32(low_scale)
+            .u32(u32::from(low_b.is_some_and(|low_b| low_b.is_regular())))
+    }
+
+    /// Queues the product. What `scratch` has left may be used by the next one too.
+    ///
+    /// # Safety
+    /// The operands, `bias` and `c` are arguments of `call` of the extents given here.
+    pub unsafe fn multiply(&self, call: &mut Call<'_>, scratch: &Staging) {
+        let Self { m, n, k, .. } = *self;
+        if m == 0 || n == 0 {
+            return;
+        }
+        call.count_product(m, n, k + self.low_rank.map_or(0, |low| low.rank));
+        let turns = match (self.a.1, self.b.1) {
+            (Turn::Along, Turn::Along) => "along_along",
+            (Turn::Along, Turn::Across) => "along_across",
+            (Turn::Across, _) => "across_across",
+        };
+        let b = self.b.0;
+        let form = match b.form {
+            Form::F32 => "f32",
+            Form::Bf16 => "bf16",
+            Form::Staged => "copied",
+            Form::Nf4 { .. } => "nf4",
+        };
+        if call.compute() == Compute::F32 {
+            assert!(self.low_rank.is_none(), "a pair beside a product in f32");
+            let n_blocks = m.div_ceil(SMALL_TILE) * n.div_ceil(SMALL_TILE);
+            let kernel = format!("product_in_f32_{turns}_{form}");
+            let parameters = self.parameters(0, Address::NULL);
+            // SAFETY: as the caller promises.
+            unsafe { call.launch(&kernel, Launch::linear(n_blocks, 256), parameters) };
+            return;
+        }
+        let (mut side, n_parts) = tiling(m, n, k);
+        let form = match (form, b.is_regular()) {
+            ("bf16", true) => "copied".to_owned(),
+            (form, true) => form.to_owned(),
+            (form, false) => {
+                // Where the large tile would do, k is divided for neither.
+                side = SMALL_TILE;
+                format!("irregular_{form}")
+            }
+        };
+        let steps_of_part = k.div_ceil(DEPTH).div_ceil(n_parts);
+        let n_parts = k.div_ceil(DEPTH).div_ceil(steps_of_part.max(1)).max(1);
+        let mut scratch = Staging { ..*scratch };
+        let parts = match n_parts {
+            1 => Address::NULL,
+            _ => scratch.take(n_parts * m * n * size_of::<f32>()),
+        };
+        let parameters = self.parameters(steps_of_part, parts);
+        let kernel = format!("product_{turns}_{form}_{side}");
+        let n_threads = if side == LARGE_TILE { 256 } else { 128 };
+        let n_blocks = m.div_ceil(side) * n.div_ceil(side);
+        let launch = Launch {
+            grid: [n_blocks as u32, 1, n_parts as u32],
+            ..Launch::linear(n_blocks, n_threads)
+        };
+        let shared_bytes = N_STAGES * 2 * side * DEPTH * size_of::<bf16>();
+        // SAFETY: as the caller promises; the parts have the room that they need.
+        unsafe {
+            call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
+            if n_parts > 1 {
+                let parameters = parameters.extent(n_parts);
+                call.launch("product_add_parts", Launch::covering(m * n, 256), parameters);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_room() {
+        for m in [1, 3, 64, 65, 300, 512] {
+            for n in [1, 16, 100, 1000, 4096] {
+                for k in [1, 300, 4096, 100_000] {
+                    let (_, n_parts) = tiling(m, n, k);
+                    assert!(
+                        n_parts == 1 || n_parts * m * n * 4 <= parts_bytes(m, n),
+                        "{m} {n} {k}"
+                    );
+                }
+            }
+        }
+    }
+}

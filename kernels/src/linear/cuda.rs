@@ -1,0 +1,125 @@
+//! The three products on a card.
+
+use super::{Linear, LinearShape, Weight};
+use crate::{
+    Cuda, DeviceProfile,
+    cuda::{
+        Launch, Parameters,
+        product::{self, Matrix, Product, Staging, Turn},
+    },
+    memory::{DeviceSlice, Store},
+};
+
+/// Bytes of workspace that any of the three products needs: both activations as they are staged, and
+/// the products' own.
+pub(super) fn workspace_bytes(_: &DeviceProfile, shape: LinearShape) -> usize {
+    let LinearShape { n_rows, n_in, n_out } = shape;
+    product::staged_bytes(n_rows, n_in)
+        .saturating_add(product::staged_bytes(n_rows, n_out))
+        .saturating_add(product::workspace_bytes(&[
+            (n_rows, n_out),
+            (n_rows, n_in),
+            (n_out, n_in),
+        ]))
+}
+
+/// A plain product; what is beside it is set by the caller.
+pub(crate) fn plain(
+    (m, n, k): (usize, usize, usize),
+    a: (Matrix, Turn),
+    b: (Matrix, Turn),
+    store: Store,
+    c: crate::cuda::Address,
+) -> Product {
+    let (scale, low_rank, dropout, bias) = (1.0, None, None, None);
+    Product { m, n, k, a, b, scale, low_rank, dropout, bias, store, c }
+}
+
+impl Linear for Cuda {
+    fn linear(
+        &mut self,
+        shape: LinearShape,
+        x: DeviceSlice<f32>,
+        weight: Weight,
+        bias: Option<DeviceSlice<f32>>,
+        store: Store,
+        y: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let LinearShape { n_rows, n_in, n_out } = shape;
+        let mut call = self.call("product");
+        let x = call.read(x.first(n_rows * n_in));
+        let weight = Matrix::weight(&mut call, weight, n_out, n_in);
+        let bias = bias.map(|bias| call.read(bias.first(n_out)));
+        let y = call.write(y.first(n_rows * n_out));
+        let mut staging = Staging::new(&mut call, workspace);
+        let x = staging.operand(&call, x, (n_rows, n_in), None);
+        let extents = (n_rows, n_out, n_in);
+        let product = plain(extents, (x, Turn::Along), (weight, Turn::Along), store, y);
+        // SAFETY: every argument was cut to these extents.
+        unsafe { Product { bias, ..product }.multiply(&mut call, &staging) };
+    }
+
+    fn linear_input_gradient(
+        &mut self,
+        shape: LinearShape,
+        dy: DeviceSlice<f32>,
+        weight: Weight,
+        store: Store,
+        dx: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let LinearShape { n_rows, n_in, n_out } = shape;
+        let mut call = self.call("input gradient");
+        let dy = call.read(dy.first(n_rows * n_out));
+        let weight = Matrix::weight(&mut call, weight, n_out, n_in);
+        let dx = call.write(dx.first(n_rows * n_in));
+        let mut staging = Staging::new(&mut call, workspace);
+        let dy = staging.operand(&call, dy, (n_rows, n_out), None);
+        let extents = (n_rows, n_in, n_out);
+        let product = plain(extents, (dy, Turn::Along), (weight, Turn::Across), store, dx);
+        // SAFETY: every argument was cut to these extents.
+        unsafe { product.multiply(&mut call, &staging) };
+    }
+
+    fn linear_weight_gradient(
+        &mut self,
+        shape: LinearShape,
+        x: DeviceSlice<f32>,
+        dy: DeviceSlice<f32>,
+        store: Store,
+        dweight: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let LinearShape { n_rows, n_in, n_out } = shape;
+        let mut call = self.call("weight gradient");
+        let x = call.read(x.first(n_rows * n_in));
+        let dy = call.read(dy.first(n_rows * n_out));
+        let dweight = call.write(dweight.first(n_out * n_in));
+        let mut staging = Staging::new(&mut call, workspace);
+        let x = staging.operand(&call, x, (n_rows, n_in), None);
+        let dy = staging.operand(&call, dy, (n_rows, n_out), None);
+        let extents = (n_out, n_in, n_rows);
+        let product = plain(extents, (dy, Turn::Across), (x, Turn::Across), store, dweight);
+        // SAFETY: every argument was cut to these extents.
+        unsafe { product.multiply(&mut call, &staging) };
+    }
+
+    fn linear_bias_gradient(
+        &mut self,
+        n_rows: usize,
+        n_out: usize,
+        dy: DeviceSlice<f32>,
+        dbias: DeviceSlice<f32>,
+    ) {
+        let mut call = self.call("bias gradient");
+        let parameters = Parameters::new()
+            .address(call.read(dy.first(n_rows * n_out)))
+            .address(call.write(dbias.first(n_out)))
+            .extent(n_rows)
+            .extent(n_out);
+        let launch = Launch::covering(n_out, 64);
+        // SAFETY: both arguments were cut to these extents.
+        unsafe { call.launch("linear_bias_gradient", launch, parameters) };
+    }
+}

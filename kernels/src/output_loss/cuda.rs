@@ -1,0 +1,51 @@
+//! The loss on a card: the products of the linear layer, and one kernel between them.
+
+use super::{OutputLoss, OutputLossGradient, OutputLossShape, RowLosses};
+use crate::{
+    Cuda,
+    cuda::{Launch, Parameters},
+    linear::Weight,
+    memory::DeviceSlice,
+};
+
+/// Threads that share a row; as in `output_loss.cu`.
+const N_THREADS: u32 = 512;
+
+impl OutputLoss for Cuda {
+    fn output_loss(
+        &mut self,
+        shape: OutputLossShape,
+        x: DeviceSlice<f32>,
+        weight: Weight,
+        targets: DeviceSlice<u32>,
+        losses: DeviceSlice<f32>,
+        gradient: Option<OutputLossGradient>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        super::in_chunks(self, shape, (x, weight), targets, losses, gradient, workspace);
+    }
+}
+
+impl RowLosses for Cuda {
+    fn row_losses(
+        &mut self,
+        vocabulary: usize,
+        logits: DeviceSlice<f32>,
+        targets: DeviceSlice<u32>,
+        losses: DeviceSlice<f32>,
+        scale: Option<f32>,
+    ) {
+        let n = targets.len();
+        let mut call = self.call("cross-entropy");
+        let parameters = Parameters::new()
+            .address(call.write(logits.first(n * vocabulary)))
+            .address(call.read(targets))
+            .address(call.write(losses.first(n)))
+            .extent(vocabulary)
+            .f32(scale.unwrap_or(0.0))
+            .u32(u32::from(scale.is_some()));
+        // SAFETY: each slice was cut to the extents above; targets beyond the vocabulary are not looked
+        // up.
+        unsafe { call.launch("output_loss_rows", Launch::linear(n, N_THREADS), parameters) };
+    }
+}

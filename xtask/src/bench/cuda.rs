@@ -1,0 +1,184 @@
+//! QLoRA on an NVIDIA card, beside PEFT + bitsandbytes: speed, memory of the card, and loading.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use serde_json::Value;
+
+use super::{data_of, median, random_model};
+use crate::{Error, nibble, root};
+
+/// Ids of the catalog; the second has the shape of Llama 3 8B.
+const SHAPES: [&str; 3] = ["llama-2-7b", "llama-3.1-8b", "llama-2-13b"];
+/// Tokens of a step, one sequence.
+const SEQUENCES: [&str; 2] = ["512", "2048"];
+/// Steps of a measurement; the first warms up and does not count.
+const STEPS: &str = "8";
+/// Rounds of a measurement, ours and theirs by turns.
+const ROUNDS: usize = 2;
+
+#[derive(Default)]
+struct Measured {
+    tokens_per_s: Vec<f64>,
+    /// The most of the card's memory that the process held, as the driver tells.
+    peak_bytes: f64,
+    planned_bytes: f64,
+    /// From the start of the program to its first step.
+    load_seconds: Vec<f64>,
+}
+
+/// Measures the shapes named, or the usual ones, and prints a table. Both sides compute activations
+/// twice, as a card's memory asks for.
+///
+/// # Errors
+/// When a model cannot be made, or our own run fails.
+pub fn bench(shapes: &[&str]) -> Result<(), Error> {
+    let nibble = nibble()?;
+    let python = python();
+    if python.is_none() {
+        println!("Without PEFT + bitsandbytes: no Python with them was found (NIBBLE_PYTHON).");
+    }
+    println!(
+        "QLoRA, rank 16 on all linear layers, one sequence a step, activations computed twice; \
+         medians of {ROUNDS} rounds by turns\n"
+    );
+    println!(
+        "{:<14} {:>6} {:>9} {:>9} {:>9} {:>7} {:>10} {:>9} {:>7} {:>7} {:>7}",
+        "shape",
+        "tokens",
+        "nibble",
+        "plan GiB",
+        "peak GiB",
+        "load s",
+        "peft+bnb",
+        "peak GiB",
+        "load s",
+        "speed",
+        "memory"
+    );
+    for shape in if shapes.is_empty() { &SHAPES[..] } else { shapes } {
+        let folder = random_model(shape)?;
+        for sequence in SEQUENCES {
+            let (mut ours, mut theirs) = (Measured::default(), None);
+            for _ in 0..ROUNDS {
+                ours.add(measure(&mut train(&nibble, &folder, sequence)?)?);
+                if let Some(python) = &python {
+                    // What does not fit the card by their method is a result too.
+                    match measure(&mut peft(python, &folder, sequence)) {
+                        Ok(round) => theirs.get_or_insert_with(Measured::default).add(round),
+                        Err(error) => eprintln!("{shape}: {error}"),
+                    }
+                }
+            }
+            print_row(shape, sequence, ours, theirs);
+        }
+        // Of the largest there would be 56 GB together.
+        fs::remove_dir_all(&folder).map_err(|source| Error::File { path: folder, source })?;
+    }
+    println!();
+    Ok(())
+}
+
+fn print_row(shape: &str, sequence: &str, ours: Measured, theirs: Option<Measured>) {
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    let speed = median(ours.tokens_per_s);
+    print!(
+        "{shape:<14} {sequence:>6} {speed:>9.1} {:>9.2} {:>9.2} {:>7.1}",
+        gib(ours.planned_bytes),
+        gib(ours.peak_bytes),
+        median(ours.load_seconds)
+    );
+    if let Some(theirs) = theirs {
+        let other = median(theirs.tokens_per_s);
+        print!(
+            " {other:>10.1} {:>9.2} {:>7.1} {:>6.2}x {:>6.2}x",
+            gib(theirs.peak_bytes),
+            median(theirs.load_seconds),
+            speed / other,
+            ours.peak_bytes / theirs.peak_bytes
+        );
+    }
+    println!();
+}
+
+impl Measured {
+    fn add(&mut self, round: Self) {
+        self.tokens_per_s.extend(round.tokens_per_s);
+        self.load_seconds.extend(round.load_seconds);
+        self.peak_bytes = self.peak_bytes.max(round.peak_bytes);
+        self.planned_bytes = self.planned_bytes.max(round.planned_bytes);
+    }
+}
+
+/// An interpreter that has what theirs needs.
+fn python() -> Option<std::path::PathBuf> {
+    let named = std::env::var_os("NIBBLE_PYTHON").unwrap_or_else(|| "python3".into());
+    let has = Command::new(&named)
+        .args([
+            "-c",
+            "import torch, transformers, peft, bitsandbytes; assert torch.cuda.is_available()",
+        ])
+        .stderr(Stdio::null())
+        .status();
+    has.is_ok_and(|status| status.success()).then(|| named.into())
+}
+
+fn train(nibble: &Path, folder: &Path, sequence: &str) -> Result<Command, Error> {
+    let out = folder.join("run-cuda");
+    if out.exists() {
+        fs::remove_dir_all(&out).map_err(|source| Error::File { path: out.clone(), source })?;
+    }
+    let mut command = Command::new(nibble);
+    command.args(["train", "--json", "--device", "cuda", "--method", "qlora", "--rank", "16"]);
+    command.args(["--seq", sequence, "--steps", STEPS, "--recompute", "on"]);
+    command.arg("--model").arg(folder).arg("--data").arg(data_of(folder)).arg("--out").arg(out);
+    Ok(command)
+}
+
+fn peft(python: &Path, folder: &Path, sequence: &str) -> Command {
+    let mut command = Command::new(python);
+    command.arg(root().join("tests").join("reference").join("bench_peft.py"));
+    command.args(["--device", "cuda", "--recompute", "--method", "qlora", "--rank", "16"]);
+    command.args(["--sequence", sequence, "--steps", STEPS]).arg("--model").arg(folder);
+    command
+}
+
+/// Runs a program that prints a JSON object for each step, as both sides do.
+fn measure(command: &mut Command) -> Result<Measured, Error> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let start = Instant::now();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|source| Error::Start { program: program.clone(), source })?;
+    let mut measured = Measured::default();
+    let lines = child.stdout.take().map(|output| BufReader::new(output).lines());
+    let events = lines.into_iter().flatten().map_while(Result::ok);
+    let mut n_steps = 0;
+    for event in events.filter_map(|line| serde_json::from_str::<Value>(&line).ok()) {
+        let number = |name: &str| event[name].as_f64();
+        match event["event"].as_str() {
+            Some("ready") => measured.load_seconds.push(start.elapsed().as_secs_f64()),
+            Some("step") => {
+                n_steps += 1;
+                if n_steps > 1 {
+                    measured.tokens_per_s.extend(number("tokens_per_s"));
+                }
+            }
+            _ => {}
+        }
+        let of_card = event["card"]["process_bytes"].as_f64();
+        let held = number("device_process_bytes").or(of_card).unwrap_or(0.0);
+        measured.peak_bytes = measured.peak_bytes.max(held);
+        measured.planned_bytes =
+            measured.planned_bytes.max(number("planned_peak_bytes").unwrap_or(0.0));
+    }
+    let status =
+        child.wait().map_err(|source| Error::Start { program: program.clone(), source })?;
+    if status.success() { Ok(measured) } else { Err(Error::Failed { what: program }) }
+}
