@@ -124,8 +124,10 @@ impl Parameters {
 pub enum DeviceError {
     /// There is not that much memory left.
     #[error(
-        "the graphics card has {free_bytes} bytes free and {needed_bytes} were asked for, {} too few; close programs that use the card (browsers, games, other trainings), or set a smaller budget",
-        needed_bytes.saturating_sub(*free_bytes)
+        "the graphics card has {} MiB free and {} MiB were asked for, {} MiB too few; close programs that use the card (browsers, games, other trainings), or set a smaller budget",
+        free_bytes >> 20,
+        needed_bytes.div_ceil(1 << 20),
+        needed_bytes.saturating_sub(*free_bytes).div_ceil(1 << 20)
     )]
     OutOfMemory {
         /// Bytes that were asked for.

@@ -35,7 +35,7 @@ pub(super) fn usable_cards() -> Result<Vec<Card>, Unavailable> {
 /// Why there is none, and what to do.
 pub fn card() -> Result<Card, Unavailable> {
     let cards = usable_cards()?;
-    cards.into_iter().next().ok_or(Unavailable::NoDriver)
+    cards.into_iter().next().ok_or(Unavailable::NoCard)
 }
 
 /// What the card of this number says now.
