@@ -65,6 +65,7 @@ fn evaluate_on<B: RunDevice>(settings: &EvaluateSettings) -> Result<Evaluation, 
     let model = &settings.session.model;
     let folder = ModelFolder::open(model)?;
     let spec = folder.spec();
+    devices::check_model(&settings.session.profile, spec, &model.join("config.json"))?;
     let tokenizer = Tokenizer::open(model)?;
     tokenizer.check_vocabulary(spec.vocabulary)?;
     let template = ChatTemplate::open(model, &tokenizer)?;

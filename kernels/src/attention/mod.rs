@@ -26,6 +26,8 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use cuda::MAX_HEAD_SIZE as MAX_CARD_HEAD_SIZE;
+
 use crate::{
     DeviceKind, DeviceProfile,
     memory::{DeviceSlice, Element, Memory},

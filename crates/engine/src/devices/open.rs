@@ -1,13 +1,17 @@
 //! Opening the device that a profile names: one code path for every device, made for each.
 
+use std::path::Path;
+
 use nibble_kernels::{
     Backend, Compute, Cpu, Cuda, DeviceProfile, Memory, OperationProfile,
+    attention::MAX_CARD_HEAD_SIZE,
     cpu::ceilings,
     cuda::{OpenError, Unavailable},
 };
 use nibble_run::CardReadings;
 
 use super::card;
+use crate::model::{ModelError, ModelSpec};
 
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +136,27 @@ pub fn meet(profile: &DeviceProfile) -> Result<(), OpenDeviceError> {
     Ok(())
 }
 
+/// Makes sure that the device of `profile` can compute the model of `spec`, whose configuration is
+/// `config`.
+///
+/// # Errors
+/// When a card cannot.
+pub fn check_model(
+    profile: &DeviceProfile,
+    spec: &ModelSpec,
+    config: &Path,
+) -> Result<(), ModelError> {
+    if !profile.is_cuda() || spec.head_size <= MAX_CARD_HEAD_SIZE {
+        return Ok(());
+    }
+    Err(ModelError::Unsupported {
+        path: config.to_owned(),
+        key: "head_dim".into(),
+        found: spec.head_size.to_string(),
+        supported: format!("up to {MAX_CARD_HEAD_SIZE} on a card; the processor takes any"),
+    })
+}
+
 /// Does `$work` with `$Device` standing for the backend of a profile.
 macro_rules! on_device {
     ($profile:expr, $Device:ident => $work:expr) => {
@@ -148,3 +173,23 @@ macro_rules! on_device {
     };
 }
 pub(crate) use on_device;
+
+#[cfg(test)]
+mod tests {
+    use nibble_kernels::Capability;
+
+    use super::*;
+    use crate::catalog;
+
+    #[test]
+    fn a_head_that_no_kernel_is_made_for_is_refused_on_a_card_alone() {
+        let mut spec = catalog::find("llama-2-7b").unwrap().spec().unwrap();
+        let card = DeviceProfile::cuda(Capability::OLDEST);
+        let config = Path::new("config.json");
+        assert!(check_model(&card, &spec, config).is_ok());
+        spec.head_size = 512;
+        let error = check_model(&card, &spec, config).unwrap_err().to_string();
+        assert!(error.contains("512") && error.contains("256"), "{error}");
+        assert!(check_model(&DeviceProfile::native_cpu(), &spec, config).is_ok());
+    }
+}

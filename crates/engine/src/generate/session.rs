@@ -129,6 +129,8 @@ impl<B: RunDevice> Session<B> {
     pub fn open(settings: &SessionSettings) -> Result<Self, GenerateError> {
         devices::meet(&settings.profile)?;
         let folder = ModelFolder::open(&settings.model)?;
+        let config = settings.model.join("config.json");
+        devices::check_model(&settings.profile, folder.spec(), &config)?;
         let tokenizer = Tokenizer::open(&settings.model)?;
         tokenizer.check_vocabulary(folder.spec().vocabulary)?;
         let template = ChatTemplate::open(&settings.model, &tokenizer)?;

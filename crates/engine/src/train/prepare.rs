@@ -44,8 +44,10 @@ pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
             repository: entry.repository.clone(),
         });
     }
-    let spec = ModelSpec::from_config_file(&settings.model.join("config.json"))?;
+    let config = settings.model.join("config.json");
+    let spec = ModelSpec::from_config_file(&config)?;
     let profile = devices::profile(settings.device, settings.threads, compute(settings.compute));
+    devices::check_model(&profile, &spec, &config)?;
     devices::meet(&profile)?;
     let page_rates = devices::page_rates(&profile);
     let plan_settings = PlanSettings { settings: &settings, profile, page_rates };
