@@ -376,12 +376,10 @@ impl Driver for Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        if self.enter().is_ok() {
-            // Everything that the context has goes with it: streams, events, modules, memory. A card
-            // that failed has lost them already.
-            // SAFETY: the context is this value's own, and is destroyed once.
-            let _ = unsafe { sys::cuCtxDestroy_v2(self.context) }.result();
-        }
+        // Everything that the context has goes with it: streams, events, modules, memory. A card that
+        // failed has lost them already.
+        // SAFETY: the context is this value's own, and is destroyed once.
+        let _ = unsafe { sys::cuCtxDestroy_v2(self.context) }.result();
     }
 }
 
