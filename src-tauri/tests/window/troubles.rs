@@ -182,11 +182,14 @@ pub fn state_of(run: &Path) -> RunState {
     RunList::default().summary(run).unwrap().state
 }
 
-/// Answers the question that closing the window asks.
+/// Answers the question that closing the window asks. The click comes after the script has returned:
+/// an answer may take the page away, and with it what the driver is waiting for.
 pub fn answer(window: &Window<'_>, answer: &str) {
-    let script = "[...document.querySelectorAll('[role=dialog] button')]
-        .find((button) => button.textContent.trim() === arguments[0]).click();";
-    window.run(script, &[json!(answer)]);
+    let script = "const button = [...document.querySelectorAll('[role=dialog] button')]
+        .find((button) => button.textContent.trim() === arguments[0]);
+        if (button) setTimeout(() => button.click());
+        return Boolean(button);";
+    assert_eq!(window.run(script, &[json!(answer)]), true, "no such answer: {answer}");
 }
 
 #[test]
