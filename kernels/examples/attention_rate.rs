@@ -1,7 +1,7 @@
 //! How long attention takes over one sequence, and its rate in the products' own operations.
 //!
 //! ```text
-//! cargo run --release -p nibble-kernels --example attention_rate [-- n_threads]
+//! cargo run --release -p nibble-kernels --example attention_rate [-- n_threads [T H G K]]
 //! ```
 //! The fastest of several runs, as whatever else the machine does can only slow one down. Hidden
 //! pairs are not counted, so that tiles which waste time on them rate lower.
@@ -22,15 +22,21 @@ const SHAPES: [(usize, usize, usize, usize); 4] =
     [(256, 9, 3, 64), (1024, 32, 4, 64), (2048, 32, 4, 64), (1024, 32, 32, 128)];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let n_threads = match std::env::args().nth(1) {
-        Some(n_threads) => n_threads.parse()?,
+    let arguments = std::env::args().skip(1).map(|argument| argument.parse());
+    let arguments = arguments.collect::<Result<Vec<usize>, _>>()?;
+    let n_threads = match arguments.first() {
+        Some(&n_threads) => n_threads,
         None => std::thread::available_parallelism()?.get(),
+    };
+    let shapes = match arguments[..] {
+        [_, tokens, heads, kv_heads, head_size] => vec![(tokens, heads, kv_heads, head_size)],
+        _ => SHAPES.to_vec(),
     };
     let isa = Isa::best();
     println!("{isa}, {n_threads} threads; milliseconds and GFLOP/s");
     println!("{:<5} {:<20} {:>16} {:>16}", "", "T, H, G, K", "forward", "backward");
     for compute in [Compute::Bf16, Compute::F32] {
-        for shape in SHAPES {
+        for &shape in &shapes {
             let profile = DeviceProfile { kind: DeviceKind::Cpu { isa, n_threads }, compute };
             measure(profile, shape)?;
         }

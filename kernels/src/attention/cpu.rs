@@ -1,5 +1,6 @@
 //! Attention on the processor: tiles of queries against tiles of keys, multiplied as the linear
-//! layers are, in bf16 or f32; everything between the products in f32.
+//! layers are, in bf16 or f32; everything between the products in f32. What all heads and queries read
+//! of the keys is packed once.
 //!
 //! In the backward pass a task is one head of queries, so that every score is made once and `dq` is
 //! one task's sum in a fixed order. Heads that share keys and values leave what each adds to their
@@ -7,66 +8,110 @@
 //! heads.
 
 mod backward;
+mod few;
+mod forward;
 mod tile;
-
-use std::ops::Range;
 
 use super::{Attention, AttentionShape, Segment};
 use crate::{
-    Compute, Cpu, Store,
+    Compute, Cpu, DeviceProfile, Isa,
     cpu::{
-        gemm::{Layout, Operand, bf16_bits},
+        gemm::{TURNED_LANES, TileProducts, bf16_bits, transpose},
         math::{dot, for_each_isa},
-        parallel::{Shared, for_each_part},
+        parallel::{CHUNK, Shared, for_each_part},
+        pool::Pool,
     },
     memory::DeviceSlice,
 };
-use backward::Gradient;
-pub(super) use tile::scratch_len;
-use tile::{Inputs, KEYS, QUERIES, Scratch, products, soften};
+use backward::Backward;
+use forward::Forward;
+use tile::Inputs;
 
-/// A segment and one of its tiles of queries, found by the index of the task.
-fn query_tile_of(segments: &[Segment], mut task: usize) -> Option<(Segment, usize)> {
-    for segment in segments {
-        let n = segment.query_tiles();
-        if task < n {
-            return Some((*segment, task));
+/// Elements of the workspace's parts, in order: packed keys, the threads' scratch, and in the backward
+/// pass delta and what each head adds to `dk` and `dv` where heads share them.
+struct Parts {
+    keys: usize,
+    scratch: usize,
+    delta: usize,
+    heads: usize,
+}
+
+impl Parts {
+    fn new(
+        products: &TileProducts,
+        shape: &AttentionShape,
+        n_threads: usize,
+        backward: bool,
+    ) -> Self {
+        let head_size = shape.head_size;
+        let (tiles, scratch) = if backward {
+            (backward::key_tiles(products, head_size), backward::scratch_len(products, shape))
+        } else {
+            (forward::key_tiles(products, head_size), forward::scratch_len(products, head_size))
+        };
+        let line = |len: usize| len.div_ceil(16).saturating_mul(16);
+        let width = shape.n_heads.saturating_mul(head_size);
+        let of_heads = shape.n_key_rows.saturating_mul(width).saturating_mul(2);
+        let shares = backward && shape.n_heads != shape.n_kv_heads;
+        let rows = shape.n_rows.saturating_mul(shape.n_heads);
+        Self {
+            keys: tiles.memory_len(shape, n_threads),
+            scratch: scratch.saturating_mul(n_threads),
+            delta: if backward { line(rows) } else { 0 },
+            heads: if shares { of_heads } else { 0 },
         }
-        task -= n;
     }
-    None
+
+    fn end(&self) -> usize {
+        let Self { keys, scratch, delta, heads } = *self;
+        [scratch, delta, heads].into_iter().fold(keys, usize::saturating_add)
+    }
 }
 
-/// Elements of `delta`, up to a whole cache line.
-pub(super) fn delta_len(shape: &AttentionShape) -> usize {
-    shape.n_rows.saturating_mul(shape.n_heads).div_ceil(16).saturating_mul(16)
+/// Elements of a workspace.
+pub(super) fn workspace_len(
+    profile: &DeviceProfile,
+    shape: &AttentionShape,
+    n_threads: usize,
+    backward: bool,
+) -> usize {
+    let of = |backward| Parts::new(&Inputs::products_on(profile), shape, n_threads, backward).end();
+    if backward { of(true).max(of(false)) } else { of(false) }
 }
 
-/// Elements of what each head adds to `dk` and `dv`, where heads share them.
-pub(super) fn parts_len(shape: &AttentionShape) -> usize {
-    if shape.n_heads == shape.n_kv_heads {
-        return 0;
+/// Columns of sums, `stride` apart, to rows of each [`TURNED_LANES`] of them: `store(row, first, values)`
+/// is given all that row `row` has from column `first` on.
+fn turn_columns(
+    isa: Isa,
+    (sums, stride): (&[f32], usize),
+    head_size: usize,
+    n_rows: usize,
+    turned: &mut [f32],
+    store: impl Fn(usize, usize, &[f32]),
+) {
+    for first in (0..head_size).step_by(TURNED_LANES) {
+        let n_lanes = TURNED_LANES.min(head_size - first);
+        let columns = bytemuck::cast_slice(&sums[first * stride..]);
+        let rows = bytemuck::cast_slice_mut(turned);
+        transpose(isa, (columns, stride), n_lanes, n_rows, rows, TURNED_LANES);
+        for (row, values) in turned.as_chunks::<TURNED_LANES>().0.iter().enumerate().take(n_rows) {
+            store(row, first, &values[..n_lanes]);
+        }
     }
-    let width = shape.n_heads.saturating_mul(shape.head_size);
-    shape.n_key_rows.saturating_mul(width).div_ceil(16).saturating_mul(16).saturating_mul(2)
 }
 
-impl Cpu {
-    /// The scratch of `thread`, out of that of all.
-    ///
-    /// # Safety
-    /// The memory must outlive the task, and the thread have no other scratch.
-    unsafe fn scratch<'a>(
-        memory: &'a Shared<u32>,
-        thread: usize,
-        inputs: &Inputs<'_>,
-    ) -> Scratch<'a> {
-        let head_size = inputs.shape.head_size;
-        let len = Scratch::len(&inputs.products, head_size);
-        // SAFETY: a thread runs one task at a time, and has a part of its own.
-        let memory = unsafe { memory.slice(thread * len, len) };
-        Scratch::new(memory, &inputs.products, head_size)
+/// Copies a few numbers, which a call would take longer for.
+#[inline(always)]
+fn copy(source: &[f32], target: &mut [f32]) {
+    match (source.first_chunk::<TURNED_LANES>(), target.first_chunk_mut::<TURNED_LANES>()) {
+        (Some(source), Some(target)) => *target = *source,
+        _ => target.copy_from_slice(source),
     }
+}
+
+/// Sets all to zero.
+fn clear(pool: &Pool, values: &mut [f32]) {
+    for_each_part(pool, values, CHUNK, |_, part| part.fill(0.0));
 }
 
 impl Attention for Cpu {
@@ -81,8 +126,8 @@ impl Attention for Cpu {
         log_sum_exp: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
-        let (isa, compute) = (self.isa(), self.compute());
-        let products = products(isa, compute);
+        let (isa, compute, n_threads) = (self.isa(), self.compute(), self.n_threads());
+        let products = TileProducts::new(isa, compute);
         let mut access = self.access("attention");
         let segments = access.read(segments);
         let (q, k, v) = (access.read(q), access.read(k), access.read(v));
@@ -91,23 +136,19 @@ impl Attention for Cpu {
         access.count_flops(|| 2.0 * inputs.product_flops(segments));
         let out = &mut access.write(out)[..shape.n_rows * inputs.query_stride()];
         let log_sum_exp = &mut access.write(log_sum_exp)[..shape.n_rows * shape.n_heads];
-        out.fill(0.0);
+        clear(access.pool(), out);
         log_sum_exp.fill(0.0);
+        let parts = Parts::new(&products, &shape, n_threads, false);
+        let workspace = access.write(workspace.cast::<u32>());
+        let (packed, scratch) = workspace.split_at_mut(parts.keys);
+        let scratch = Shared::new(&mut scratch[..parts.scratch]);
+        let tiles = forward::key_tiles(&products, shape.head_size);
         let (out, log_sum_exp) = (Shared::new(out), Shared::new(log_sum_exp));
-        let scratch = Shared::new(access.write(workspace.cast::<u32>()));
-
-        let n_tiles: usize = segments.iter().map(Segment::query_tiles).sum();
-        access.pool().run(n_tiles * shape.n_heads, |thread, task| {
-            let head = task % shape.n_heads;
-            // The last tiles see the most keys: they go first.
-            let tile = n_tiles - 1 - task / shape.n_heads;
-            let Some((segment, tile)) = query_tile_of(segments, tile) else {
-                return;
-            };
-            // SAFETY: this task's only scratch.
-            let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
-            forward_tile(&inputs, &segment, tile, head, &mut scratch, &out, &log_sum_exp);
-        });
+        let forward = Forward { inputs, tiles, out, log_sum_exp };
+        let count = |segment: &Segment| forward.key_tiles_of(segment);
+        for batch in tiles.batches(&shape, n_threads, segments, count) {
+            forward.run(access.pool(), &batch, packed, &scratch);
+        }
     }
 
     fn attention_backward(
@@ -125,8 +166,8 @@ impl Attention for Cpu {
         dv: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
-        let (isa, compute) = (self.isa(), self.compute());
-        let products = products(isa, compute);
+        let (isa, compute, n_threads) = (self.isa(), self.compute(), self.n_threads());
+        let products = TileProducts::new(isa, compute);
         let mut access = self.access("attention backward");
         let segments = access.read(segments);
         let (q, k, v) = (access.read(q), access.read(k), access.read(v));
@@ -140,36 +181,39 @@ impl Attention for Cpu {
         let dk = &mut access.write(dk)[..shape.n_key_rows * key_stride];
         let dv = &mut access.write(dv)[..shape.n_key_rows * key_stride];
         for gradient in [&mut *dq, &mut *dk, &mut *dv] {
-            gradient.fill(0.0);
+            clear(access.pool(), gradient);
         }
+        let parts = Parts::new(&products, &shape, n_threads, true);
         let workspace = access.write(workspace.cast::<u32>());
-        let (delta, scratch) = workspace.split_at_mut(delta_len(&shape));
+        let (packed, rest) = workspace.split_at_mut(parts.keys);
+        let (scratch, rest) = rest.split_at_mut(parts.scratch);
+        let (delta, of_heads) = rest.split_at_mut(parts.delta);
         let delta = &mut bytemuck::cast_slice_mut(delta)[..shape.n_rows * shape.n_heads];
         let head_size = shape.head_size;
         for_each_part(access.pool(), &mut *delta, shape.n_heads, |row, delta| {
             let row = row * query_stride..(row + 1) * query_stride;
             row_deltas(isa, compute, &dout[row.clone()], &out[row], head_size, delta);
         });
-        let gradient = Gradient { inputs, dout, log_sum_exp, delta };
-        let group = shape.n_heads / shape.n_kv_heads;
-        let (parts, scratch) = scratch.split_at_mut(parts_len(&shape));
-        let parts: &mut [f32] = bytemuck::cast_slice_mut(parts);
-        let dq = Shared::new(dq);
-        let scratch = Shared::new(scratch);
-        let each_head = |dk: &Shared<f32>, dv: &Shared<f32>| {
-            access.pool().run(segments.len() * shape.n_heads, |thread, task| {
-                let (segment, head) = (&segments[task / shape.n_heads], task % shape.n_heads);
-                // SAFETY: this task's only scratch.
-                let mut scratch = unsafe { Cpu::scratch(&scratch, thread, &inputs) };
-                gradient.head(segment, head, &mut scratch, [&dq, dk, dv]);
-            });
+        let of_heads: &mut [f32] = bytemuck::cast_slice_mut(&mut of_heads[..parts.heads]);
+        let (dk_of_heads, dv_of_heads) = of_heads.split_at_mut(parts.heads / 2);
+        let group = inputs.group();
+        let gradients = if group == 1 {
+            [Shared::new(dk), Shared::new(dv)]
+        } else {
+            [Shared::new(dk_of_heads), Shared::new(dv_of_heads)]
         };
+        let tiles = backward::key_tiles(&products, head_size);
+        let (scratch, dq) = (Shared::new(scratch), Shared::new(dq));
+        let [dk_sums, dv_sums] = gradients;
+        let backward =
+            Backward { inputs, tiles, dout, log_sum_exp, delta, dq, dk: dk_sums, dv: dv_sums };
+        let count = |segment: &Segment| backward.key_tiles_of(segment);
+        for batch in tiles.batches(&shape, n_threads, segments, count) {
+            backward.run(access.pool(), &batch, packed, &scratch);
+        }
         if group == 1 {
-            each_head(&Shared::new(dk), &Shared::new(dv));
             return;
         }
-        let (dk_parts, dv_parts) = parts.split_at_mut(parts.len() / 2);
-        each_head(&Shared::new(dk_parts), &Shared::new(dv_parts));
         // Rows outside of every segment have no parts, and stay zero.
         for segment in segments {
             let first = segment.key_row(0);
@@ -177,8 +221,8 @@ impl Attention for Cpu {
             let sums = (&mut dk[rows.clone()], &mut dv[rows]);
             for_each_part(access.pool(), sums, key_stride, |row, (dk, dv)| {
                 let row = (first + row) * query_stride..(first + row + 1) * query_stride;
-                add_heads(isa, group * head_size, head_size, &dk_parts[row.clone()], dk);
-                add_heads(isa, group * head_size, head_size, &dv_parts[row], dv);
+                add_heads(isa, group * head_size, head_size, &dk_of_heads[row.clone()], dk);
+                add_heads(isa, group * head_size, head_size, &dv_of_heads[row], dv);
             });
         }
     }
@@ -217,161 +261,18 @@ for_each_isa! {
         head_size: usize,
         delta: &mut [f32],
     ) {
+        /// Elements that are rounded at a time.
+        const RUN: usize = 64;
         let heads = dout.chunks_exact(head_size).zip(out.chunks_exact(head_size));
         for (delta, (dout, out)) in delta.iter_mut().zip(heads) {
-            *delta = match compute {
-                Compute::F32 => dot(dout, out),
-                Compute::Bf16 => crate::cpu::math::sum(head_size, |d| {
-                    seen(Compute::Bf16, dout[d]) * out[d]
-                }),
-            };
-        }
-    }
-}
-
-for_each_isa! {
-    /// Scores of one query with some keys, `stride` apart.
-    fn scores_of_one(
-        compute: Compute,
-        query: &[f32],
-        keys: &[f32],
-        stride: usize,
-        scale: f32,
-        scores: &mut [f32],
-    ) {
-        for (score, key) in scores.iter_mut().zip(keys.chunks(stride)) {
-            let key = &key[..query.len()];
-            *score = scale * match compute {
-                Compute::F32 => dot(query, key),
-                Compute::Bf16 => crate::cpu::math::sum(query.len(), |d| {
-                    seen(Compute::Bf16, query[d]) * seen(Compute::Bf16, key[d])
-                }),
-            };
-        }
-    }
-}
-
-for_each_isa! {
-    /// `sums += Σ_j weights[j] · values[j, :]`, rows `stride` apart.
-    fn add_weighed_rows(
-        compute: Compute,
-        weights: &[f32],
-        values: &[f32],
-        stride: usize,
-        sums: &mut [f32],
-    ) {
-        for (weight, values) in weights.iter().zip(values.chunks(stride)) {
-            let weight = seen(compute, *weight);
-            let values = values[..sums.len()].iter();
-            match compute {
-                Compute::F32 => sums.iter_mut().zip(values).for_each(|(s, v)| *s += weight * v),
-                Compute::Bf16 => sums.iter_mut().zip(values).for_each(|(s, v)| {
-                    *s += weight * seen(Compute::Bf16, *v);
-                }),
+            *delta = 0.0;
+            for (dout, out) in dout.chunks(RUN).zip(out.chunks(RUN)) {
+                let mut rounded = [0.0; RUN];
+                for (rounded, value) in rounded.iter_mut().zip(dout) {
+                    *rounded = seen(compute, *value);
+                }
+                *delta += dot(&rounded[..dout.len()], out);
             }
         }
-    }
-}
-
-/// The most queries for which packing a tile of keys costs more than it saves, as in writing text.
-const FEW_QUERIES: usize = 2;
-
-/// The output of one tile of queries of one head.
-fn forward_tile(
-    inputs: &Inputs<'_>,
-    segment: &Segment,
-    tile: usize,
-    head: usize,
-    scratch: &mut Scratch<'_>,
-    out: &Shared<f32>,
-    log_sum_exp: &Shared<f32>,
-) {
-    let AttentionShape { head_size, n_heads, .. } = inputs.shape;
-    let query_stride = inputs.query_stride();
-    let first = tile * QUERIES;
-    let queries = first..(first + QUERIES).min(segment.n_queries as usize);
-    let row = segment.query_start as usize + first;
-    let few = queries.len() <= FEW_QUERIES;
-    if !few {
-        let rows = inputs.queries(inputs.q, row, head, Layout::Depth);
-        inputs.products.pack_a(rows, queries.len(), head_size, scratch.queries);
-    }
-    let mut running = [[f32::NEG_INFINITY, 0.0]; QUERIES];
-    scratch.sums[0][..queries.len() * head_size].fill(0.0);
-    let visible = inputs.visible_to_any(segment, &queries);
-    for start in visible.clone().step_by(KEYS) {
-        let keys = start..(start + KEYS).min(visible.end);
-        if few {
-            add_keys_to_few(inputs, segment, (&queries, head), &keys, scratch, &mut running);
-        } else {
-            add_keys(inputs, segment, (&queries, head), &keys, scratch, &mut running);
-        }
-    }
-    let sums = scratch.sums[0].chunks_exact(head_size);
-    for ((i, sums), [max, sum]) in (0..queries.len()).zip(sums).zip(running) {
-        let start = (row + i) * query_stride + head * head_size;
-        // SAFETY: each task has its own rows and columns.
-        let out = unsafe { out.slice(start, head_size) };
-        for (out, value) in out.iter_mut().zip(sums) {
-            *out = value / sum;
-        }
-        // SAFETY: as above.
-        let log_sum_exp = unsafe { log_sum_exp.slice((row + i) * n_heads + head, 1) };
-        log_sum_exp[0] = max + sum.ln();
-    }
-}
-
-/// Adds a tile of keys to the running softmax and the sums of a tile of queries.
-fn add_keys(
-    inputs: &Inputs<'_>,
-    segment: &Segment,
-    (queries, head): (&Range<usize>, usize),
-    keys: &Range<usize>,
-    scratch: &mut Scratch<'_>,
-    running: &mut [[f32; 2]],
-) {
-    let AttentionShape { head_size, scale, .. } = inputs.shape;
-    let (kv_head, key_row) = (inputs.kv_head(head), segment.key_row(keys.start));
-    let (n_queries, n_keys) = (queries.len(), keys.len());
-    let products = &inputs.products;
-    let rows = inputs.keys(inputs.k, key_row, kv_head, Layout::Depth);
-    products.pack_b(rows, n_keys, head_size, scratch.keys);
-    let scores = &mut scratch.scores[..n_queries * KEYS];
-    let packed = (&*scratch.queries, &*scratch.keys);
-    inputs.products_of_pairs(segment, (queries, keys), scale, packed, scores);
-    let n_lanes = inputs.hide(segment, (queries, keys), scores);
-    let sums = &mut scratch.sums[0][..n_queries * head_size];
-    soften(inputs.isa, scores, n_lanes, &mut running[..n_queries], sums);
-    products.pack_a(Operand::f32(scores, Layout::Depth, KEYS), n_queries, n_keys, scratch.weights);
-    let rows = inputs.keys(inputs.v, key_row, kv_head, Layout::Lanes);
-    products.pack_b(rows, head_size, n_keys, scratch.weighed);
-    let packed = (&*scratch.weights, &*scratch.weighed);
-    inputs.weigh((n_queries, n_keys), 1.0, packed, Store::Accumulate, sums);
-}
-
-/// As [`add_keys`], each key and value read once where it lies.
-fn add_keys_to_few(
-    inputs: &Inputs<'_>,
-    segment: &Segment,
-    (queries, head): (&Range<usize>, usize),
-    keys: &Range<usize>,
-    scratch: &mut Scratch<'_>,
-    running: &mut [[f32; 2]],
-) {
-    let Inputs { isa, compute, q, k, v, .. } = *inputs;
-    let AttentionShape { head_size, scale, .. } = inputs.shape;
-    let (query_stride, stride) = (inputs.query_stride(), inputs.key_stride());
-    let start = segment.key_row(keys.start) * stride + inputs.kv_head(head) * head_size;
-    let scores = &mut scratch.scores[..queries.len() * KEYS];
-    let sums = &mut scratch.sums[0][..queries.len() * head_size];
-    for (query, scores) in queries.clone().zip(scores.chunks_exact_mut(KEYS)) {
-        let row = segment.query_start as usize + query;
-        let query = &q[row * query_stride + head * head_size..][..head_size];
-        scores_of_one(isa, compute, query, &k[start..], stride, scale, &mut scores[..keys.len()]);
-    }
-    let n_lanes = inputs.hide(segment, (queries, keys), scores);
-    soften(isa, scores, n_lanes, &mut running[..queries.len()], sums);
-    for (scores, sums) in scores.chunks_exact(KEYS).zip(sums.chunks_exact_mut(head_size)) {
-        add_weighed_rows(isa, compute, &scores[..keys.len()], &v[start..], stride, sums);
     }
 }

@@ -117,10 +117,5 @@ pub fn workspace_bytes(profile: &DeviceProfile, shape: AttentionShape, backward:
     let DeviceKind::Cpu { n_threads, .. } = profile.kind else {
         return cuda::workspace_bytes(profile, shape, backward);
     };
-    let backward =
-        if backward { cpu::delta_len(&shape).saturating_add(cpu::parts_len(&shape)) } else { 0 };
-    cpu::scratch_len(profile, shape.head_size)
-        .saturating_mul(n_threads)
-        .saturating_add(backward)
-        .saturating_mul(size_of::<f32>())
+    cpu::workspace_len(profile, &shape, n_threads, backward).saturating_mul(size_of::<f32>())
 }

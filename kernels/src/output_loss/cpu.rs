@@ -31,19 +31,19 @@ for_each_isa! {
             // Each exponential is taken once, and kept in its logit's place.
             for chunk in chunks {
                 for (sum, logit) in sums.iter_mut().zip(chunk) {
-                    *logit = exp(*logit - highest);
+                    *logit = exp::<FUSED>(*logit - highest);
                     *sum += *logit;
                 }
             }
         } else {
             for chunk in chunks {
                 for (sum, logit) in sums.iter_mut().zip(chunk) {
-                    *sum += exp(*logit - highest);
+                    *sum += exp::<FUSED>(*logit - highest);
                 }
             }
         }
         for (sum, logit) in sums.iter_mut().zip(rest) {
-            let term = exp(*logit - highest);
+            let term = exp::<FUSED>(*logit - highest);
             *sum += term;
             if scale.is_some() {
                 *logit = term;

@@ -15,7 +15,7 @@ for_each_isa! {
         let n = y.len();
         let (gate, up) = (&gate[..n], &up[..n]);
         for i in 0..n {
-            y[i] = gate[i] * sigmoid(gate[i]) * up[i];
+            y[i] = gate[i] * sigmoid::<FUSED>(gate[i]) * up[i];
         }
     }
 }
@@ -25,7 +25,7 @@ for_each_isa! {
         let n = dy.len();
         let (gate, up) = (&mut gate[..n], &mut up[..n]);
         for i in 0..n {
-            let share = sigmoid(gate[i]);
+            let share = sigmoid::<FUSED>(gate[i]);
             let silu = gate[i] * share;
             let dgate = dy[i] * up[i] * share * (1.0 + gate[i] * (1.0 - share));
             up[i] = dy[i] * silu;

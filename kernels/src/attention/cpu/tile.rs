@@ -1,108 +1,21 @@
-//! One tile of scores, and the memory a thread makes it in.
+//! What tiles of queries and of keys are cut from, and who sees whom.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 use super::super::{AttentionShape, Segment};
 use crate::{
-    Compute, DeviceKind, DeviceProfile, Isa, Store,
-    cpu::{
-        gemm::{Extents, Layout, Operand, TileProducts},
-        math::{exp, for_each_isa},
-    },
+    Compute, DeviceKind, DeviceProfile, Isa,
+    cpu::gemm::{Layout, Operand, TileProducts},
 };
 
-/// Queries of a tile: eight panels of the widest registers' 14 rows, so that packing the keys and
-/// values of a tile costs little beside multiplying them.
-pub(super) const QUERIES: usize = 112;
-
-/// Keys of a tile: with K = 128 in f32, all that a thread works on takes some 700 KiB, within a
-/// core's second-level cache.
-pub(super) const KEYS: usize = 128;
-
-/// Scores handled at a time; divides [`KEYS`].
-const LANES: usize = 16;
-
-for_each_isa! {
-    /// A tile of scores into the running softmax: `s` becomes `exp(s − max)`, and the sums of the
-    /// values fade accordingly. Of each row `n_keys`, a multiple of [`LANES`], are there.
-    pub(super) fn soften(
-        scores: &mut [f32],
-        n_keys: usize,
-        running: &mut [[f32; 2]],
-        sums: &mut [f32],
-    ) {
-        let head_size = sums.len() / running.len();
-        let rows = scores.chunks_exact_mut(KEYS).zip(sums.chunks_exact_mut(head_size));
-        for ((scores, sums), running) in rows.zip(running) {
-            let scores = scores[..n_keys].as_chunks_mut::<LANES>().0;
-            let [max, sum] = *running;
-            let mut highest = [max; LANES];
-            for scores in scores.iter() {
-                for lane in 0..LANES {
-                    let (score, most) = (scores[lane], highest[lane]);
-                    highest[lane] = if score > most { score } else { most };
-                }
-            }
-            let highest = highest.iter().fold(max, |a, b| a.max(*b));
-            if highest == f32::NEG_INFINITY {
-                // Nothing visible yet.
-                scores.as_flattened_mut().fill(0.0);
-                continue;
-            }
-            let mut totals = [0.0_f32; LANES];
-            for scores in scores {
-                for lane in 0..LANES {
-                    scores[lane] = exp(scores[lane] - highest);
-                    totals[lane] += scores[lane];
-                }
-            }
-            let faded = exp(max - highest);
-            if faded != 1.0 {
-                for value in sums {
-                    *value *= faded;
-                }
-            }
-            *running = [highest, sum * faded + totals.iter().sum::<f32>()];
-        }
-    }
-}
-
-for_each_isa! {
-    /// Scores to probabilities, and `dp` to the gradient of the scores but for their scale, in a
-    /// tile of rows with the given log-sum-exp and delta, `stride` apart.
-    pub(super) fn score_gradients(
-        scores: &mut [f32],
-        dp: &mut [f32],
-        n_keys: usize,
-        log_sum_exp: &[f32],
-        delta: &[f32],
-        stride: usize,
-    ) {
-        let rows = scores.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS));
-        for (row, (scores, dp)) in rows.enumerate() {
-            let (log_sum_exp, delta) = (log_sum_exp[row * stride], delta[row * stride]);
-            let scores = scores[..n_keys].as_chunks_mut::<LANES>().0;
-            for (scores, dp) in scores.iter_mut().zip(dp.as_chunks_mut::<LANES>().0) {
-                for lane in 0..LANES {
-                    let probability = exp(scores[lane] - log_sum_exp);
-                    scores[lane] = probability;
-                    // Of a hidden pair `dp` was not computed.
-                    let gradient = probability * (dp[lane] - delta);
-                    dp[lane] = if probability == 0.0 { 0.0 } else { gradient };
-                }
-            }
-        }
-    }
-}
+/// Heads of keys that are packed at a time, at least: enough to keep many threads busy, few enough that
+/// what is packed of a long sequence stays in the last-level cache.
+const HEADS_AT_ONCE: usize = 8;
 
 impl Segment {
-    /// The key that query `i` sits at.
-    pub(super) fn position(&self, i: usize) -> usize {
-        self.n_keys as usize - self.n_queries as usize + i
-    }
-
-    pub(super) fn query_tiles(&self) -> usize {
-        (self.n_queries as usize).div_ceil(QUERIES)
+    /// Keys before its first query.
+    pub(super) fn n_before(&self) -> usize {
+        self.n_keys as usize - self.n_queries as usize
     }
 
     /// Rows of `k` and `v` of `keys`.
@@ -111,82 +24,105 @@ impl Segment {
     }
 }
 
-/// How tiles are multiplied.
-pub(super) fn products(isa: Isa, compute: Compute) -> TileProducts {
-    TileProducts::new(isa, compute, QUERIES, KEYS)
+/// The segment, by its index, and its part that have this index among all, where each segment has
+/// `count` parts.
+pub(super) fn part_of(
+    segments: &[Segment],
+    mut index: usize,
+    count: impl Fn(&Segment) -> usize,
+) -> Option<(usize, usize)> {
+    for (i, segment) in segments.iter().enumerate() {
+        let n = count(segment);
+        if index < n {
+            return Some((i, index));
+        }
+        index -= n;
+    }
+    None
 }
 
-/// What a thread works in.
-pub(super) struct Scratch<'a> {
-    /// Packed rows of the scores' products.
-    pub queries: &'a mut [u32],
-    pub douts: &'a mut [u32],
-    /// Packed columns of the scores' products.
-    pub keys: &'a mut [u32],
-    pub values: &'a mut [u32],
-    /// `[QUERIES, KEYS]`: scores, then probabilities; and the gradients of the scores.
-    pub scores: &'a mut [f32],
-    pub dscores: &'a mut [f32],
-    /// Probabilities or gradients, packed, and the rows that they weigh; those of keys stay.
-    pub weights: &'a mut [u32],
-    pub weighed: &'a mut [u32],
-    pub key_rows: &'a mut [u32],
-    /// `[QUERIES, K]`: what a tile of keys adds to the gradient of queries.
-    pub dqueries: &'a mut [f32],
-    /// `[KEYS, K]` each: sums over tiles.
-    pub sums: [&'a mut [f32]; 2],
+/// How keys are packed, in tiles of equal size, for all heads of queries that read them.
+#[derive(Clone, Copy)]
+pub(super) struct KeyTiles {
+    /// Keys of a tile.
+    pub n_keys: usize,
+    /// Packed elements of one tile of one head.
+    pub len: usize,
 }
 
-/// Elements of the parts of a scratch, in order, each up to a whole cache line.
-fn parts(products: &TileProducts, head_size: usize) -> [usize; 12] {
-    let queries = products.a_len(QUERIES, head_size);
-    let keys = products.b_len(KEYS, head_size);
-    let weights = products.a_len(QUERIES, KEYS).max(products.a_len(KEYS, QUERIES));
-    let weighed = products.b_len(head_size, KEYS).max(products.b_len(head_size, QUERIES));
-    let (scores, sums) = (QUERIES * KEYS, KEYS * head_size);
-    let (rows, dqueries) = (products.b_len(head_size, KEYS), QUERIES * head_size);
-    [queries, queries, keys, keys, scores, scores, weights, weighed, rows, dqueries, sums, sums]
-        .map(|len| len.next_multiple_of(16))
-}
-
-/// Elements of one thread's scratch on `profile`.
-pub(in crate::attention) fn scratch_len(profile: &DeviceProfile, head_size: usize) -> usize {
-    let DeviceKind::Cpu { isa, .. } = profile.kind else {
-        unreachable!("a workspace of the processor")
-    };
-    // A profile may ask for more than this processor has; the device would then use less.
-    let products = products(isa.min(Isa::best()), profile.compute);
-    Scratch::len(&products, head_size)
-}
-
-impl<'a> Scratch<'a> {
-    /// Elements of it.
-    pub fn len(products: &TileProducts, head_size: usize) -> usize {
-        parts(products, head_size).iter().sum()
+impl KeyTiles {
+    /// Tiles that hold `n_keys`.
+    pub fn count(&self, n_keys: usize) -> usize {
+        n_keys.div_ceil(self.n_keys)
     }
 
-    pub fn new(mut memory: &'a mut [u32], products: &TileProducts, head_size: usize) -> Self {
-        let [queries, douts, keys, values, scores, dscores, weights, weighed, key_rows, dqueries, dk, dv] =
-            parts(products, head_size).map(|len| {
-                let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
-                memory = rest;
-                part
-            });
-        let [scores, dscores, dqueries, dk, dv] =
-            [scores, dscores, dqueries, dk, dv].map(bytemuck::cast_slice_mut);
-        Self {
-            queries,
-            douts,
-            keys,
-            values,
-            scores,
-            dscores,
-            weights,
-            weighed,
-            key_rows,
-            dqueries,
-            sums: [dk, dv],
-        }
+    /// Heads that are packed at a time.
+    fn n_heads(n_kv_heads: usize, n_threads: usize) -> usize {
+        n_kv_heads.min(HEADS_AT_ONCE.max(n_threads))
+    }
+
+    /// Elements of all that is packed at a time.
+    pub fn memory_len(&self, shape: &AttentionShape, n_threads: usize) -> usize {
+        self.count(shape.n_key_rows)
+            .saturating_mul(Self::n_heads(shape.n_kv_heads, n_threads))
+            .saturating_mul(self.len)
+    }
+
+    /// All segments and heads of keys, cut into what is packed at a time. Segments whose tiles together
+    /// fit the keys of one long sequence go together.
+    pub fn batches<'a>(
+        self,
+        shape: &AttentionShape,
+        n_threads: usize,
+        segments: &'a [Segment],
+        count: impl Fn(&Segment) -> usize + Copy + 'a,
+    ) -> impl Iterator<Item = Batch<'a>> {
+        let most = self.count(shape.n_key_rows);
+        let (n_kv_heads, n_heads) = (shape.n_kv_heads, Self::n_heads(shape.n_kv_heads, n_threads));
+        let mut rest = segments;
+        let runs = iter::from_fn(move || {
+            let mut n_tiles = 0;
+            let fits = |segment: &&Segment| {
+                n_tiles += count(segment);
+                n_tiles <= most
+            };
+            let n = rest.iter().take_while(fits).count();
+            // A segment has no more keys than there are.
+            let (run, later) = rest.split_at_checked(n.max(1))?;
+            rest = later;
+            Some(run)
+        });
+        runs.flat_map(move |segments| {
+            (0..n_kv_heads).step_by(n_heads.max(1)).map(move |first| Batch {
+                segments,
+                kv_heads: first..(first + n_heads).min(n_kv_heads),
+            })
+        })
+    }
+}
+
+/// Segments and heads of keys that are packed at the same time.
+pub(super) struct Batch<'a> {
+    pub segments: &'a [Segment],
+    pub kv_heads: Range<usize>,
+}
+
+impl Batch<'_> {
+    /// Parts of all segments.
+    pub fn count(&self, count: impl Fn(&Segment) -> usize) -> usize {
+        self.segments.iter().map(count).sum()
+    }
+
+    /// Of a task for each head of keys: the head, and the task among those of that head.
+    pub fn kv_head_of(&self, task: usize) -> (usize, usize) {
+        let n = self.kv_heads.len();
+        (self.kv_heads.start + task % n, task / n)
+    }
+
+    /// As [`Batch::kv_head_of`], for each head of queries.
+    pub fn head_of(&self, task: usize, group: usize) -> (usize, usize) {
+        let n = self.kv_heads.len() * group;
+        (self.kv_heads.start * group + task % n, task / n)
     }
 }
 
@@ -211,8 +147,9 @@ impl Inputs<'_> {
         self.shape.n_kv_heads * self.shape.head_size
     }
 
-    pub fn kv_head(&self, head: usize) -> usize {
-        head / (self.shape.n_heads / self.shape.n_kv_heads)
+    /// Heads of queries that read one of keys.
+    pub fn group(&self) -> usize {
+        self.shape.n_heads / self.shape.n_kv_heads
     }
 
     /// Rows of a head of a matrix like `q`, from `row` on.
@@ -239,15 +176,11 @@ impl Inputs<'_> {
         Operand::f32(&matrix[row * stride + kv_head * self.shape.head_size..], layout, stride)
     }
 
-    /// Keys that a query sees.
-    pub fn visible(&self, segment: &Segment, query: usize) -> Range<usize> {
-        let end = segment.position(query) + 1;
-        end.saturating_sub(self.shape.window.unwrap_or(usize::MAX))..end
-    }
-
     /// Keys that any of the queries sees.
-    pub fn visible_to_any(&self, segment: &Segment, queries: &Range<usize>) -> Range<usize> {
-        self.visible(segment, queries.start).start..segment.position(queries.end - 1) + 1
+    pub fn visible(&self, segment: &Segment, queries: &Range<usize>) -> Range<usize> {
+        let position = |query| segment.n_before() + query;
+        let first = position(queries.start) + 1;
+        first.saturating_sub(self.shape.window.unwrap_or(usize::MAX))..position(queries.end - 1) + 1
     }
 
     /// Multiplications and additions of one product over all pairs that see each other.
@@ -255,62 +188,68 @@ impl Inputs<'_> {
         let n_pairs: usize = segments
             .iter()
             .flat_map(|segment| {
-                (0..segment.n_queries as usize).map(|query| self.visible(segment, query).len())
+                let n_queries = segment.n_queries as usize;
+                (0..n_queries).map(|query| self.visible(segment, &(query..query + 1)).len())
             })
             .sum();
         2.0 * (n_pairs * self.shape.n_heads * self.shape.head_size) as f64
     }
 
-    /// Products of packed queries (or `dout`) with packed keys (or values), where visible.
-    pub fn products_of_pairs(
-        &self,
-        segment: &Segment,
-        (queries, keys): (&Range<usize>, &Range<usize>),
-        factor: f32,
-        packed: (&[u32], &[u32]),
-        result: &mut [f32],
-    ) {
-        let extents = Extents { m: queries.len(), n: keys.len(), k: self.shape.head_size };
-        let visible = |rows: Range<usize>| {
-            let rows = queries.start + rows.start..queries.start + rows.end;
-            let visible = self.visible_to_any(segment, &rows);
-            visible.start.saturating_sub(keys.start)..visible.end.saturating_sub(keys.start)
+    /// The workspace's unit on this device.
+    pub fn products_on(profile: &DeviceProfile) -> TileProducts {
+        let DeviceKind::Cpu { isa, .. } = profile.kind else {
+            unreachable!("a workspace of the processor")
         };
-        let store = Store::Overwrite;
-        self.products.multiply(extents, factor, packed, store, (result, KEYS), visible);
+        // A profile may ask for more than this processor has; the device would then use less.
+        TileProducts::new(isa.min(Isa::best()), profile.compute)
+    }
+}
+
+/// A tile of queries and one of keys, of one segment.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs<'a> {
+    pub inputs: &'a Inputs<'a>,
+    pub segment: &'a Segment,
+    /// The first of each.
+    pub query: usize,
+    pub key: usize,
+    /// How many of each.
+    pub n_queries: usize,
+    pub n_keys: usize,
+}
+
+impl Pairs<'_> {
+    /// Keys of the tile that any of these queries of it sees.
+    pub fn keys_seen(&self, queries: &Range<usize>) -> Range<usize> {
+        let queries = self.query + queries.start..self.query + queries.end;
+        let seen = self.inputs.visible(self.segment, &queries);
+        let inside = |key: usize| key.saturating_sub(self.key).min(self.n_keys);
+        inside(seen.start)..inside(seen.end)
     }
 
-    /// Sets the scores of pairs that do not see each other to −∞, up to a whole number of
-    /// [`LANES`], which it returns.
-    pub fn hide(
-        &self,
-        segment: &Segment,
-        (queries, keys): (&Range<usize>, &Range<usize>),
-        scores: &mut [f32],
-    ) -> usize {
-        let n_keys = keys.len().next_multiple_of(LANES);
-        for (query, scores) in queries.clone().zip(scores.chunks_exact_mut(KEYS)) {
-            let visible = self.visible(segment, query);
-            let start = visible.start.saturating_sub(keys.start).min(n_keys);
-            let end = visible.end.saturating_sub(keys.start).clamp(start, keys.len().max(start));
-            scores[..start].fill(f32::NEG_INFINITY);
-            scores[end..n_keys].fill(f32::NEG_INFINITY);
-        }
-        n_keys
+    /// Queries of the tile that see any of these keys of it.
+    pub fn queries_seeing(&self, keys: &Range<usize>) -> Range<usize> {
+        let before = self.segment.n_before();
+        let first = (self.key + keys.start).saturating_sub(before);
+        let end = match self.inputs.shape.window {
+            Some(window) => (self.key + keys.end - 1).saturating_add(window).saturating_sub(before),
+            None => usize::MAX,
+        };
+        let inside = |query: usize| query.saturating_sub(self.query).min(self.n_queries);
+        inside(first)..inside(end)
     }
+}
 
-    /// `sums (store) factor · weights · weighed`, of packed operands.
-    pub fn weigh(
-        &self,
-        (m, k): (usize, usize),
-        factor: f32,
-        packed: (&[u32], &[u32]),
-        store: Store,
-        sums: &mut [f32],
-    ) {
-        let head_size = self.shape.head_size;
-        let extents = Extents { m, n: head_size, k };
-        let c = (sums, head_size);
-        self.products.multiply(extents, factor, packed, store, c, |_| 0..head_size);
-    }
+/// Lengths of parts of a memory, each up to a whole cache line.
+pub(super) fn lines<const N: usize>(parts: [usize; N]) -> [usize; N] {
+    parts.map(|len| len.next_multiple_of(16))
+}
+
+/// The parts of `memory`, in order.
+pub(super) fn split<const N: usize>(mut memory: &mut [u32], parts: [usize; N]) -> [&mut [u32]; N] {
+    parts.map(|len| {
+        let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
+        memory = rest;
+        part
+    })
 }

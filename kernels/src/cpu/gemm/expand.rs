@@ -137,6 +137,43 @@ impl Values<'_> {
     }
 }
 
+impl Values<'_> {
+    /// Pairs of neighbours, as [`Values::pairs_along`] makes them of `n` elements of `n_lanes` rows
+    /// `stride` apart, straight into the lanes of a panel of `width`, where there are instructions for
+    /// that; returns whether there are.
+    pub(super) fn pairs_turned(
+        &self,
+        isa: Isa,
+        (start, stride): (usize, usize),
+        n_lanes: usize,
+        n: usize,
+        packed: &mut [u32],
+        width: usize,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512Bf16 {
+            use super::transpose::x86;
+            match *self {
+                Self::F32(values) => {
+                    let rows = (&values[start..], stride);
+                    // SAFETY: the device was made with instructions that this processor has.
+                    unsafe { x86::round_turned(rows, n_lanes, n, packed, width) };
+                    return true;
+                }
+                Self::Bf16(values) => {
+                    let rows = (&values[start..], stride);
+                    // SAFETY: as above.
+                    unsafe { x86::join_turned(rows, n_lanes, n, packed, width) };
+                    return true;
+                }
+                Self::Dropped(..) | Self::Nf4(_) => {}
+            }
+        }
+        let _ = (isa, start, stride, n_lanes, n, packed, width);
+        false
+    }
+}
+
 /// Panels side by side, of which one step is written.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]

@@ -21,6 +21,7 @@ pub(crate) use expand::{Values, bf16_bits};
 pub(crate) use nf4::Nf4Values;
 pub(crate) use operand::{Layout, Operand};
 pub(crate) use tiles::TileProducts;
+pub(crate) use transpose::{LANES as TURNED_LANES, transpose};
 pub(crate) use vector::{few_rows, few_rows_workspace_bytes, is_few_rows};
 
 use std::ops::Range;
@@ -44,6 +45,11 @@ const TASK_COLUMNS: usize = 128;
 /// Panels of A that pass over one panel of B after another: at most 350 KiB, which with a task's B fit
 /// a second-level cache of 1 MiB. What then stays nearest is the panel of B, the larger of the two.
 const NEAR_PANELS: usize = 20;
+
+/// Packed elements of A at a time, at most, where a product has no other beside it: 4 MiB, which stay in a
+/// last-level cache while all columns pass. A product through the output matrix is tens of thousands of
+/// steps deep.
+const SPAN: usize = 1 << 20;
 
 /// How a product is cut.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +75,16 @@ impl Blocking {
     fn most_rows(kernel: &Kernel) -> usize {
         let rows: usize = if kernel.bf16_pairs { 1024 } else { 512 };
         rows.next_multiple_of(kernel.n_rows)
+    }
+
+    /// Steps of k of which A is packed at a time, for up to `m` rows: all of them beside another product;
+    /// else whole blocks.
+    fn span(&self, kernel: &Kernel, m: usize, k: usize, rank: usize) -> usize {
+        if rank > 0 {
+            return k;
+        }
+        let block = m.min(self.rows).next_multiple_of(kernel.n_rows) * kernel.packed_depth(self.depth);
+        k.min((SPAN / block).max(1) * self.depth)
     }
 
     /// The most steps of k packed at a time.
@@ -117,9 +133,12 @@ impl Parts {
         // so many rows and columns.
         let rows = m.min(Blocking::most_rows(kernel)) + MAX_ROWS;
         let panels = |n: usize| n.saturating_add(MAX_COLUMNS);
+        // As many spans' as fit, or one block's; and no more for fewer rows.
+        let of = |depth| rows.saturating_mul(kernel.packed_depth(depth));
+        let spans = if rank == 0 { SPAN.max(of(Blocking::most_depth(kernel))) } else { usize::MAX };
         let down = if rank == 0 { 0 } else { panels(rank).saturating_mul(kernel.packed_depth(k)) };
         Self {
-            a: rows.saturating_mul(kernel.packed_depth(k)),
+            a: of(k).min(spans),
             through: rows.saturating_mul(kernel.packed_depth(rank)),
             down,
             b: panels(TASK_COLUMNS) * kernel.packed_depth(Blocking::most_depth(kernel)),
@@ -164,7 +183,8 @@ pub(crate) struct LowRank<'a> {
 struct Term<'a> {
     a: &'a [u32],
     b: Operand<'a>,
-    k: usize,
+    /// The steps that are packed.
+    k: Range<usize>,
     blocking: Blocking,
     factor: f32,
 }
@@ -205,40 +225,49 @@ pub(crate) fn multiply(
     let (packed_down, rest) = rest.split_at_mut(parts.down);
     let shared_c = Shared::new(c);
 
+    let span = blocking.span(&kernel, m, k, rank);
     for first_row in (0..m).step_by(blocking.rows) {
         let n_rows = blocking.rows.min(m - first_row);
         let rows = first_row..first_row + n_rows;
         let form = place.form(&kernel, kernel.n_rows);
-        let pack_rows = Packing::new(form, a, rows, (k, blocking.depth), packed_a);
-        let down = beside.as_ref().and_then(|beside| beside.down);
-        match down {
-            // The first matrix is packed with the first rows.
-            Some((down, _)) if first_row == 0 => {
-                down.check(rank, k);
-                let form =
-                    place.form(&kernel, kernel.beside(place.isa, place.compute, rank).n_columns);
-                let pack_down = Packing::new(form, down, 0..rank, (k, blocking.depth), packed_down);
-                Packing::run(place.pool, &[pack_down, pack_rows]);
+        for first in (0..k).step_by(span) {
+            let k = first..(first + span).min(k);
+            let depth = blocking.depth;
+            let pack_rows = Packing::new(form, a, rows.clone(), (k.clone(), depth), packed_a);
+            let down = beside.as_ref().and_then(|beside| beside.down);
+            match down {
+                // The first matrix is packed with the first rows.
+                Some((down, _)) if first_row == 0 => {
+                    down.check(rank, k.end);
+                    let tiles = kernel.beside(place.isa, place.compute, rank);
+                    let form = place.form(&kernel, tiles.n_columns);
+                    let k = (k.clone(), depth);
+                    let pack_down = Packing::new(form, down, 0..rank, k, packed_down);
+                    Packing::run(place.pool, &[pack_down, pack_rows]);
+                }
+                _ => Packing::run(place.pool, &[pack_rows]),
             }
-            _ => Packing::run(place.pool, &[pack_rows]),
-        }
-        let mut terms = [Some(Term { a: &*packed_a, b, k, blocking, factor }), None];
-        if let Some(LowRank { through, up, .. }) = &mut beside {
-            let through = &mut through[first_row * rank..][..n_rows * rank];
-            let middle = Middle { kernel: &kernel, rank, k, blocking, packed: packed_through };
-            middle.pass(
-                place,
-                down.map(|(_, factor)| (&*packed_a, &*packed_down, factor)),
-                through,
-            );
-            if let Some((up, factor)) = *up {
-                up.check(n, rank);
-                let blocking = Blocking::new(&kernel, rank);
-                terms[1] = Some(Term { a: &*packed_through, b: up, k: rank, blocking, factor });
+            let k_of_down = k.len();
+            let mut terms = [Some(Term { a: &*packed_a, b, k, blocking, factor }), None];
+            if let Some(LowRank { through, up, .. }) = &mut beside {
+                let through = &mut through[first_row * rank..][..n_rows * rank];
+                let packed = &mut *packed_through;
+                let middle = Middle { kernel: &kernel, rank, k: k_of_down, blocking, packed };
+                middle.pass(
+                    place,
+                    down.map(|(_, factor)| (&*packed_a, &*packed_down, factor)),
+                    through,
+                );
+                if let Some((b, factor)) = *up {
+                    b.check(n, rank);
+                    let blocking = Blocking::new(&kernel, rank);
+                    terms[1] = Some(Term { a: &*packed_through, b, k: 0..rank, blocking, factor });
+                }
             }
+            let rows = (first_row, n_rows);
+            let store = if first == 0 { store } else { Store::Accumulate };
+            add_terms(place, &kernel, rows, n, &terms, store, &shared_c, (&mut *rest, parts.b));
         }
-        let rows = (first_row, n_rows);
-        add_terms(place, &kernel, rows, n, &terms, store, &shared_c, (rest, parts.b));
     }
 }
 
@@ -324,12 +353,13 @@ fn add_terms(
         let packed_b = unsafe { packed_b.slice(thread * b_len, b_len) };
         let mut overwrite = store == Store::Overwrite;
         for Term { a, b, k, blocking, factor } in terms.iter().flatten() {
-            for depth_start in (0..*k).step_by(blocking.depth) {
-                let depth = blocking.depth.min(k - depth_start);
+            for depth_start in (0..k.len()).step_by(blocking.depth) {
+                let depth = blocking.depth.min(k.len() - depth_start);
+                let first = k.start + depth_start;
                 b.pack(
                     place.form(kernel, kernel.n_columns),
                     first_column..first_column + n_columns,
-                    depth_start..depth_start + depth,
+                    first..first + depth,
                     packed_b,
                 );
                 let steps = kernel.packed_depth(depth);
@@ -410,7 +440,7 @@ struct Packing<'a> {
     form: Form,
     operand: Operand<'a>,
     lanes: Range<usize>,
-    k: usize,
+    k: Range<usize>,
     /// Steps of k in a block.
     depth: usize,
     packed: Shared<u32>,
@@ -424,7 +454,7 @@ impl<'a> Packing<'a> {
         form: Form,
         operand: Operand<'a>,
         lanes: Range<usize>,
-        (k, depth): (usize, usize),
+        (k, depth): (Range<usize>, usize),
         packed: &mut [u32],
     ) -> Self {
         Self { form, operand, lanes, k, depth, packed: Shared::new(packed) }
@@ -435,7 +465,7 @@ impl<'a> Packing<'a> {
     }
 
     fn n_tasks(&self) -> usize {
-        self.k.div_ceil(self.depth) * self.lane_tasks()
+        self.k.len().div_ceil(self.depth) * self.lane_tasks()
     }
 
     /// Packs all of several operands.
@@ -452,9 +482,9 @@ impl<'a> Packing<'a> {
     }
 
     fn pack(&self, task: usize) {
-        let Self { form, operand, ref lanes, k, depth, ref packed } = *self;
+        let Self { form, operand, ref lanes, ref k, depth, ref packed } = *self;
         let depth_start = task / self.lane_tasks() * depth;
-        let depth = depth.min(k - depth_start);
+        let depth = depth.min(k.len() - depth_start);
         let lanes_of_task = Self::PANELS * form.width;
         let top = task % self.lane_tasks() * lanes_of_task;
         let bottom = (top + lanes_of_task).min(lanes.len());
@@ -465,6 +495,7 @@ impl<'a> Packing<'a> {
         // SAFETY: tasks own different depths or panels, and the memory outlives them.
         let part = unsafe { packed.slice(start, len) };
         let lanes = lanes.start + top..lanes.start + bottom;
-        operand.pack(form, lanes, depth_start..depth_start + depth, part);
+        let first = k.start + depth_start;
+        operand.pack(form, lanes, first..first + depth, part);
     }
 }

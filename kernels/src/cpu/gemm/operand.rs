@@ -110,6 +110,20 @@ impl<'a> Operand<'a> {
                     let n_steps = STEPS.min(steps - first_step);
                     let start = depth.start + first_step * k_per_step;
                     let n = (n_steps * k_per_step).min(depth.end - start);
+                    let from = (first_lane + column) * self.stride + start;
+                    let target = &mut packed[first_step * width + column..];
+                    if bf16_pairs
+                        && self.values.pairs_turned(
+                            isa,
+                            (from, self.stride),
+                            n_lanes,
+                            n,
+                            target,
+                            width,
+                        )
+                    {
+                        continue;
+                    }
                     for (lane, row) in rows.chunks_exact_mut(STEPS).take(n_lanes).enumerate() {
                         let from = (first_lane + column + lane) * self.stride + start;
                         self.values.prefetch(from + LANES_AHEAD * self.stride, n);
@@ -120,8 +134,7 @@ impl<'a> Operand<'a> {
                             self.values.fill(isa, compute, from, row);
                         }
                     }
-                    let packed = &mut packed[first_step * width + column..];
-                    transpose(isa, &rows, n_lanes, n_steps, packed, width);
+                    transpose(isa, (&rows, STEPS), n_lanes, n_steps, target, width);
                 }
             }
         }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::{
-    Extents, Operand,
+    Operand,
     kernels::{Kernel, Tile},
     operand::Form,
 };
@@ -18,10 +18,23 @@ pub(crate) struct TileProducts {
     compute: Compute,
 }
 
+/// An operand in panels.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedTile<'a> {
+    elements: &'a [u32],
+    /// Packed steps of each panel.
+    steps: usize,
+}
+
 impl TileProducts {
-    /// For products of up to `m` × `n`.
-    pub fn new(isa: Isa, compute: Compute, m: usize, n: usize) -> Self {
-        Self { kernel: Kernel::choose(isa, compute, m, n), isa, compute }
+    /// For products of many rows and columns.
+    pub fn new(isa: Isa, compute: Compute) -> Self {
+        Self { kernel: Kernel::choose(isa, compute, usize::MAX, usize::MAX), isa, compute }
+    }
+
+    /// Rows of a panel of A: an even number.
+    pub fn panel_rows(&self) -> usize {
+        self.kernel.n_rows
     }
 
     /// Elements of `m` rows of A, packed.
@@ -55,26 +68,34 @@ impl TileProducts {
         );
     }
 
-    /// `c (store) factor · a · b` of packed operands, for the columns of each row of panels that
-    /// `columns` names given its rows; others are left as they are, up to a panel's width.
+    /// What was packed `k` long.
+    pub fn packed<'a>(&self, elements: &'a [u32], k: usize) -> PackedTile<'a> {
+        PackedTile { elements, steps: self.kernel.packed_depth(k) }
+    }
+
+    /// `c (store) factor · a · b`, `c` `[m, n]` with `stride`, in panels of rows by panels of columns, each
+    /// over the steps of k that `depth` names for its rows and columns, up to whole pairs of them; where
+    /// it names none, `c` is left as it is.
     pub fn multiply(
         &self,
-        extents: Extents,
+        (m, n): (usize, usize),
         factor: f32,
-        (a, b): (&[u32], &[u32]),
+        (a, b): (PackedTile<'_>, PackedTile<'_>),
         store: Store,
         (c, stride): (&mut [f32], usize),
-        columns: impl Fn(Range<usize>) -> Range<usize>,
+        depth: impl Fn(Range<usize>, Range<usize>) -> Range<usize>,
     ) {
-        let Extents { m, n, k } = extents;
         let kernel = &self.kernel;
-        let steps = kernel.packed_depth(k);
         for row in (0..m).step_by(kernel.n_rows) {
             let n_rows = kernel.n_rows.min(m - row);
-            let wanted = columns(row..row + n_rows);
-            let first = wanted.start / kernel.n_columns * kernel.n_columns;
-            for column in (first..wanted.end.min(n)).step_by(kernel.n_columns) {
+            for column in (0..n).step_by(kernel.n_columns) {
                 let n_columns = kernel.n_columns.min(n - column);
+                let depth = depth(row..row + n_rows, column..column + n_columns);
+                if depth.is_empty() {
+                    continue;
+                }
+                let first = if kernel.bf16_pairs { depth.start / 2 } else { depth.start };
+                let steps = kernel.packed_depth(depth.end) - first;
                 let tile = Tile {
                     n_rows,
                     n_columns,
@@ -84,7 +105,8 @@ impl TileProducts {
                 };
                 let start = row * stride + column;
                 let c = &mut c[start..start + (n_rows - 1) * stride + n_columns];
-                let (a, b) = (&a[row * steps..], &b[column * steps..]);
+                let a = &a.elements[row * a.steps + first * kernel.n_rows..];
+                let b = &b.elements[column * b.steps + first * kernel.n_columns..];
                 // SAFETY: the slice of C holds the tile's rows and columns; the device was made
                 // with instructions that this processor has.
                 unsafe { kernel.run(steps, a, b, c.as_mut_ptr(), tile) };

@@ -3,51 +3,54 @@
 use crate::Isa;
 
 /// The most rows that are turned at a time: the lanes of the widest vector.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Elements from one row to the next, and the most steps that are turned at a time: with 16 rows
 /// they take half of a first-level cache.
 pub(super) const STEPS: usize = 256;
 
-/// `panel[step · width + lane] = rows[lane · STEPS + step]`.
-pub(super) fn transpose(
+/// `panel[step · width + lane] = rows[lane · stride + step]`. Of each row up to whole vectors are read,
+/// which must be there.
+pub(crate) fn transpose(
     isa: Isa,
-    rows: &[u32; LANES * STEPS],
+    (rows, stride): (&[u32], usize),
     n_lanes: usize,
     n_steps: usize,
     panel: &mut [u32],
     width: usize,
 ) {
-    assert!(n_lanes <= LANES.min(width) && n_steps <= STEPS);
+    assert!(n_lanes <= LANES.min(width));
     let needed = n_steps.saturating_sub(1) * width + n_lanes;
     let panel = &mut panel[..needed];
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx512 {
         // SAFETY: the device was made with instructions that this processor has.
-        return unsafe { x86::transpose_avx512(rows, n_lanes, n_steps, panel, width) };
+        return unsafe { x86::transpose_avx512((rows, stride), n_lanes, n_steps, panel, width) };
     } else if isa == Isa::Avx2 {
         // SAFETY: as above.
-        return unsafe { x86::transpose_avx2(rows, n_lanes, n_steps, panel, width) };
+        return unsafe { x86::transpose_avx2((rows, stride), n_lanes, n_steps, panel, width) };
     }
     let _ = isa;
     for (step, panel) in panel.chunks_mut(width).enumerate() {
         for (lane, packed) in panel.iter_mut().take(n_lanes).enumerate() {
-            *packed = rows[lane * STEPS + step];
+            *packed = rows[lane * stride + step];
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, STEPS};
+    use half::bf16;
+
+    use super::LANES;
 
     /// As [`super::transpose`], 8 × 8 elements in registers: pairs of rows are interleaved by
     /// elements, then by twos, then halves are exchanged.
     #[target_feature(enable = "avx2")]
     pub fn transpose_avx2(
-        rows: &[u32; LANES * STEPS],
+        (rows, stride): (&[u32], usize),
         n_lanes: usize,
         n_steps: usize,
         panel: &mut [u32],
@@ -58,8 +61,8 @@ mod x86 {
             let n_lanes = SIDE.min(n_lanes - first_lane);
             for first in (0..n_steps).step_by(SIDE) {
                 let mut r = [_mm256_setzero_si256(); SIDE];
-                for (lane, r) in r.iter_mut().enumerate() {
-                    let row = &rows[(first_lane + lane) * STEPS + first..][..SIDE];
+                for (lane, r) in r.iter_mut().enumerate().take(n_lanes) {
+                    let row = &rows[(first_lane + lane) * stride + first..][..SIDE];
                     // SAFETY: eight elements are there.
                     *r = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
                 }
@@ -105,53 +108,134 @@ mod x86 {
         }
     }
 
-    /// As [`super::transpose`], 16 × 16 elements in registers: pairs of rows are interleaved by
-    /// elements, then by twos, then the quarters of four registers at a time are exchanged, twice.
+    /// As [`super::transpose`], 16 × 16 elements in registers.
     #[target_feature(enable = "avx512f")]
     pub fn transpose_avx512(
-        rows: &[u32; LANES * STEPS],
+        (rows, stride): (&[u32], usize),
+        n_lanes: usize,
+        n_steps: usize,
+        panel: &mut [u32],
+        width: usize,
+    ) {
+        for first in (0..n_steps).step_by(LANES) {
+            let mut block = [_mm512_setzero_si512(); LANES];
+            for (lane, row) in block.iter_mut().enumerate().take(n_lanes) {
+                let elements = &rows[lane * stride + first..][..LANES];
+                // SAFETY: 16 elements are there.
+                *row = unsafe { _mm512_loadu_si512(elements.as_ptr().cast()) };
+            }
+            store(turned(block), first, n_lanes, n_steps, panel, width);
+        }
+    }
+
+    /// `panel[step · width + lane]` = the elements `2 · step` and `2 · step + 1` of row `lane`, rounded
+    /// to pairs; `n` elements of rows `stride` apart.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub fn round_turned(
+        (rows, stride): (&[f32], usize),
+        n_lanes: usize,
+        n: usize,
+        panel: &mut [u32],
+        width: usize,
+    ) {
+        for first in (0..n).step_by(2 * LANES) {
+            let there = ((1_u64 << (n - first).min(2 * LANES)) - 1) as u32;
+            let mut block = [_mm512_setzero_si512(); LANES];
+            for (lane, row) in block.iter_mut().enumerate().take(n_lanes) {
+                let elements = &rows[lane * stride + first..][..(n - first).min(2 * LANES)];
+                let start = elements.as_ptr();
+                ask_for(start.wrapping_add(n_lanes * stride));
+                ask_for(start.wrapping_add(n_lanes * stride + LANES));
+                // SAFETY: what the masks name is there; bits of one vector type are valid for another.
+                unsafe {
+                    let low = _mm512_maskz_loadu_ps(there as u16, start);
+                    let high =
+                        _mm512_maskz_loadu_ps((there >> LANES) as u16, start.wrapping_add(LANES));
+                    *row = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                }
+            }
+            store(turned(block), first / 2, n_lanes, n.div_ceil(2), panel, width);
+        }
+    }
+
+    /// As [`round_turned`], of bf16.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn join_turned(
+        (rows, stride): (&[bf16], usize),
+        n_lanes: usize,
+        n: usize,
+        panel: &mut [u32],
+        width: usize,
+    ) {
+        for first in (0..n).step_by(2 * LANES) {
+            let there = ((1_u64 << (n - first).min(2 * LANES)) - 1) as u32;
+            let mut block = [_mm512_setzero_si512(); LANES];
+            for (lane, row) in block.iter_mut().enumerate().take(n_lanes) {
+                let elements = &rows[lane * stride + first..][..(n - first).min(2 * LANES)];
+                ask_for(elements.as_ptr().wrapping_add(n_lanes * stride));
+                // SAFETY: what the mask names is there.
+                *row = unsafe { _mm512_maskz_loadu_epi16(there, elements.as_ptr().cast()) };
+            }
+            store(turned(block), first / 2, n_lanes, n.div_ceil(2), panel, width);
+        }
+    }
+
+    /// Asks for a line that will be read with the next rows: they are far apart, so that the processor
+    /// does not guess them itself.
+    #[inline]
+    fn ask_for<T>(address: *const T) {
+        // SAFETY: a prefetch may be of any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+
+    /// Rows of a block as its columns: pairs of rows are interleaved by elements, then by twos, then
+    /// the quarters of four registers at a time are exchanged, twice.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn turned(mut r: [__m512i; LANES]) -> [__m512i; LANES] {
+        let mut t = r;
+        for i in (0..LANES).step_by(2) {
+            t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+            t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+        }
+        for i in (0..LANES).step_by(4) {
+            r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+            r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+            r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+            r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+        }
+        // Now r[4g + s] has, in quarter q, step 4q + s of the four lanes of group g.
+        for s in 0..4 {
+            t[s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(r[s], r[4 + s]);
+            t[4 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(r[s], r[4 + s]);
+            t[8 + s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(r[8 + s], r[12 + s]);
+            t[12 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(r[8 + s], r[12 + s]);
+        }
+        for s in 0..4 {
+            r[s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(t[s], t[8 + s]);
+            r[8 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(t[s], t[8 + s]);
+            r[4 + s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(t[4 + s], t[12 + s]);
+            r[12 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(t[4 + s], t[12 + s]);
+        }
+        r
+    }
+
+    /// Steps from `first` on, as far as there are any.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn store(
+        block: [__m512i; LANES],
+        first: usize,
         n_lanes: usize,
         n_steps: usize,
         panel: &mut [u32],
         width: usize,
     ) {
         let mask = ((1_u32 << n_lanes) - 1) as u16;
-        for first in (0..n_steps).step_by(LANES) {
-            let mut r = [_mm512_setzero_si512(); LANES];
-            for (lane, r) in r.iter_mut().enumerate() {
-                let row = &rows[lane * STEPS + first..][..LANES];
-                // SAFETY: 16 elements are there.
-                *r = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
-            }
-            let mut t = r;
-            for i in (0..LANES).step_by(2) {
-                t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-                t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-            }
-            for i in (0..LANES).step_by(4) {
-                r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-                r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-                r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-                r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-            }
-            // Now r[4g + s] has, in quarter q, step 4q + s of the four lanes of group g.
-            for s in 0..4 {
-                t[s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(r[s], r[4 + s]);
-                t[4 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(r[s], r[4 + s]);
-                t[8 + s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(r[8 + s], r[12 + s]);
-                t[12 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(r[8 + s], r[12 + s]);
-            }
-            for s in 0..4 {
-                r[s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(t[s], t[8 + s]);
-                r[8 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(t[s], t[8 + s]);
-                r[4 + s] = _mm512_shuffle_i32x4::<0b10_00_10_00>(t[4 + s], t[12 + s]);
-                r[12 + s] = _mm512_shuffle_i32x4::<0b11_01_11_01>(t[4 + s], t[12 + s]);
-            }
-            for (step, r) in r.iter().enumerate().take(n_steps - first) {
-                let target = &mut panel[(first + step) * width..][..n_lanes];
-                // SAFETY: the lanes of the mask are there.
-                unsafe { _mm512_mask_storeu_epi32(target.as_mut_ptr().cast(), mask, *r) };
-            }
+        for (step, row) in block.iter().enumerate().take(n_steps - first) {
+            let target = &mut panel[(first + step) * width..][..n_lanes];
+            // SAFETY: the lanes of the mask are there.
+            unsafe { _mm512_mask_storeu_epi32(target.as_mut_ptr().cast(), mask, *row) };
         }
     }
 }
@@ -162,13 +246,13 @@ mod tests {
 
     #[test]
     fn every_path_turns_rows_into_steps_and_touches_nothing_else() {
-        let rows: [u32; LANES * STEPS] = std::array::from_fn(|i| i as u32);
         for isa in Isa::available() {
             for (n_lanes, width) in [(1, 4), (6, 6), (14, 14), (9, 14), (16, 32), (8, 8), (16, 16)]
             {
+                let rows: Vec<_> = (0..(n_lanes * STEPS) as u32).collect();
                 for n_steps in [1, 15, 16, 17, 256] {
                     let mut panel = vec![u32::MAX; n_steps * width + 32];
-                    transpose(isa, &rows, n_lanes, n_steps, &mut panel, width);
+                    transpose(isa, (&rows, STEPS), n_lanes, n_steps, &mut panel, width);
                     for (at, &packed) in panel.iter().enumerate() {
                         let (step, lane) = (at / width, at % width);
                         let expected = if step < n_steps && lane < n_lanes {
