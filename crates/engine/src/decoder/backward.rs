@@ -78,13 +78,24 @@ impl Decoder {
             self.project_backward(device, (layer, projection), input, dy, gradients, store, dx);
         };
 
+        // Inputs of products are made again where they are read.
+        let reads = |projections: &[Projection]| {
+            projections.iter().any(|&projection| self.trains(gradients, (layer, projection)))
+        };
+
         // Feed-forward block.
+        if reads(&[Projection::Down]) {
+            device.swiglu(saved.gate, saved.up, saved.activated);
+        }
         let dactivated = cut(slices.gradients.activated, spec.ffn_width);
         let overwrite = Store::Overwrite;
         back(device, Projection::Down, saved.activated, residual, overwrite, Some(dactivated));
         device.swiglu_backward(dactivated, saved.gate, saved.up);
         let dnormed = cut(slices.gradients.feed_forward_normed, spec.hidden_width);
         let normed = saved.feed_forward_normed;
+        if reads(&[Projection::Gate, Projection::Up]) {
+            self.layer_norm(device, (layer, LayerTensor::PostAttentionNorm), saved.middle, normed);
+        }
         back(device, Projection::Gate, normed, saved.gate, Store::Overwrite, Some(dnormed));
         back(device, Projection::Up, normed, saved.up, Store::Accumulate, Some(dnormed));
         self.norm_backward(
@@ -136,11 +147,14 @@ impl Decoder {
         let dnormed = cut(slices.gradients.input_normed, spec.hidden_width);
         let wanted = slices.wants_input_gradient.then_some(dnormed);
         let normed = saved.input_normed;
+        let input = cut(slices.input, spec.hidden_width);
+        if reads(&[Projection::Query, Projection::Key, Projection::Value]) {
+            self.layer_norm(device, (layer, LayerTensor::InputNorm), input, normed);
+        }
         back(device, Projection::Query, normed, dquery, Store::Overwrite, wanted);
         back(device, Projection::Key, normed, dkey, Store::Accumulate, wanted);
         back(device, Projection::Value, normed, dvalue, Store::Accumulate, wanted);
         if slices.wants_input_gradient {
-            let input = cut(slices.input, spec.hidden_width);
             self.norm_backward(
                 device,
                 (layer, LayerTensor::InputNorm),

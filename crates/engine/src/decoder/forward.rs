@@ -47,7 +47,8 @@ impl Decoder {
     }
 
     /// One layer: `output = layer(input)`, leaving in `slices` what the backward pass reads.
-    /// Without `output`, only rebuilds that, and skips the down product, whose result it is not.
+    /// Without `output`, only rebuilds that, and skips the activation and the down product, whose results
+    /// it is not.
     pub fn layer_forward(
         &self,
         device: &mut impl Backend,
@@ -114,9 +115,9 @@ impl Decoder {
             let input = product(normed, projection);
             self.project(device, (layer, projection), input, Store::Overwrite, y);
         }
-        device.swiglu(slices.gate, slices.up, slices.activated);
         if let Some(output) = output {
             let output = rows(output, n_rows, spec.hidden_width);
+            device.swiglu(slices.gate, slices.up, slices.activated);
             device.copy(slices.middle, output);
             let activated = product(slices.activated, Projection::Down);
             let down = (layer, Projection::Down);
@@ -124,7 +125,7 @@ impl Decoder {
         }
     }
 
-    fn layer_norm(
+    pub(super) fn layer_norm(
         &self,
         device: &mut impl Backend,
         (layer, norm): (usize, LayerTensor),

@@ -317,10 +317,8 @@ impl Decoder {
     ) {
         let ProductInput { x, n_rows, workspace, .. } = input;
         let weight = self.weights.matrix(layer, projection);
-        if let super::Gradients::Adapter(gradients) = gradients
+        if let Some(gradient) = self.pair_gradient(gradients, (layer, projection))
             && let Some((adapter, shape)) = self.pair((layer, projection), &input)
-            && let Some(layout) = self.adapter.as_ref().map(|adapter| &adapter.layout)
-            && let Some(gradient) = layout.pair(*gradients, layer, projection)
         {
             device.adapted_linear_backward(
                 shape, x, weight, adapter, dy, gradient, store, dx, workspace,
@@ -340,5 +338,25 @@ impl Decoder {
                 device.linear_bias_gradient(n_rows, shape.n_out, dy, dbias);
             }
         }
+    }
+
+    /// Where the gradients of the pair beside a product go, if there is one that is trained.
+    fn pair_gradient(
+        &self,
+        gradients: &super::Gradients,
+        (layer, projection): (usize, Projection),
+    ) -> Option<LoraPair> {
+        let super::Gradients::Adapter(gradients) = gradients else { return None };
+        self.adapter.as_ref()?.layout.pair(*gradients, layer, projection)
+    }
+
+    /// Whether a gradient is wanted that reads the product's input.
+    pub(super) fn trains(
+        &self,
+        gradients: &super::Gradients,
+        product: (usize, Projection),
+    ) -> bool {
+        matches!(gradients, super::Gradients::Weights(_))
+            || self.pair_gradient(gradients, product).is_some()
     }
 }

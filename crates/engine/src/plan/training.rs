@@ -292,6 +292,8 @@ enum Lives {
     Saved(Forward, Backward),
     /// Within the forward pass.
     Passing(Forward, Forward),
+    /// The same, and in the stage of the backward pass that makes them again to read them.
+    Remade(Forward, Forward, Backward),
 }
 
 /// One activation of every layer: the same place for all that take turns in it, or one behind the
@@ -324,6 +326,10 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let mut rows = |name: &'static str, width: usize, lives: Lives| {
         let (scope, n, moments) = match (lives, shape.recompute) {
             (Lives::Passing(since, until), _) => ("layer", 1, Moments::forward(since, until)),
+            (Lives::Remade(since, until, again), _) => {
+                let moments = Moments::forward(since, until) | Moments::backward(again, again);
+                ("layer", 1, moments)
+            }
             (Lives::Saved(since, until), true) => ("layer", 1, Moments::recomputed(since, until)),
             (Lives::Saved(..), false) => ("layers", n_layers, Moments::pass()),
         };
@@ -369,9 +375,11 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         }
     }
 
-    // Inputs of products: kept only where the gradient of a weight or pair will read them.
-    let mut input = |name, width, is_read: bool, since, until: Backward, last: Forward| {
-        let lives = if is_read { saved(since, until) } else { Lives::Passing(since, last) };
+    // Inputs of products that one pass over memory makes from what is kept anyway: the backward pass makes
+    // them again where the gradient of a weight or pair reads them.
+    let mut input = |name, width, is_read: bool, since, last, again| {
+        let lives =
+            if is_read { Lives::Remade(since, last, again) } else { Lives::Passing(since, last) };
         rows(name, width, lives)
     };
     let input_normed = input(
@@ -379,24 +387,24 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         spec.hidden_width,
         [Query, Key, Value].into_iter().any(|projection| shape.trains(projection)),
         Forward::InputNorm,
-        Backward::QueryKeyValue,
         Forward::QueryKeyValue,
+        Backward::QueryKeyValue,
     );
     let feed_forward_normed = input(
         "feed_forward_normed",
         spec.hidden_width,
         shape.trains(Gate) || shape.trains(Up),
         Forward::FeedForwardNorm,
-        Backward::GateUp,
         Forward::GateUp,
+        Backward::GateUp,
     );
     let activated = input(
         "activated",
         spec.ffn_width,
         shape.trains(Down),
         Forward::Activation,
-        Backward::Down,
         Forward::Down,
+        Backward::Down,
     );
     let of_layer = |layer: usize| LayerSlices {
         input_normed: input_normed.of(layer),
