@@ -63,12 +63,12 @@ pub trait OutputLoss: Memory {
     );
 }
 
-/// Rows whose logits exist at a time: as many as 48 MiB hold, but no fewer than 128. Every chunk
+/// Rows whose logits exist at a time: as many as 48 MiB hold, but no fewer than 256. Every chunk
 /// expands the whole output matrix, and reads and writes its gradient, so that few rows are slow; the
 /// logits of many are most of a small model's memory.
 pub fn default_chunk_rows(vocabulary: usize) -> usize {
     const LOGITS: usize = (48 << 20) / size_of::<f32>();
-    (LOGITS / vocabulary.max(1)).clamp(128, 1024) / 16 * 16
+    (LOGITS / vocabulary.max(1)).clamp(256, 1024) / 16 * 16
 }
 
 impl OutputLossShape {

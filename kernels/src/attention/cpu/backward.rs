@@ -30,6 +30,10 @@ const KEYS: usize = 128;
 /// Scores handled at a time; divides [`KEYS`].
 const LANES: usize = 16;
 
+/// Keys beside those that a row sees which meet it in some product: the panel of rows or of columns that
+/// it is in, or its partner in a pair is, may reach so far.
+const BESIDE: usize = 64;
+
 /// Tiles of keys: keys and values as columns of the scores' products, and keys as what the gradients of
 /// scores weigh.
 pub(super) fn key_tiles(products: &TileProducts, head_size: usize) -> KeyTiles {
@@ -292,7 +296,8 @@ impl Backward<'_> {
 
 for_each_isa! {
     /// Scores to probabilities, and `dp` to the gradient of the scores but for their scale, in a tile of
-    /// rows with the given log-sum-exp and delta, `stride` apart; both zero of keys that are not seen.
+    /// rows with the given log-sum-exp and delta, `stride` apart; both zero of keys that are not seen, as
+    /// far as [`BESIDE`] to both sides of those that are.
     fn score_gradients(
         scores: &mut [f32],
         dp: &mut [f32],
@@ -301,25 +306,39 @@ for_each_isa! {
         delta: &[f32],
         stride: usize,
     ) {
-        let rows = scores.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS)).zip(seen);
-        for (row, ((scores, dp), &[start, end])) in rows.enumerate() {
+        let rows = scores.as_chunks_mut::<LANES>().0.as_chunks_mut::<{ KEYS / LANES }>().0.iter_mut();
+        let rows = rows.zip(dp.as_chunks_mut::<LANES>().0.as_chunks_mut::<{ KEYS / LANES }>().0);
+        for (row, ((scores, dp), &[start, end])) in rows.zip(seen).enumerate() {
             let (log_sum_exp, delta) = (log_sum_exp[row * stride], delta[row * stride]);
-            let near = start / LANES * LANES..end.next_multiple_of(LANES);
-            let chunks = scores[near.clone()].as_chunks_mut::<LANES>().0.iter_mut();
-            for (scores, dp) in chunks.zip(dp[near].as_chunks_mut::<LANES>().0) {
+            let (first, last) = (start / LANES, end.div_ceil(LANES));
+            for (scores, dp) in scores[first..last].iter_mut().zip(&mut dp[first..last]) {
                 for lane in 0..LANES {
                     let probability = exp::<FUSED>(scores[lane] - log_sum_exp);
                     scores[lane] = probability;
                     dp[lane] = probability * (dp[lane] - delta);
                 }
             }
-            if end - start == KEYS {
+            if start == 0 && end == KEYS {
                 continue;
             }
             for row in [scores, dp] {
-                row[..start].fill(0.0);
-                row[end..].fill(0.0);
+                row[first.saturating_sub(BESIDE / LANES)..first].fill([0.0; LANES]);
+                row[last..(last + BESIDE / LANES).min(KEYS / LANES)].fill([0.0; LANES]);
+                if last > first {
+                    keep(&mut row[first], start - first * LANES, LANES);
+                    keep(&mut row[last - 1], 0, end - (last - 1) * LANES);
+                }
             }
         }
+    }
+}
+
+/// Sets all but the lanes from `start` to `end` to zero.
+#[inline(always)]
+fn keep(values: &mut [f32; LANES], start: usize, end: usize) {
+    let (start, end) = (start as u32, end as u32);
+    for lane in 0..LANES as u32 {
+        let value = &mut values[lane as usize];
+        *value = if (lane >= start) & (lane < end) { *value } else { 0.0 };
     }
 }

@@ -83,7 +83,8 @@ impl Blocking {
         if rank > 0 {
             return k;
         }
-        let block = m.min(self.rows).next_multiple_of(kernel.n_rows) * kernel.packed_depth(self.depth);
+        let block =
+            m.min(self.rows).next_multiple_of(kernel.n_rows) * kernel.packed_depth(self.depth);
         k.min((SPAN / block).max(1) * self.depth)
     }
 

@@ -47,8 +47,8 @@ impl Form {
 
 /// How far ahead of their use stored rows are asked for: about the latency of memory, at the rate
 /// of packing.
-const LANES_AHEAD: usize = 4;
-const STEPS_AHEAD: usize = 8;
+const LANES_AHEAD: usize = 16;
+const STEPS_AHEAD: usize = 16;
 
 impl<'a> Operand<'a> {
     /// An f32 matrix `[lanes, k]`, or `[k, lanes]` in the other layout.
