@@ -355,10 +355,12 @@ impl Decoder<'_> {
             }
             "mma" => self.multiply_tiles(),
             "cp" if self.has("commit_group") => Some(Operation::EndCopyGroup),
-            "cp" if self.has("wait_all") => Some(Operation::WaitForCopies { n_pending: 0 }),
+            "cp" if self.has("wait_all") => {
+                Some(Operation::WaitForCopies { n_pending: 0, of_all: true })
+            }
             "cp" if self.has("wait_group") => {
                 let n_pending = literal(self.operands.first()?)? as usize;
-                Some(Operation::WaitForCopies { n_pending })
+                Some(Operation::WaitForCopies { n_pending, of_all: false })
             }
             "cp" if self.has("async") && !self.has("bulk") => {
                 let n_bytes = literal(self.operands.get(2)?)?;

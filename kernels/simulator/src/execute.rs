@@ -69,6 +69,8 @@ struct Word {
 pub struct Shared {
     bytes: Vec<u8>,
     words: Vec<Word>,
+    /// Copies to each word that have not come.
+    coming: Vec<u32>,
     is_written: Vec<bool>,
     epoch: u32,
 }
@@ -79,6 +81,7 @@ impl Shared {
         Self {
             bytes: vec![0; n_bytes],
             words: vec![Word::default(); n_words],
+            coming: vec![0; n_words],
             is_written: vec![false; n_bytes],
             epoch: 1,
         }
@@ -110,6 +113,7 @@ impl Shared {
             return Err(Fault::new(format!("shared memory at {address} was never written")));
         }
         for at in start / 4..(start + n_bytes).div_ceil(4) {
+            self.check_coming(at)?;
             let word = self.word(at);
             if let Some((warp, line)) = word.written.filter(|(warp, _)| *warp != by.0) {
                 return Err(Fault::new(format!(
@@ -134,21 +138,50 @@ impl Shared {
         by: (u32, u32),
     ) -> Result<(), Fault> {
         let start = self.check(address, n_bytes)?;
+        self.write(start, n_bytes, by)?;
+        self.is_written[start..start + n_bytes].fill(true);
+        self.bytes[start..start + n_bytes].copy_from_slice(&value.to_le_bytes()[..n_bytes]);
+        Ok(())
+    }
+
+    /// Begins a copy to `n_bytes`, which until it has come may neither be read nor written.
+    pub fn expect(&mut self, address: u64, n_bytes: usize, by: (u32, u32)) -> Result<(), Fault> {
+        let start = self.check(address, n_bytes)?;
+        self.write(start, n_bytes, by)?;
+        self.coming[start / 4..(start + n_bytes).div_ceil(4)].iter_mut().for_each(|n| *n += 1);
+        Ok(())
+    }
+
+    /// Ends a copy of four bytes.
+    pub fn arrive(&mut self, address: u64, value: u32, by: (u32, u32)) -> Result<(), Fault> {
+        let start = self.check(address, 4)?;
+        self.coming[start / 4] -= 1;
+        self.store(address, 4, value.into(), by)
+    }
+
+    fn check_coming(&self, word: usize) -> Result<(), Fault> {
+        if self.coming[word] == 0 {
+            return Ok(());
+        }
+        Err(Fault::new(format!("a copy to shared memory at {} was not waited for", 4 * word)))
+    }
+
+    /// Notes that a warp writes.
+    fn write(&mut self, start: usize, n_bytes: usize, by: (u32, u32)) -> Result<(), Fault> {
         for at in start / 4..(start + n_bytes).div_ceil(4) {
+            self.check_coming(at)?;
             let word = self.word(at);
             let several = word.several;
             let reader = word.read.filter(|(warp, _)| several || *warp != by.0);
             let writer = word.written.filter(|(warp, _)| *warp != by.0);
             if let Some((warp, line)) = reader.or(writer) {
                 return Err(Fault::new(format!(
-                    "shared memory at {address} was touched by warp {warp} (line {line}) since the \
+                    "shared memory at {start} was touched by warp {warp} (line {line}) since the \
                      last barrier"
                 )));
             }
             word.written = Some(by);
         }
-        self.is_written[start..start + n_bytes].fill(true);
-        self.bytes[start..start + n_bytes].copy_from_slice(&value.to_le_bytes()[..n_bytes]);
         Ok(())
     }
 }

@@ -316,6 +316,8 @@ pub enum Operation {
     EndCopyGroup,
     WaitForCopies {
         n_pending: usize,
+        /// Also those of no group.
+        of_all: bool,
     },
     /// Refused when it is met.
     Unknown,

@@ -7,11 +7,13 @@
 //! refused when it is met (PTX ISA 8.7 says what each instruction means).
 //!
 //! A [`Fault`] is: an access beside what was allocated or not aligned; two warps that touch one word of
-//! shared memory between two barriers, or two blocks one word of global memory, where one of them
-//! writes; a barrier that not all lanes of a warp reach together; a loop without an end. Asynchronous
-//! copies arrive when they are waited for and not before, so that a missing wait shows.
+//! shared memory between two barriers, or two blocks one word or byte of global memory, where one of them
+//! writes; two lanes that write different numbers to one place in one instruction; shared memory that is
+//! read before anything is written there; an asynchronous copy to what may still be read, one that is
+//! read or written before it was waited for, one that nobody waits for; a barrier that not all lanes of a
+//! warp reach together; a loop without an end.
 //!
-//! What it cannot show: time; the hardware's order of summing inside a product of tiles, which is not
+//! What it cannot show: time; warps of one block that race in global memory; the hardware's order of summing inside a product of tiles, which is not
 //! specified (here: one after the other, in f32); approximate functions are those of the host, which
 //! are closer than the card's.
 

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -17,8 +17,10 @@ pub const LOCAL_BASE: u64 = 2 << 40;
 pub const CONSTANT_BASE: u64 = 3 << 40;
 const GLOBAL_BASE: u64 = 16 << 40;
 
-/// What allocations begin at, and at least the room between them.
+/// What allocations begin at.
 const ALIGNMENT: u64 = 512;
+/// The least room between them: addresses cost nothing.
+const ROOM: u64 = 1 << 32;
 
 /// A block of global memory.
 #[derive(Debug)]
@@ -26,9 +28,49 @@ pub struct Allocation {
     pub start: u64,
     n_bytes: usize,
     words: Box<[AtomicU32]>,
-    /// Which block of which launch wrote a word last, and read it: [`Touch`].
+    of_words: Touches,
+    /// Of the bytes of words that are touched in parts, once there are any.
+    of_bytes: OnceLock<Touches>,
+}
+
+/// Which block of which launch wrote a word or byte last, and read it: [`Touch`].
+#[derive(Debug)]
+struct Touches {
     writers: Box<[AtomicU64]>,
     readers: Box<[AtomicU64]>,
+}
+
+impl Touches {
+    fn new(n: usize) -> Self {
+        let none = || (0..n).map(|_| AtomicU64::new(0)).collect();
+        Self { writers: none(), readers: none() }
+    }
+
+    fn is_written_by_another(&self, at: usize, touch: Touch) -> bool {
+        touch.is_of_another_block(self.writers[at].load(Relaxed))
+    }
+
+    fn is_touched_by_another(&self, at: usize, touch: Touch) -> bool {
+        self.is_written_by_another(at, touch)
+            || touch.is_of_another_block(self.readers[at].load(Relaxed))
+    }
+
+    /// Whether what is read here was written by another block.
+    fn read(&self, at: usize, touch: Touch) -> bool {
+        let before = self.readers[at].load(Relaxed);
+        if before != touch.0 {
+            let reader = if touch.is_of_another_block(before) { touch.several() } else { touch.0 };
+            self.readers[at].store(reader, Relaxed);
+        }
+        self.is_written_by_another(at, touch)
+    }
+
+    /// Whether another block reads or writes what is written here.
+    fn write(&self, at: usize, touch: Touch) -> bool {
+        let before = self.writers[at].swap(touch.0, Relaxed);
+        touch.is_of_another_block(before)
+            || touch.is_of_another_block(self.readers[at].load(Relaxed))
+    }
 }
 
 /// A block of a launch: the launch's number in the upper half, the block's and one in the lower.
@@ -53,9 +95,13 @@ impl Touch {
 impl Allocation {
     fn new(start: u64, n_bytes: usize) -> Self {
         let n_words = n_bytes.div_ceil(4);
-        let touches = || (0..n_words).map(|_| AtomicU64::new(0)).collect();
         let words = (0..n_words).map(|_| AtomicU32::new(0)).collect();
-        Self { start, n_bytes, words, writers: touches(), readers: touches() }
+        let (of_words, of_bytes) = (Touches::new(n_words), OnceLock::new());
+        Self { start, n_bytes, words, of_words, of_bytes }
+    }
+
+    fn of_bytes(&self) -> &Touches {
+        self.of_bytes.get_or_init(|| Touches::new(self.n_bytes.next_multiple_of(4)))
     }
 
     pub fn contains(&self, address: u64, n_bytes: usize) -> bool {
@@ -93,29 +139,36 @@ impl Allocation {
         }
     }
 
-    /// Whether what `touch` reads here was written by another block. Parts of words are not told apart
-    /// and so are not looked at.
+    /// Whether what `touch` reads here was written by another block.
     pub fn reads_from_another(&self, address: u64, n_bytes: usize, touch: Touch) -> bool {
-        let first = (address - self.start) as usize / 4;
-        (first..first + n_bytes / 4).any(|at| {
-            let before = self.readers[at].load(Relaxed);
-            if before != touch.0 {
-                let reader =
-                    if touch.is_of_another_block(before) { touch.several() } else { touch.0 };
-                self.readers[at].store(reader, Relaxed);
-            }
-            touch.is_of_another_block(self.writers[at].load(Relaxed))
-        })
+        let first = (address - self.start) as usize;
+        if n_bytes < 4 {
+            let of_bytes = self.of_bytes();
+            let written =
+                (first..first + n_bytes).fold(false, |any, at| of_bytes.read(at, touch) | any);
+            return written || self.of_words.is_written_by_another(first / 4, touch);
+        }
+        let words = first / 4..(first + n_bytes) / 4;
+        words.fold(false, |any, at| self.of_words.read(at, touch) | any)
+            || self.of_bytes.get().is_some_and(|of_bytes| {
+                (first..first + n_bytes).any(|at| of_bytes.is_written_by_another(at, touch))
+            })
     }
 
     /// Whether another block reads or writes what `touch` writes here.
     pub fn writes_over_another(&self, address: u64, n_bytes: usize, touch: Touch) -> bool {
-        let first = (address - self.start) as usize / 4;
-        (first..first + n_bytes / 4).any(|at| {
-            let before = self.writers[at].swap(touch.0, Relaxed);
-            touch.is_of_another_block(before)
-                || touch.is_of_another_block(self.readers[at].load(Relaxed))
-        })
+        let first = (address - self.start) as usize;
+        if n_bytes < 4 {
+            let of_bytes = self.of_bytes();
+            let touched =
+                (first..first + n_bytes).fold(false, |any, at| of_bytes.write(at, touch) | any);
+            return touched || self.of_words.is_touched_by_another(first / 4, touch);
+        }
+        let words = first / 4..(first + n_bytes) / 4;
+        words.fold(false, |any, at| self.of_words.write(at, touch) | any)
+            || self.of_bytes.get().is_some_and(|of_bytes| {
+                (first..first + n_bytes).any(|at| of_bytes.is_touched_by_another(at, touch))
+            })
     }
 }
 
@@ -142,7 +195,7 @@ impl Machine {
     pub fn allocate(&self, n_bytes: usize) -> u64 {
         let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
         let start = GLOBAL_BASE + memory.next;
-        memory.next += (n_bytes as u64).next_multiple_of(ALIGNMENT) + ALIGNMENT;
+        memory.next += (n_bytes as u64).next_multiple_of(ALIGNMENT) + ROOM;
         memory.allocations.insert(start, Arc::new(Allocation::new(start, n_bytes)));
         start
     }

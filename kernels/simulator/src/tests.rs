@@ -205,7 +205,7 @@ fn what_is_beside_an_allocation_is_a_fault() {
 
 #[test]
 fn blocks_that_touch_one_word_are_a_fault() {
-    assert_fault("st.global.u32 [%rd1], %r0;", 2, 32, "another block");
+    assert_fault("st.global.u32 [%rd1], %r2;", 2, 32, "another block");
     assert_fault("st.global.u32 [%rd0], %r0; ld.global.u32 %r9, [%rd1];", 4, 32, "another block");
     // All may read what none writes.
     let module = kernel("", "ld.global.u32 %r9, [%rd1];");
@@ -227,11 +227,64 @@ fn a_copy_comes_when_it_is_waited_for() {
         @%p1 cp.async.cg.shared.global [%r6], [%rd6], 16, 16;
         cp.async.commit_group;";
     let read = "ld.shared.u32 %r9, [%r6]; st.global.u32 [%rd0], %r9;";
-    let early = run(&format!("{copy} {read} cp.async.wait_group 0;"));
-    assert_eq!(early, [7; 32]);
-    let late = run(&format!("{copy} cp.async.wait_group 0; {read}"));
+    let open = copy.replace("cp.async.commit_group;", "");
     let expected: Vec<u32> = (0..32).map(|i| if i < 8 { 4 * i } else { 7 }).collect();
-    assert_eq!(late, expected);
+    for waited in [
+        format!("{copy} cp.async.wait_group 0; {read}"),
+        format!("{copy} cp.async.wait_all; {read}"),
+        format!("{open} cp.async.wait_all; {read}"),
+    ] {
+        assert_eq!(run(&waited), expected);
+    }
+    let coming = "was not waited for";
+    assert_fault(&format!("{copy} {read} cp.async.wait_group 0;"), 1, 32, coming);
+    // Waiting for groups does not mean what is in none.
+    assert_fault(&format!("{open} cp.async.wait_group 0; {read}"), 1, 32, coming);
+    assert_fault(&format!("{copy} st.shared.u32 [%r6], %r8;"), 1, 32, coming);
+    assert_fault(copy, 1, 32, "never waited for");
+}
+
+#[test]
+fn a_copy_to_what_other_warps_still_read_is_a_fault() {
+    // Each warp reads all of 64 words that were written before, and one then copies over them.
+    let body = |barrier: &str| {
+        format!(
+            "mov.u32 %r4, memory;
+            shl.b32 %r5, %r0, 2;
+            add.s32 %r6, %r4, %r5;
+            st.shared.u32 [%r6], %r0;
+            bar.sync 0;
+            xor.b32 %r7, %r5, 128;
+            add.s32 %r7, %r4, %r7;
+            ld.shared.u32 %r9, [%r7];
+            {barrier}
+            setp.eq.u32 %p1, %r0, 0;
+            @%p1 cp.async.cg.shared.global [%r4], [%rd1], 16, 16;
+            cp.async.wait_all;"
+        )
+    };
+    // The second warp reads what the first one's copy then replaces, and runs after it.
+    let fault = try_run(&kernel("", &body("")), 1, 64).unwrap_err().to_string();
+    assert!(fault.contains("since the last barrier"), "{fault}");
+    try_run(&kernel("", &body("bar.sync 0;")), 1, 64).unwrap();
+}
+
+#[test]
+fn lanes_that_write_different_numbers_to_one_place_are_a_fault() {
+    assert_fault("st.global.u32 [%rd1], %r0;", 1, 32, "write different numbers");
+    assert_fault("mov.u32 %r4, memory; st.shared.u32 [%r4], %r0;", 1, 32, "different numbers");
+    assert_eq!(run("st.global.u32 [%rd0], %r0; st.global.u32 [%rd1], %r2;")[0], 32);
+}
+
+#[test]
+fn blocks_that_touch_one_byte_are_a_fault_and_neighbouring_bytes_are_none() {
+    // A block's first lane writes the byte of its number, or all write the first.
+    let own = "cvt.u64.u32 %rd5, %r1; add.s64 %rd5, %rd1, %rd5; setp.eq.u32 %p1, %r0, 0;
+        @%p1 st.global.u8 [%rd5], %r1;";
+    assert_eq!(try_run(&kernel("", own), 4, 32).unwrap()[0], 0x0302_0100);
+    assert_fault("mov.u32 %r4, 1; st.global.u8 [%rd1], %r4;", 2, 32, "another block");
+    let word = format!("{own} @%p1 ld.global.u32 %r9, [%rd1];");
+    assert_fault(&word, 4, 32, "another block");
 }
 
 #[test]

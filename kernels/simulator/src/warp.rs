@@ -120,8 +120,8 @@ impl Warp {
         while self.state == State::Running {
             if self.live == 0 {
                 self.state = State::Ended;
-                while let Some(group) = self.groups.pop_front() {
-                    self.arrive(block, group)?;
+                if !self.copies.is_empty() || self.groups.iter().any(|group| !group.is_empty()) {
+                    return Err(Fault::new("copies that were never waited for"));
                 }
                 break;
             }
@@ -283,6 +283,9 @@ impl Warp {
                 let n_bytes = ty.n_bytes();
                 let values: Vec<Lanes> =
                     from.iter().map(|value| self.value(block, *value)).collect();
+                if *space != Space::Local {
+                    check_one_writer(mask, &addresses, &values)?;
+                }
                 for lane in lanes_of(mask) {
                     self.check_alignment(addresses[lane], n_bytes * from.len())?;
                     for (i, value) in values.iter().enumerate() {
@@ -398,6 +401,9 @@ impl Warp {
                         // It may come at once.
                         self.allocation(block, from, n_read)?;
                     }
+                    // An address in shared memory is of 32 bits.
+                    let to = u64::from(to as u32);
+                    block.shared.expect(to, *n_bytes, (self.number, self.line))?;
                     self.copies.push(Copy { to, from, n_bytes: *n_bytes, n_read });
                 }
             }
@@ -405,7 +411,11 @@ impl Warp {
                 let group = std::mem::take(&mut self.copies);
                 self.groups.push_back(group);
             }
-            Operation::WaitForCopies { n_pending } => {
+            Operation::WaitForCopies { n_pending, of_all } => {
+                if *of_all {
+                    let open = std::mem::take(&mut self.copies);
+                    self.groups.push_back(open);
+                }
                 while self.groups.len() > *n_pending {
                     if let Some(group) = self.groups.pop_front() {
                         self.arrive(block, group)?;
@@ -440,7 +450,8 @@ impl Warp {
                 } else {
                     0
                 };
-                block.shared.store(to + i as u64, 4, value, (self.number, self.line))?;
+                let by = (self.number, self.line);
+                block.shared.arrive(to + i as u64, value as u32, by)?;
             }
         }
         Ok(())
@@ -585,6 +596,26 @@ impl Warp {
                 self.set(*register, mask, &part);
             }
         }
+    }
+}
+
+/// Lanes of one instruction that write different numbers to one place: any of them may stay.
+fn check_one_writer(mask: u32, addresses: &Lanes, values: &[Lanes]) -> Result<(), Fault> {
+    let mut lanes: Vec<usize> = lanes_of(mask).collect();
+    if lanes.is_sorted_by(|&a, &b| addresses[a] < addresses[b]) {
+        return Ok(());
+    }
+    lanes.sort_by_key(|&lane| addresses[lane]);
+    let differs = |pair: &&[usize]| {
+        addresses[pair[0]] == addresses[pair[1]]
+            && values.iter().any(|value| value[pair[0]] != value[pair[1]])
+    };
+    match lanes.windows(2).find(differs) {
+        Some(pair) => Err(Fault::new(format!(
+            "lanes {} and {} write different numbers to {:#x}",
+            pair[0], pair[1], addresses[pair[0]]
+        ))),
+        None => Ok(()),
     }
 }
 
