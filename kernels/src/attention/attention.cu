@@ -204,12 +204,17 @@ constexpr u32 N_THREADS = 128;
 
 extern __shared__ __align__(128) u8 tiles[];
 
+// The last queries see the most keys: their tiles begin first, so that the lightest end the launch.
+__device__ __forceinline__ u32 first_query_of_block() {
+    return (gridDim.x - 1 - blockIdx.x) * OWN_ROWS;
+}
+
 // Grid: tiles of queries, heads, segments.
 template <u32 WIDTH, u32 KEYS>
 __device__ __forceinline__ void forward(const Attention& p) {
     typedef Rows<WIDTH> R;
     const Segment s = p.segments[blockIdx.z];
-    const u32 first = blockIdx.x * OWN_ROWS;
+    const u32 first = first_query_of_block();
     if (first >= s.n_queries) return;
     const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
     const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
@@ -324,7 +329,7 @@ template <u32 WIDTH, u32 KEYS>
 __device__ __forceinline__ void query_gradient(const Attention& p) {
     typedef Rows<WIDTH> R;
     const Segment s = p.segments[blockIdx.z];
-    const u32 first = blockIdx.x * OWN_ROWS;
+    const u32 first = first_query_of_block();
     if (first >= s.n_queries) return;
     const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
     const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;

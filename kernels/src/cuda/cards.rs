@@ -42,6 +42,15 @@ pub enum Unavailable {
          https://www.nvidia.com/drivers"
     )]
     NoDriver,
+    /// A library of the driver's name that is not the driver's.
+    #[error(
+        "the library that is found under the name of the NVIDIA driver's is not the driver's{what}; take \
+         it out of the folders that libraries are looked for in (LD_LIBRARY_PATH, or PATH on Windows)"
+    )]
+    NotTheDriver {
+        /// What it is, if that is known.
+        what: &'static str,
+    },
     /// The driver is older than what is asked of it.
     #[error(
         "the NVIDIA driver offers CUDA {found} and CUDA 12.0 is needed; update the driver to \
@@ -101,11 +110,24 @@ pub fn cards() -> Result<Vec<Card>, Unavailable> {
     if !unsafe { sys::is_culib_present() } {
         return Err(Unavailable::NoDriver);
     }
+    // SAFETY: the library was just found, and stays loaded; its function is not called here.
+    let is_driver = unsafe {
+        sys::culib()
+            .get::<unsafe extern "C" fn(*mut i32) -> sys::CUresult>(b"cuDriverGetVersion\0")
+            .is_ok()
+    };
+    if !is_driver {
+        return Err(Unavailable::NotTheDriver { what: "" });
+    }
     let mut version = 0;
     // SAFETY: `version` is a place for a number; it may be asked for before anything else.
-    unsafe { sys::cuDriverGetVersion(&mut version) }
-        .result()
-        .map_err(nvidia::failed("cuDriverGetVersion"))?;
+    match unsafe { sys::cuDriverGetVersion(&mut version) }.result() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_STUB_LIBRARY)) => {
+            let what = " but a stub that programs are linked against";
+            return Err(Unavailable::NotTheDriver { what });
+        }
+        other => other.map_err(nvidia::failed("cuDriverGetVersion"))?,
+    }
     if version < NEEDED_VERSION {
         let found = format!("{}.{}", version / 1000, version % 1000 / 10);
         return Err(Unavailable::DriverTooOld { found });

@@ -245,7 +245,9 @@ impl Cuda {
 
     fn take(&mut self, n_bytes: usize) -> Result<Address, MemoryError> {
         let driver = &mut self.driver;
-        let taken = driver.allocate(n_bytes.max(1)).and_then(|address| {
+        // An empty block is one too; the driver refuses to clear nothing.
+        let n_bytes = n_bytes.max(1);
+        let taken = driver.allocate(n_bytes).and_then(|address| {
             // SAFETY: just taken.
             unsafe { driver.clear(address, n_bytes) }.map(|()| address)
         });

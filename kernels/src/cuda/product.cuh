@@ -87,18 +87,28 @@ __device__ __forceinline__ void copy_tile(u32 tile, const bf16* matrix, u32 stri
 // Sixteen neighbouring numbers of a row, as read and as expanded.
 struct Group {
     u32 words[8];
-    f32 absmax;
+    u32 absmax_code;
+    f32 absmax_scale;
 };
 
+// What expanding looks up again and again. The code of absmax, looked up once for sixteen numbers, is
+// read from memory: its kilobyte would leave a multiprocessor room for one block instead of two.
 struct Tables {
     f32 levels[16];
-    f32 code[256];
+    f32 absmax_offset;
+
+    __device__ __forceinline__ void fill(const Product& p) {
+        if (threadIdx.x < 16) levels[threadIdx.x] = NF4_LEVELS[threadIdx.x];
+        if (threadIdx.x == 0) absmax_offset = *p.absmax_offset;
+    }
+
+    __device__ __forceinline__ f32 absmax(u32 code, f32 scale) const {
+        return __fadd_rn(__fmul_rn(__ldg(DYNAMIC_SIGNED + code), scale), absmax_offset);
+    }
 };
 
 __device__ __forceinline__ f32 nf4_absmax(const Product& p, const Tables& tables, u64 block) {
-    return __fadd_rn(
-        __fmul_rn(tables.code[p.absmax_codes[block]], p.absmax_scales[block / NF4_ABSMAX_GROUP]),
-        *p.absmax_offset);
+    return tables.absmax(p.absmax_codes[block], p.absmax_scales[block / NF4_ABSMAX_GROUP]);
 }
 
 // How the numbers at `from` are read, of which `n_left` are the matrix's (any or none), and how they
@@ -127,25 +137,31 @@ struct InNf4 {
     static constexpr bool HAS_TABLES = true;
 
     // Sixteen of one block, or none: rows are whole blocks.
-    static __device__ __forceinline__ void read(const Product& p, const void* b, const Tables& tables,
+    static __device__ __forceinline__ void read(const Product& p, const void* b, const Tables&,
                                                 u64 from, u32 n_left, Group& group) {
-        group.absmax = 0.0f;
+        // No numbers: whatever they are multiplied with is zero, but they must not be NaN.
+        group.absmax_code = 0;
+        group.absmax_scale = 0.0f;
         group.words[0] = group.words[1] = 0;
         if (n_left == 0) return;
         const uint2 sixteen = *reinterpret_cast<const uint2*>(static_cast<const u8*>(b) + from / 2);
         group.words[0] = sixteen.x;
         group.words[1] = sixteen.y;
-        group.absmax = nf4_absmax(p, tables, from / NF4_BLOCK);
+        // What it stands for is looked up when these have come.
+        const u64 block = from / NF4_BLOCK;
+        group.absmax_code = p.absmax_codes[block];
+        group.absmax_scale = p.absmax_scales[block / NF4_ABSMAX_GROUP];
     }
 
     static __device__ __forceinline__ void expand(const Tables& tables, Group& group) {
         const u32 codes[2] = {group.words[0], group.words[1]};
+        const f32 absmax = tables.absmax(group.absmax_code, group.absmax_scale);
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
             // A byte is two numbers, the first in its upper half.
             const u32 byte = codes[i / 4] >> (8 * (i % 4));
-            group.words[i] = pack_bf16(__fmul_rn(tables.levels[byte >> 4 & 15], group.absmax),
-                                       __fmul_rn(tables.levels[byte & 15], group.absmax));
+            group.words[i] = pack_bf16(__fmul_rn(tables.levels[byte >> 4 & 15], absmax),
+                                       __fmul_rn(tables.levels[byte & 15], absmax));
         }
     }
 };
@@ -307,8 +323,7 @@ __device__ __forceinline__ void multiply(const Product& p) {
     extern __shared__ __align__(128) u8 stages[];
     __shared__ Tables tables;
     if (Form::HAS_TABLES) {
-        for (u32 i = threadIdx.x; i < 256; i += T::N_THREADS) tables.code[i] = DYNAMIC_SIGNED[i];
-        if (threadIdx.x < 16) tables.levels[threadIdx.x] = NF4_LEVELS[threadIdx.x];
+        tables.fill(p);
         __syncthreads();
     }
     // Blocks of one column of c, which read the same of b, follow one another.

@@ -350,7 +350,7 @@ impl Product {
             grid: [n_blocks as u32, 1, n_parts as u32],
             ..Launch::linear(n_blocks, n_threads)
         };
-        let shared_bytes = N_STAGES * 2 * side * DEPTH * size_of::<bf16>();
+        let shared_bytes = shared_bytes(side);
         // SAFETY: as the caller promises; the parts have the room that they need.
         unsafe {
             call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
@@ -362,9 +362,56 @@ impl Product {
     }
 }
 
+/// Bytes of the tiles of all stages.
+fn shared_bytes(side: usize) -> usize {
+    N_STAGES * 2 * side * DEPTH * size_of::<bf16>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::code::{CodeArchive, Target};
+
+    /// The sizes of an ELF file's sections of this name (System V ABI, "Sections").
+    fn section_sizes(image: &[u8], wanted: &str) -> Vec<usize> {
+        let number = |at: usize, n_bytes: usize| {
+            image[at..at + n_bytes].iter().rev().fold(0, |sum, &byte| sum << 8 | usize::from(byte))
+        };
+        let (start, size, n, names) =
+            (number(0x28, 8), number(0x3a, 2), number(0x3c, 2), number(0x3e, 2));
+        let section = |i: usize| start + i * size;
+        let names = number(section(names) + 0x18, 8);
+        let name = |i: usize| {
+            let rest = &image[names + number(section(i), 4)..];
+            &rest[..rest.iter().position(|&byte| byte == 0).unwrap()]
+        };
+        let of_name = (0..n).filter(|&i| name(i) == wanted.as_bytes());
+        of_name.map(|i| number(section(i) + 0x20, 8)).collect()
+    }
+
+    /// A multiprocessor of a gaming card has 100 KiB of shared memory, of which the system takes one for
+    /// each block (CUDA C Programming Guide, "Compute Capabilities").
+    #[test]
+    fn two_blocks_of_large_tiles_fit_a_multiprocessor() {
+        let archive = CodeArchive::embedded();
+        let mut n_kernels = 0;
+        for target in [86, 89, 120].map(Target::Compute) {
+            for module in archive.modules(target).unwrap() {
+                let large = |name: &&String| name.starts_with("product_") && name.ends_with("_128");
+                for kernel in module.kernels.iter().filter(large) {
+                    let own = section_sizes(&module.image, &format!(".nv.shared.{kernel}"));
+                    let own: usize = own.into_iter().sum();
+                    // Code of later generations counts the system's share itself.
+                    let of_block = shared_bytes(LARGE_TILE) + own % 1024 + 1024;
+                    assert!(2 * of_block <= 100 << 10, "{kernel} for {target}: {of_block} bytes");
+                    // The levels of NF4, so that the sections are found at all.
+                    assert!(own >= 64 || !kernel.contains("nf4"), "{kernel} for {target}: {own}");
+                    n_kernels += 1;
+                }
+            }
+        }
+        assert!(n_kernels > 0);
+    }
 
     #[test]
     fn parts_have_room() {

@@ -203,8 +203,7 @@ pub fn tables() -> String {
     ];
     for (name, about, values) in arrays {
         let n = values.len();
-        text +=
-            &format!("\n// {about}\nstatic __device__ __constant__ const float {name}[{n}] = {{\n");
+        text += &format!("\n// {about}\nstatic __device__ const float {name}[{n}] = {{\n");
         for line in values.chunks(4) {
             let numbers: Vec<_> = line.iter().map(|&value| format!("{},", Exact(value))).collect();
             text += &format!("    {}\n", numbers.join(" "));

@@ -109,10 +109,7 @@ __device__ __forceinline__ void multiply_f32(const Product& p) {
     __shared__ f32 a_tile[STEP][SIDE + 1];
     __shared__ f32 b_tile[STEP][SIDE + 1];
     __shared__ Tables tables;
-    if (Element::HAS_TABLES) {
-        tables.code[threadIdx.x] = DYNAMIC_SIGNED[threadIdx.x];
-        if (threadIdx.x < 16) tables.levels[threadIdx.x] = NF4_LEVELS[threadIdx.x];
-    }
+    if (Element::HAS_TABLES) tables.fill(p);
     const f32* a = reinterpret_cast<const f32*>(p.a);
     const u32 n_blocks_m = ceil_div(p.m, SIDE);
     const u32 m0 = blockIdx.x % n_blocks_m * SIDE;
