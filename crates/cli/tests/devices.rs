@@ -5,6 +5,8 @@
 #[allow(dead_code, reason = "other tests share more of it")]
 mod common;
 
+use std::{fs, process::Command};
+
 use common::Place;
 
 #[test]
@@ -66,4 +68,36 @@ fn a_card_that_is_not_there_can_be_planned_for() {
     let output = place.nibble(&format!("{plan} --budget 12GiB"));
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.contains("comes on top"), "{table}");
+}
+
+/// A library of the driver's name, in a folder of its own that is looked in before any other.
+#[cfg(target_os = "linux")]
+fn reason_beside_a_library(source: &str) -> String {
+    let place = Place::new();
+    let code = place.path("library.rs");
+    fs::write(&code, source).unwrap();
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    let made = Command::new(rustc)
+        .args(["--crate-type", "cdylib", "--crate-name", "library", "-C", "panic=abort", "-o"])
+        .arg(place.path("libcuda.so"))
+        .arg(&code)
+        .status();
+    assert!(made.unwrap().success());
+    let mut nibble = place.command("devices --json");
+    let output = nibble.env("LD_LIBRARY_PATH", place.path(".")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let devices: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    devices["cuda"]["reason"].as_str().unwrap().to_owned()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_only_has_the_drivers_name_is_no_driver() {
+    let foreign = reason_beside_a_library("#[unsafe(no_mangle)] pub extern \"C\" fn cuddle() {}");
+    assert!(foreign.contains("is not the driver's; take it out"), "{foreign}");
+    // What the toolkit has to link programs against: every call says that it is a stub.
+    let stub =
+        "#[unsafe(no_mangle)] pub extern \"C\" fn cuDriverGetVersion(_: *mut i32) -> i32 { 34 }";
+    let stub = reason_beside_a_library(stub);
+    assert!(stub.contains("is not the driver's but a stub"), "{stub}");
 }
