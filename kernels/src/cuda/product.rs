@@ -372,25 +372,44 @@ mod tests {
     use super::*;
     use crate::cuda::code::{CodeArchive, Target};
 
-    /// The sizes of an ELF file's sections of this name (System V ABI, "Sections").
-    fn section_sizes(image: &[u8], wanted: &str) -> Vec<usize> {
-        let number = |at: usize, n_bytes: usize| {
-            image[at..at + n_bytes].iter().rev().fold(0, |sum, &byte| sum << 8 | usize::from(byte))
-        };
-        let (start, size, n, names) =
-            (number(0x28, 8), number(0x3a, 2), number(0x3c, 2), number(0x3e, 2));
-        let section = |i: usize| start + i * size;
-        let names = number(section(names) + 0x18, 8);
-        let name = |i: usize| {
-            let rest = &image[names + number(section(i), 4)..];
-            &rest[..rest.iter().position(|&byte| byte == 0).unwrap()]
-        };
-        let of_name = (0..n).filter(|&i| name(i) == wanted.as_bytes());
-        of_name.map(|i| number(section(i) + 0x20, 8)).collect()
+    fn number(bytes: &[u8], at: usize, n_bytes: usize) -> usize {
+        bytes[at..at + n_bytes].iter().rev().fold(0, |sum, &byte| sum << 8 | usize::from(byte))
     }
 
-    /// A multiprocessor of a gaming card has 100 KiB of shared memory, of which the system takes one for
-    /// each block (CUDA C Programming Guide, "Compute Capabilities").
+    /// An ELF file's section of this name (System V ABI, "Sections"): offset, size and information.
+    fn section(image: &[u8], wanted: &str) -> Option<[usize; 3]> {
+        let number = |at, n_bytes| number(image, at, n_bytes);
+        let (start, size, n) = (number(0x28, 8), number(0x3a, 2), number(0x3c, 2));
+        let header = |i: usize| start + i * size;
+        let names = number(header(number(0x3e, 2)) + 0x18, 8);
+        let found = (0..n).map(header).find(|&header| {
+            let name = &image[names + number(header, 4)..];
+            name.starts_with(wanted.as_bytes()) && name[wanted.len()] == 0
+        })?;
+        Some([number(found + 0x18, 8), number(found + 0x20, 8), number(found + 0x2c, 4)])
+    }
+
+    /// Registers of a thread: an attribute (0x2f, with four bytes of symbol and of number) of the file's
+    /// information, whose symbol the code's section names.
+    fn n_registers(image: &[u8], kernel: &str) -> Option<usize> {
+        let [_, _, symbol] = section(image, &format!(".text.{kernel}"))?;
+        let [start, size, _] = section(image, ".nv.info")?;
+        let information = &image[start..start + size];
+        let mut at = 0;
+        while at + 4 <= size {
+            let (form, attribute) = (information[at], information[at + 1]);
+            let n_bytes = if form == 4 { number(information, at + 2, 2) } else { 0 };
+            let is_ours = attribute == 0x2f && n_bytes == 8;
+            if is_ours && number(information, at + 4, 4) == symbol & 0xff_ffff {
+                return Some(number(information, at + 8, 4));
+            }
+            at += 4 + n_bytes;
+        }
+        None
+    }
+
+    /// A multiprocessor of a gaming card has 65,536 registers and 100 KiB of shared memory, of which the system
+    /// takes one for each block (CUDA C Programming Guide, "Compute Capabilities").
     #[test]
     fn two_blocks_of_large_tiles_fit_a_multiprocessor() {
         let archive = CodeArchive::embedded();
@@ -399,8 +418,11 @@ mod tests {
             for module in archive.modules(target).unwrap() {
                 let large = |name: &&String| name.starts_with("product_") && name.ends_with("_128");
                 for kernel in module.kernels.iter().filter(large) {
-                    let own = section_sizes(&module.image, &format!(".nv.shared.{kernel}"));
-                    let own: usize = own.into_iter().sum();
+                    let own = section(&module.image, &format!(".nv.shared.{kernel}"));
+                    let own = own.map_or(0, |[_, size, _]| size);
+                    let n_registers = n_registers(&module.image, kernel);
+                    let fits = n_registers.is_some_and(|n| (1..=128).contains(&n));
+                    assert!(fits, "{kernel} for {target}: {n_registers:?} registers");
                     // Code of later generations counts the system's share itself.
                     let of_block = shared_bytes(LARGE_TILE) + own % 1024 + 1024;
                     assert!(2 * of_block <= 100 << 10, "{kernel} for {target}: {of_block} bytes");

@@ -1,4 +1,5 @@
-//! What tiles of queries and of keys are cut from, and who sees whom.
+//! How segments are cut into tiles of queries and of keys, which keys are packed together, and who sees
+//! whom.
 
 use std::{iter, ops::Range};
 
@@ -195,7 +196,7 @@ impl Inputs<'_> {
         2.0 * (n_pairs * self.shape.n_heads * self.shape.head_size) as f64
     }
 
-    /// The workspace's unit on this device.
+    /// How tiles are multiplied on a processor of this profile.
     pub fn products_on(profile: &DeviceProfile) -> TileProducts {
         let DeviceKind::Cpu { isa, .. } = profile.kind else {
             unreachable!("a workspace of the processor")
