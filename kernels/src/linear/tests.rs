@@ -222,10 +222,38 @@ fn results_do_not_depend_on_the_number_of_threads() {
     }
 }
 
+/// As through the output matrix of a large vocabulary: rows are packed a part at a time.
+#[test]
+fn a_product_of_more_steps_than_are_packed_at_a_time_matches_the_reference() {
+    let shape = LinearShape { n_rows: 70, n_in: 19, n_out: 31_003 };
+    for profile in crate::testing::profiles() {
+        let mut device = crate::Cpu::new(profile).unwrap();
+        let mut random = Random::new(8);
+        let dy = random.normal(shape.n_rows * shape.n_out);
+        let before = random.normal(shape.n_rows * shape.n_in);
+        let scratch = workspace(&mut device, workspace_bytes(&profile, shape));
+        let dy_slice = place(&mut device, &dy);
+        let (weight, values) = weights(&mut device, shape, &mut random).remove(1);
+        let values = rounded(&values, profile.compute);
+        let dx = place(&mut device, &before);
+        device.linear_input_gradient(shape, dy_slice, weight, Store::Overwrite, dx, scratch);
+        let dy = rounded(&dy, profile.compute);
+        let overwritten = fetch(&device, dx);
+        check(&format!("{profile:?}"), &overwritten, &input_gradient(shape, &dy, &values));
+        // What is added comes in as many roundings as there are blocks of k (192 steps, at the least).
+        let sum = place(&mut device, &before);
+        device.linear_input_gradient(shape, dy_slice, weight, Store::Accumulate, sum, scratch);
+        let expected = overwritten.iter().zip(&before).map(|(a, b)| f64::from(*a) + f64::from(*b));
+        let error = relative_error(&fetch(&device, sum), &expected.collect::<Vec<_>>());
+        let n_roundings = shape.n_out.div_ceil(192) + 1;
+        assert!(error <= n_roundings as f64 * f64::from(f32::EPSILON), "{profile:?}: {error:e}");
+    }
+}
+
 #[test]
 fn a_workspace_suits_fewer_rows() {
     for profile in crate::testing::profiles() {
-        for (n_in, n_out) in [(64, 8), (300, 16), (7, 1000)] {
+        for (n_in, n_out) in [(64, 8), (300, 16), (7, 1000), (7, 100_000)] {
             let bytes =
                 |n_rows| workspace_bytes(&profile, LinearShape { n_rows, n_in, n_out });
             assert!((1..1100).all(|n_rows| bytes(n_rows) <= bytes(n_rows + 1)));

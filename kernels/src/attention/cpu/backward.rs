@@ -8,7 +8,7 @@
 use super::{
     super::{AttentionShape, Segment},
     copy,
-    tile::{Batch, Inputs, KeyTiles, Pairs, lines, part_of, split},
+    tile::{Batch, Inputs, KeyTiles, Pairs, lines, split},
     turn_columns,
 };
 use crate::{
@@ -124,16 +124,9 @@ impl Backward<'_> {
 
     /// Everything of a batch: its keys into `packed`, then its heads.
     pub fn run(&self, pool: &Pool, batch: &Batch<'_>, packed: &mut [u32], scratch: &Shared<u32>) {
-        let n_tiles = batch.count(|segment| self.key_tiles_of(segment));
-        let shared = Shared::new(packed);
-        pool.run(n_tiles * batch.kv_heads.len(), |_, task| {
-            let (kv_head, task) = batch.kv_head_of(task);
-            let part = part_of(batch.segments, task, |segment| self.key_tiles_of(segment));
-            let Some((segment, tile)) = part else { return };
-            let at = ((kv_head - batch.kv_heads.start) * n_tiles + task) * self.tiles.len;
-            // SAFETY: each task has a tile of its own.
-            let packed = unsafe { shared.slice(at, self.tiles.len) };
-            self.pack_keys(&batch.segments[segment], tile, kv_head, packed);
+        let count = |segment: &Segment| self.key_tiles_of(segment);
+        self.tiles.pack(pool, batch, packed, count, |segment, tile, kv_head, packed| {
+            self.pack_keys(segment, tile, kv_head, packed);
         });
         let packed = &*packed;
         let group = self.inputs.group();
@@ -142,10 +135,7 @@ impl Backward<'_> {
             let (head, segment) = batch.head_of(task, group);
             // SAFETY: a thread runs one task at a time, and has a part of its own.
             let scratch = unsafe { scratch.slice(thread * scratch_len, scratch_len) };
-            let earlier = batch.segments[..segment].iter();
-            let first: usize = earlier.map(|segment| self.key_tiles_of(segment)).sum();
-            let kv_head = head / group - batch.kv_heads.start;
-            let keys = &packed[(kv_head * n_tiles + first) * self.tiles.len..];
+            let keys = self.tiles.of_segment(batch, packed, (segment, head / group), count);
             self.head(&batch.segments[segment], head, keys, scratch);
         });
     }

@@ -95,16 +95,9 @@ impl Forward<'_> {
 
     /// Everything of a batch: its keys into `packed`, then its queries.
     pub fn run(&self, pool: &Pool, batch: &Batch<'_>, packed: &mut [u32], scratch: &Shared<u32>) {
-        let n_tiles = batch.count(|segment| self.key_tiles_of(segment));
-        let shared = Shared::new(packed);
-        pool.run(n_tiles * batch.kv_heads.len(), |_, task| {
-            let (kv_head, task) = batch.kv_head_of(task);
-            let part = part_of(batch.segments, task, |segment| self.key_tiles_of(segment));
-            let Some((segment, tile)) = part else { return };
-            let at = ((kv_head - batch.kv_heads.start) * n_tiles + task) * self.tiles.len;
-            // SAFETY: each task has a tile of its own.
-            let packed = unsafe { shared.slice(at, self.tiles.len) };
-            self.pack_keys(&batch.segments[segment], tile, kv_head, packed);
+        let count = |segment: &Segment| self.key_tiles_of(segment);
+        self.tiles.pack(pool, batch, packed, count, |segment, tile, kv_head, packed| {
+            self.pack_keys(segment, tile, kv_head, packed);
         });
         let packed = &*packed;
         let group = self.inputs.group();
@@ -122,10 +115,7 @@ impl Forward<'_> {
             if few::is_few(segment) {
                 return few::attend(self, segment, head, scratch);
             }
-            let earlier = batch.segments[..at].iter();
-            let first: usize = earlier.map(|segment| self.key_tiles_of(segment)).sum();
-            let kv_head = head / group - batch.kv_heads.start;
-            let keys = &packed[(kv_head * n_tiles + first) * self.tiles.len..];
+            let keys = self.tiles.of_segment(batch, packed, (at, head / group), count);
             self.query_tile(segment, tile * QUERIES, head, keys, scratch);
         });
     }

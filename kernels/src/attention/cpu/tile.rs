@@ -6,7 +6,11 @@ use std::{iter, ops::Range};
 use super::super::{AttentionShape, Segment};
 use crate::{
     Compute, DeviceKind, DeviceProfile, Isa,
-    cpu::gemm::{Layout, Operand, TileProducts},
+    cpu::{
+        gemm::{Layout, Operand, TileProducts},
+        parallel::Shared,
+        pool::Pool,
+    },
 };
 
 /// Heads of keys that are packed at a time, at least: enough to keep many threads busy, few enough that
@@ -99,6 +103,43 @@ impl KeyTiles {
                 kv_heads: first..(first + n_heads).min(n_kv_heads),
             })
         })
+    }
+}
+
+impl KeyTiles {
+    /// Packs the keys of a batch, `count` tiles of each segment: `pack` is given segment, tile, head of
+    /// keys, and where they go.
+    pub fn pack(
+        &self,
+        pool: &Pool,
+        batch: &Batch<'_>,
+        packed: &mut [u32],
+        count: impl Fn(&Segment) -> usize + Sync,
+        pack: impl Fn(&Segment, usize, usize, &mut [u32]) + Sync,
+    ) {
+        let n_tiles = batch.count(&count);
+        let packed = Shared::new(packed);
+        pool.run(n_tiles * batch.kv_heads.len(), |_, task| {
+            let (kv_head, task) = batch.kv_head_of(task);
+            let Some((segment, tile)) = part_of(batch.segments, task, &count) else { return };
+            let at = ((kv_head - batch.kv_heads.start) * n_tiles + task) * self.len;
+            // SAFETY: each task has a tile of its own.
+            let packed = unsafe { packed.slice(at, self.len) };
+            pack(&batch.segments[segment], tile, kv_head, packed);
+        });
+    }
+
+    /// What was packed of a segment, by its index, and a head of keys.
+    pub fn of_segment<'a>(
+        &self,
+        batch: &Batch<'_>,
+        packed: &'a [u32],
+        (segment, kv_head): (usize, usize),
+        count: impl Fn(&Segment) -> usize,
+    ) -> &'a [u32] {
+        let earlier: usize = batch.segments[..segment].iter().map(&count).sum();
+        let of_earlier_heads = (kv_head - batch.kv_heads.start) * batch.count(&count);
+        &packed[(of_earlier_heads + earlier) * self.len..]
     }
 }
 
