@@ -459,6 +459,27 @@ mod tests {
                     values.pairs_across(isa, start, None, &mut pairs);
                     assert_eq!(pairs, expected[start..start + n], "{isa}: alone from {start}");
                 }
+                const STRIDE: usize = 250;
+                for (start, n_lanes, n, width) in
+                    [(0, 3, 97_usize, 14), (7, 1, 1, 8), (64, 3, 128, 14), (3, 3, 33, 32)]
+                {
+                    let mut panel = vec![u32::MAX; n.div_ceil(2) * width];
+                    let rows = (start, STRIDE);
+                    if !values.pairs_turned(isa, rows, n_lanes, n, &mut panel, width) {
+                        continue;
+                    }
+                    for (i, packed) in panel.into_iter().enumerate() {
+                        let (step, lane) = (i / width, i % width);
+                        let row = start + lane * STRIDE;
+                        let at = |i: usize| if i < n { expected[row + i] } else { 0 };
+                        let pair = if lane < n_lanes {
+                            at(2 * step) | at(2 * step + 1) << 16
+                        } else {
+                            u32::MAX
+                        };
+                        assert_eq!(packed, pair, "{isa}: {values:?}, lane {lane} at {step}");
+                    }
+                }
             }
         }
     }

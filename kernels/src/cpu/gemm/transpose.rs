@@ -132,52 +132,78 @@ pub(super) mod x86 {
     /// to pairs; `n` elements of rows `stride` apart.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub fn round_turned(
-        (rows, stride): (&[f32], usize),
+        rows: (&[f32], usize),
         n_lanes: usize,
         n: usize,
         panel: &mut [u32],
         width: usize,
     ) {
+        turn_pairs(rows, n_lanes, n, panel, width, rounded);
+    }
+
+    /// As [`round_turned`], of bf16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub fn join_turned(
+        rows: (&[bf16], usize),
+        n_lanes: usize,
+        n: usize,
+        panel: &mut [u32],
+        width: usize,
+    ) {
+        turn_pairs(rows, n_lanes, n, panel, width, joined);
+    }
+
+    /// Rows of which `load` makes 16 pairs, of the elements that a mask says are there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn turn_pairs<T>(
+        (rows, stride): (&[T], usize),
+        n_lanes: usize,
+        n: usize,
+        panel: &mut [u32],
+        width: usize,
+        load: unsafe fn(*const T, u32) -> __m512i,
+    ) {
         for first in (0..n).step_by(2 * LANES) {
-            let there = ((1_u64 << (n - first).min(2 * LANES)) - 1) as u32;
+            let n_there = (n - first).min(2 * LANES);
+            let there = ((1_u64 << n_there) - 1) as u32;
             let mut block = [_mm512_setzero_si512(); LANES];
             for (lane, row) in block.iter_mut().enumerate().take(n_lanes) {
-                let elements = &rows[lane * stride + first..][..(n - first).min(2 * LANES)];
-                let start = elements.as_ptr();
-                ask_for(start.wrapping_add(n_lanes * stride));
-                ask_for(start.wrapping_add(n_lanes * stride + LANES));
-                // SAFETY: what the masks name is there; bits of one vector type are valid for another.
-                unsafe {
-                    let low = _mm512_maskz_loadu_ps(there as u16, start);
-                    let high =
-                        _mm512_maskz_loadu_ps((there >> LANES) as u16, start.wrapping_add(LANES));
-                    *row = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                let start = rows[lane * stride + first..][..n_there].as_ptr();
+                for line in (0..2 * LANES).step_by(64 / size_of::<T>()) {
+                    ask_for(start.wrapping_add(n_lanes * stride + line));
                 }
+                // SAFETY: what the mask names is there.
+                *row = unsafe { load(start, there) };
             }
             store(turned(block), first / 2, n_lanes, n.div_ceil(2), panel, width);
         }
     }
 
-    /// As [`round_turned`], of bf16.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub fn join_turned(
-        (rows, stride): (&[bf16], usize),
-        n_lanes: usize,
-        n: usize,
-        panel: &mut [u32],
-        width: usize,
-    ) {
-        for first in (0..n).step_by(2 * LANES) {
-            let there = ((1_u64 << (n - first).min(2 * LANES)) - 1) as u32;
-            let mut block = [_mm512_setzero_si512(); LANES];
-            for (lane, row) in block.iter_mut().enumerate().take(n_lanes) {
-                let elements = &rows[lane * stride + first..][..(n - first).min(2 * LANES)];
-                ask_for(elements.as_ptr().wrapping_add(n_lanes * stride));
-                // SAFETY: what the mask names is there.
-                *row = unsafe { _mm512_maskz_loadu_epi16(there, elements.as_ptr().cast()) };
-            }
-            store(turned(block), first / 2, n_lanes, n.div_ceil(2), panel, width);
+    /// 16 pairs of numbers, rounded.
+    ///
+    /// # Safety
+    /// What the mask names must be there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn rounded(start: *const f32, there: u32) -> __m512i {
+        // SAFETY: by the caller's promise; bits of one vector type are valid for another.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(there as u16, start);
+            let high = _mm512_maskz_loadu_ps((there >> LANES) as u16, start.wrapping_add(LANES));
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
         }
+    }
+
+    /// 16 pairs of bf16.
+    ///
+    /// # Safety
+    /// As [`rounded`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn joined(start: *const bf16, there: u32) -> __m512i {
+        // SAFETY: by the caller's promise.
+        unsafe { _mm512_maskz_loadu_epi16(there, start.cast()) }
     }
 
     /// Asks for a line that will be read with the next rows: they are far apart, so that the processor
