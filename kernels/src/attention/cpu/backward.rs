@@ -271,8 +271,9 @@ impl Backward<'_> {
     ) {
         let AttentionShape { head_size, .. } = self.inputs.shape;
         let n_keys = segment.n_keys as usize;
-        for (tile, sums) in sums.chunks_exact(KEYS * head_size).enumerate() {
-            let Some(n) = n_keys.checked_sub(tile * KEYS).map(|n| n.min(KEYS)) else { break };
+        let tiles = sums.chunks_exact(KEYS * head_size).take(self.tiles.count(n_keys));
+        for (tile, sums) in tiles.enumerate() {
+            let n = KEYS.min(n_keys - tile * KEYS);
             let store = |i: usize, first: usize, values: &[f32]| {
                 let row = segment.key_row(tile * KEYS + i);
                 let at = row * self.inputs.query_stride() + head * head_size + first;

@@ -76,8 +76,8 @@ pub(super) fn attend(
 }
 
 for_each_isa! {
-    /// Scores of one query into its running softmax: `s` becomes `exp::<FUSED>(s − highest)`, and the sums of the
-    /// values fade accordingly.
+    /// Scores of one query into its running softmax: `s` becomes `exp(s − highest)`, and the sums
+    /// of the values fade accordingly.
     fn soften(scores: &mut [f32], running: &mut [f32; 2], sums: &mut [f32]) {
         let scores = scores.as_chunks_mut::<LANES>().0;
         let [before, total] = *running;
