@@ -12,10 +12,13 @@ use std::time::Duration;
 
 use half::bf16;
 use nibble_kernels::{
-    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError, Store,
+    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Gradient, Isa, Memory,
+    MemoryError, Store,
     cpu::ceilings,
+    layers::{
+        self, Adapter, Layer, LayerBackward, LayerWidth, Layers, LayersShape, LoraPair, MAX_LAYERS,
+    },
     linear::{self, Linear, LinearShape, Weight},
-    lora::{self, Adapter, Lora, LoraPair, LoraShape},
     nf4::{Nf4, Nf4Layout, Nf4Weight},
 };
 
@@ -51,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for compute in [Compute::Bf16, Compute::F32] {
         println!();
         println!(
-            "{:<5} {:<17} {:<6} {:>8} {:>14} {:>14} {:>14}",
+            "{:<5} {:<17} {:<9} {:>8} {:>14} {:>14} {:>14}",
             "", "rows, in, out", "weight", "ceiling", "forward", "dx", "dweight"
         );
         for &(n_rows, n_in, n_out) in &shapes {
@@ -62,7 +65,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Prints the rows of one shape: three stores of a weight, and the last with a low-rank pair.
+/// Prints the rows of one shape: three stores of a weight, and the last with a low-rank pair, once and as
+/// three layers of one input.
 fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std::error::Error>> {
     let mut device = Cpu::new(profile)?;
     let LinearShape { n_rows, n_in, n_out } = shape;
@@ -92,37 +96,49 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
             device.linear_input_gradient(shape, dy, weight, store, dx, workspace);
         });
         let gradient = ceilings::fastest(MEASUREMENT, || {
-            device.linear_weight_gradient(shape, x, dy, store, dweight, workspace);
+            let dweight = Gradient { values: dweight, store };
+            device.linear_weight_gradient(shape, x, dy, dweight, workspace);
         });
         line.print([forward, input, gradient].map(|secs| n_operations / secs));
     }
 
-    let shape = LoraShape { n_rows, n_in, n_out, rank: RANK };
-    let workspace = lora::workspace_bytes(&profile, shape, false);
+    let shape = LayersShape { n_rows, n_in, rank: RANK };
+    let widths = [LayerWidth { n_out, has_pair: true }; MAX_LAYERS];
+    let workspace = layers::workspace_bytes(&profile, shape, &widths, false);
     let workspace = place(&mut device, &vec![0; workspace])?;
     let mut pair = || -> Result<LoraPair, MemoryError> {
         let a = place(&mut device, &values(RANK * n_in))?;
         Ok(LoraPair { a, b: place(&mut device, &values(n_out * RANK))? })
     };
-    let (pair, gradient) = (pair()?, pair()?);
-    let xa = place(&mut device, &vec![0.0; n_rows * RANK])?;
-    let adapter = Adapter { pair, scale: 1.0, dropout: None, xa };
-    let line = Line::new(profile, shape_of_layer, "+ pair");
-    let nf4 = weights[2].1;
-    let forward = ceilings::fastest(MEASUREMENT, || {
-        device.adapted_linear(shape, x, nf4, None, adapter, store, y, workspace)
-    });
-    let backward = ceilings::fastest(MEASUREMENT, || {
-        let dx = Some(dx);
-        device.adapted_linear_backward(shape, x, nf4, adapter, dy, gradient, store, dx, workspace);
-    });
-    // Beside the layer's, one pass of the rows over A and one over B forward; two of each backward.
-    let of_pair = 2.0 * (n_rows * RANK) as f64 * (n_in + n_out) as f64;
-    line.print([
-        (n_operations + of_pair) / forward,
-        (n_operations + 2.0 * of_pair) / backward,
-        f64::NAN,
-    ]);
+    let pairs = [pair()?, pair()?, pair()?];
+    let gradients = [pair()?, pair()?, pair()?];
+    let weight = weights[2].1;
+    let mut forward = Vec::new();
+    let mut backward = Vec::new();
+    for (pair, gradient) in pairs.into_iter().zip(gradients) {
+        let xa = place(&mut device, &vec![0.0; n_rows * RANK])?;
+        let adapter = Adapter { pair, scale: 1.0, dropout: None, xa };
+        let y = place(&mut device, &values(n_rows * n_out))?;
+        forward.push(Layer { weight, bias: None, adapter: Some(adapter), n_out, y });
+        let adapter = Some((adapter, gradient));
+        backward.push(LayerBackward { weight, adapter, n_out, dy: y });
+    }
+    for (name, n) in [("+ pair", 1), ("3 + pairs", MAX_LAYERS)] {
+        let line = Line::new(profile, shape_of_layer, name);
+        let (forward, backward) = (&forward[..n], &backward[..n]);
+        let secs = [
+            ceilings::fastest(MEASUREMENT, || device.layers(shape, x, forward, store, workspace)),
+            ceilings::fastest(MEASUREMENT, || {
+                let dx = Some((dx, store));
+                device.layers_backward(shape, x, backward, store, dx, workspace);
+            }),
+        ];
+        // Beside each layer's, one pass of the rows over A and one over B forward; two of each backward.
+        let of_pair = 2.0 * (n_rows * RANK) as f64 * (n_in + n_out) as f64;
+        let n_operations = [n_operations + of_pair, n_operations + 2.0 * of_pair];
+        let rate = |i: usize| n as f64 * n_operations[i] / secs[i];
+        line.print([rate(0), rate(1), f64::NAN]);
+    }
     Ok(())
 }
 
@@ -135,7 +151,7 @@ struct Line {
 impl Line {
     fn new(profile: DeviceProfile, shape: LinearShape, weight: &str) -> Self {
         let extents = format!("{}, {}, {}", shape.n_rows, shape.n_in, shape.n_out);
-        let label = format!("{:<5} {extents:<17} {weight:<6}", format!("{:?}", profile.compute));
+        let label = format!("{:<5} {extents:<17} {weight:<9}", format!("{:?}", profile.compute));
         Self { label, ceiling: ceilings::product_flops_per_s(profile) }
     }
 

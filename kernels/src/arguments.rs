@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::memory::{DeviceSlice, Element, MemoryId};
 
 /// The most slices one operation takes.
-const MAX_ARGUMENTS: usize = 24;
+const MAX_ARGUMENTS: usize = 48;
 
 /// Which way a page moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@
 //! Matrices are row-major. A weight is stored `[n_out, n_in]`, as in the model files.
 //!
 //! # Writing
-//! Each output is documented as `=` (overwritten) or `+=` (accumulated). Within one operation an
-//! output overlaps no other argument unless its documentation says "in place".
+//! Each output is documented as `=` (overwritten) or `+=` (accumulated), but where a [`Store`] or the
+//! [`Gradient`] that it is part of says so. Within one operation an output overlaps no other argument unless its documentation says "in place".
 //!
 //! # Panics
 //! Arguments come from a plan that was checked as a whole, so a slice that is out of bounds, too
@@ -38,7 +38,7 @@ pub mod random;
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use device::{Capability, Compute, DeviceKind, DeviceProfile, Isa};
-pub use memory::{DeviceSlice, Element, Memory, MemoryError, MemoryId, Store};
+pub use memory::{DeviceSlice, Element, Gradient, Memory, MemoryError, MemoryId, Store};
 pub use paging::Paging;
 pub use profile::OperationProfile;
 
@@ -57,8 +57,8 @@ operations! {
     embedding::Embedding,
     /// Products with a weight matrix in the three orientations of training.
     linear::Linear,
-    /// The low-rank pair beside a linear layer.
-    lora::Lora,
+    /// Linear layers of one input, with low-rank pairs beside them.
+    layers::Layers,
     /// Four-bit normal floats.
     nf4::Nf4,
     /// Root-mean-square normalisation.

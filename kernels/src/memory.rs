@@ -124,6 +124,16 @@ pub enum Store {
     Accumulate,
 }
 
+/// Where the gradient of a parameter goes: over that of the step before, or to what earlier
+/// micro-batches of this one left.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradient {
+    /// As the parameter.
+    pub values: DeviceSlice<f32>,
+    /// What happens to what is there.
+    pub store: Store,
+}
+
 /// Why device memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {

@@ -10,6 +10,7 @@ use std::{fs, path::PathBuf};
 use nibble_engine::{
     adapter::peft, files::SafetensorsWriter, files::TensorEntry, generate, train::OptimizerConfig,
 };
+use nibble_kernels::Store;
 use nibble_tests::{Sequences, Setup, golden_tensors, open_trainer};
 use safetensors::Dtype;
 
@@ -41,8 +42,14 @@ fn main() {
         clip_norm: Some(1.0),
     };
     for step in 1..=5 {
-        trainer.clear_gradients();
-        trainer.accumulate(&sequences.batch(), 1.0 / sequences.targets.len() as f32, None).unwrap();
+        trainer
+            .accumulate(
+                &sequences.batch(),
+                1.0 / sequences.targets.len() as f32,
+                None,
+                Store::Overwrite,
+            )
+            .unwrap();
         trainer.update(&optimizer, 1e-2, step, 0).unwrap();
     }
     let (config, layout) = adapter.unwrap();

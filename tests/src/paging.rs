@@ -14,7 +14,7 @@ use nibble_engine::{
         random::{RandomModel, write_random_model},
     },
 };
-use nibble_kernels::{DeviceProfile, adamw::n_moment_blocks};
+use nibble_kernels::{DeviceProfile, Store, adamw::n_moment_blocks};
 use tempfile::TempDir;
 
 use crate::{Sequences, place_trainer};
@@ -104,11 +104,12 @@ pub fn sequences() -> Vec<Sequences> {
 /// Two micro-batches and an update; returns loss and norm.
 pub fn step<B: RunDevice>(trainer: &mut Trainer<B>, number: u64) -> (f64, f64) {
     let mut loss = 0.0;
-    trainer.clear_gradients();
+    let mut store = Store::Overwrite;
     for batch in &sequences()[..2] {
         let dropout = DropoutMask { probability: 0.1, seed: number };
         let dropout = trainer.decoder().adapter.is_some().then_some(dropout);
-        loss += trainer.accumulate(&batch.batch(), 1.0 / 92.0, dropout).unwrap();
+        loss += trainer.accumulate(&batch.batch(), 1.0 / 92.0, dropout, store).unwrap();
+        store = Store::Accumulate;
     }
     (loss, trainer.update(&OPTIMIZER, 1e-2, number, 5 * number).unwrap())
 }

@@ -1,7 +1,7 @@
 //! AdamW steps against torch's: full, LoRA and QLoRA, step by step.
 
 use nibble_engine::{devices::RunDevice, train::OptimizerConfig, weights::WeightFormat};
-use nibble_kernels::DeviceProfile;
+use nibble_kernels::{DeviceProfile, Store};
 use serde_json::Value;
 
 use crate::{Sequences, Setup, golden, golden_json, open_trainer_on};
@@ -58,8 +58,9 @@ pub fn check<B: RunDevice>(profile: DeviceProfile, n_steps: usize) {
         for (step, (&rate, &batch)) in rates.iter().zip(&order).take(n_steps).enumerate() {
             let batch = &batches[batch as usize];
             let n_targets = batch.targets.len();
-            trainer.clear_gradients();
-            let total = trainer.accumulate(&batch.batch(), 1.0 / n_targets as f32, None).unwrap();
+            let total = trainer
+                .accumulate(&batch.batch(), 1.0 / n_targets as f32, None, Store::Overwrite)
+                .unwrap();
             losses.push(total / n_targets as f64);
             norms.push(trainer.update(&optimizer, rate, step as u64 + 1, 0).unwrap());
         }

@@ -20,7 +20,7 @@ use nibble_engine::{
         random::{RandomModel, write_random_model},
     },
 };
-use nibble_kernels::{Capability, Compute, Cpu, Cuda, DeviceKind, DeviceProfile, Isa};
+use nibble_kernels::{Capability, Compute, Cpu, Cuda, DeviceKind, DeviceProfile, Isa, Store};
 use nibble_run::{
     ComputePrecision, Event, LoraSettings, Method, RunFolder, RunSettings, TrainingDevice,
 };
@@ -96,8 +96,7 @@ fn trained<B: RunDevice>(folder: &Path, setup: Setup, profile: DeviceProfile) ->
         sequences.push(&ids, &labels);
     }
     for number in 1..=3 {
-        trainer.clear_gradients();
-        trainer.accumulate(&sequences.batch(), 1.0 / 46.0, None).unwrap();
+        trainer.accumulate(&sequences.batch(), 1.0 / 46.0, None, Store::Overwrite).unwrap();
         trainer.update(&OPTIMIZER, 1e-3, number, number).unwrap();
     }
     let read = |bytes: Vec<u8>| {

@@ -5,7 +5,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use nibble_engine::generate;
+use nibble_engine::{generate, train::Trainer};
+use nibble_kernels::{Cpu, Store};
 use nibble_tests::{Sequences, Setup, golden, golden_json, golden_tensors, open_trainer, rms};
 use serde_json::Value;
 
@@ -100,8 +101,7 @@ fn adapter_gradients_are_those_of_peft() {
             let (mut trainer, adapter) = open_trainer(&family.folder, setup);
             let (_, layout) = adapter.unwrap();
             let weight = 1.0 / family.sequences.targets.len() as f32;
-            trainer.clear_gradients();
-            trainer.accumulate(&family.sequences.batch(), weight, None).unwrap();
+            trainer.accumulate(&family.sequences.batch(), weight, None, Store::Overwrite).unwrap();
             let gradients = trainer.layout().trainable.gradients;
             let mut values = vec![0.0; gradients.len()];
             trainer.download(gradients, &mut values);
@@ -126,8 +126,7 @@ fn weight_gradients_are_those_of_transformers() {
     for family in families().filter(|family| ["llama", "qwen2"].contains(&family.name)) {
         let (mut trainer, _) = open_trainer(&family.folder, family.setup(false));
         let weight = 1.0 / family.sequences.targets.len() as f32;
-        trainer.clear_gradients();
-        trainer.accumulate(&family.sequences.batch(), weight, None).unwrap();
+        trainer.accumulate(&family.sequences.batch(), weight, None, Store::Overwrite).unwrap();
         let flat = trainer.layout().trainable.gradients;
         let layout = trainer.shape().gradient_layout();
         let mut n_checked = 0;
@@ -144,5 +143,56 @@ fn weight_gradients_are_those_of_transformers() {
         }
         let in_file = family.expected.keys().filter(|name| name.starts_with("gradient.")).count();
         assert_eq!(n_checked, in_file, "{}", family.name);
+    }
+}
+
+/// A step's first micro-batch writes over what the step before left, whatever that had seen; later ones
+/// are added; and one in which nothing is trained has a gradient of zero.
+#[test]
+fn gradients_are_those_of_the_step_alone() {
+    for family in families() {
+        for with_adapter in [false, true] {
+            let trainer = || open_trainer(&family.folder, family.setup(with_adapter)).0;
+            let gradients = |trainer: &Trainer<Cpu>| {
+                let gradients = trainer.layout().trainable.gradients;
+                let mut values = vec![0.0; gradients.len()];
+                trainer.download(gradients, &mut values);
+                values
+            };
+            let mut other = Sequences::default();
+            let ids: Vec<u32> = family.sequences.ids.iter().rev().copied().collect();
+            let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+            other.push(&ids, &labels);
+            let mut untrained = Sequences::default();
+            untrained.push(&ids, &vec![-1; ids.len()]);
+            let accumulate = |trainer: &mut Trainer<Cpu>, sequences: &Sequences, store| {
+                trainer.accumulate(&sequences.batch(), 0.25, None, store).unwrap();
+            };
+
+            let mut fresh = trainer();
+            accumulate(&mut fresh, &family.sequences, Store::Overwrite);
+            let mut used = trainer();
+            accumulate(&mut used, &other, Store::Overwrite);
+            let of_other = gradients(&used);
+            accumulate(&mut used, &other, Store::Accumulate);
+            accumulate(&mut used, &family.sequences, Store::Overwrite);
+            let alone = gradients(&fresh);
+            assert!(gradients(&used) == alone, "{}, {with_adapter}", family.name);
+
+            accumulate(&mut used, &untrained, Store::Accumulate);
+            assert!(gradients(&used) == alone, "{}, {with_adapter}", family.name);
+            accumulate(&mut used, &other, Store::Accumulate);
+            // Products are added as a whole, rows of an embedding and of a norm's gradient one by one.
+            let largest = alone.iter().chain(&of_other).fold(0.0_f32, |a, b| a.max(b.abs()));
+            let limit = (ids.len() + 1) as f32 * f32::EPSILON * largest;
+            for (sum, (a, b)) in gradients(&used).iter().zip(alone.iter().zip(&of_other)) {
+                let error = (sum - (a + b)).abs();
+                assert!(error <= limit, "{}: {error:e} beyond {limit:e}", family.name);
+            }
+
+            accumulate(&mut used, &untrained, Store::Overwrite);
+            let all_zero = gradients(&used).iter().all(|&value| value == 0.0);
+            assert!(all_zero, "{}, {with_adapter}", family.name);
+        }
     }
 }

@@ -9,7 +9,7 @@ use nibble_engine::{
     train::checkpoint,
     weights::WeightFormat,
 };
-use nibble_kernels::{Cpu, Paging as _};
+use nibble_kernels::{Cpu, Paging as _, Store};
 use nibble_run::{Paging, Recompute};
 use nibble_tests::{
     f32_profile,
@@ -204,7 +204,9 @@ fn a_page_file_that_another_program_takes_away_ends_the_step_with_an_error() {
     let path = model.folder.path().join("pages.bin");
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
     assert!(trainer.check_stores().is_err());
-    trainer.clear_gradients();
-    let error = trainer.accumulate(&sequences()[0].batch(), 1.0, None).unwrap_err().to_string();
+    let error = trainer
+        .accumulate(&sequences()[0].batch(), 1.0, None, Store::Overwrite)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("page file") && error.contains("resume"), "{error}");
 }

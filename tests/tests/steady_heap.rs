@@ -13,6 +13,7 @@ use nibble_engine::{
     train::{self, OptimizerConfig},
     weights::WeightFormat,
 };
+use nibble_kernels::Store;
 use nibble_run::{Event, RunSettings};
 use nibble_tests::{Sequences, Setup, golden, open_trainer};
 
@@ -64,8 +65,7 @@ fn a_trainer() {
             clip_norm: Some(1.0),
         };
         let mut step = |number| {
-            trainer.clear_gradients();
-            trainer.accumulate(&sequences.batch(), 1.0 / 28.0, None).unwrap();
+            trainer.accumulate(&sequences.batch(), 1.0 / 28.0, None, Store::Overwrite).unwrap();
             trainer.update(&optimizer, 1e-3, number, 0).unwrap();
         };
         step(1);

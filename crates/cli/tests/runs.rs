@@ -51,10 +51,10 @@ fn a_profile_tells_where_the_time_of_the_steps_went() {
     assert_eq!((&profile["event"], &profile["steps"]), (&"profile".into(), &4.into()));
     let number = |value: &Value| value.as_f64().unwrap();
     let operations = profile["operations"].as_array().unwrap();
-    let products = operations.iter().find(|operation| operation["name"] == "product with pair");
+    let products = operations.iter().find(|operation| operation["name"] == "linear layers");
     let products = products.unwrap();
-    // Seven matrices in each of two layers; those of the held-out examples are none of a step's.
-    assert!((4 * 14..4 * 28).contains(&products["calls"].as_u64().unwrap()), "{products}");
+    // Those of four inputs in each of two blocks; those of the held-out examples are none of a step's.
+    assert!((4 * 8..4 * 16).contains(&products["calls"].as_u64().unwrap()), "{products}");
     assert!(number(&products["flops"]) > 0.0);
     let timed: f64 = operations.iter().map(|operation| number(&operation["seconds"])).sum();
     assert!(timed > 0.0 && timed <= number(&profile["seconds"]));

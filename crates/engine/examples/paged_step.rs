@@ -16,7 +16,7 @@ use nibble_engine::{
     train::{MicroBatch, OptimizerConfig, Trainer},
     weights::{ModelFolder, load::unwatched, place_weights},
 };
-use nibble_kernels::Cpu;
+use nibble_kernels::{Cpu, Store};
 use nibble_run::{Method, RunSettings};
 use serde_json::json;
 
@@ -76,8 +76,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (name, trainer) in &mut trainers {
             let (before, used, start) =
                 (trainer.transferred_bytes(), processor_seconds(), Instant::now());
-            trainer.clear_gradients();
-            losses.push(trainer.accumulate(&batch, 1.0 / (n_tokens - 1) as f32, None)?);
+            losses.push(trainer.accumulate(
+                &batch,
+                1.0 / (n_tokens - 1) as f32,
+                None,
+                Store::Overwrite,
+            )?);
             trainer.update(&OPTIMIZER, 1e-4, step + 1, step)?;
             let seconds = start.elapsed().as_secs_f64();
             let used = used.zip(processor_seconds()).map(|(before, after)| after - before);

@@ -9,8 +9,8 @@ use half::bf16;
 use super::{Address, Call, Launch, Parameters};
 use crate::{
     device::Compute,
+    layers::Dropout,
     linear::Weight,
-    lora::Dropout,
     memory::{DeviceSlice, Store},
     nf4,
 };
@@ -184,6 +184,11 @@ impl Staging {
         Self { next, end: start.plus(workspace.len()) }
     }
 
+    /// What is left, to be handed out again and again: operations follow one another.
+    pub fn rest(&self) -> Self {
+        Self { ..*self }
+    }
+
     /// The next `n_bytes`.
     ///
     /// # Panics
@@ -337,7 +342,7 @@ impl Product {
         };
         let steps_of_part = k.div_ceil(DEPTH).div_ceil(n_parts);
         let n_parts = k.div_ceil(DEPTH).div_ceil(steps_of_part.max(1)).max(1);
-        let mut scratch = Staging { ..*scratch };
+        let mut scratch = scratch.rest();
         let parts = match n_parts {
             1 => Address::NULL,
             _ => scratch.take(n_parts * m * n * size_of::<f32>()),

@@ -10,7 +10,7 @@ use crate::{
         parallel::for_each_part,
         pool::Pool,
     },
-    memory::{DeviceSlice, Store},
+    memory::{DeviceSlice, Gradient, Store},
 };
 
 /// A weight `[n_out, n_in]` as an operand: along k in `layout`.
@@ -69,7 +69,7 @@ impl Linear for Cpu {
         if !gemm::few_rows(place, extents, x, weight, store, y, scratch) {
             let rest = workspace.slice(few..workspace.len()).cast::<u32>();
             let x = Operand::f32(x, Layout::Depth, n_in);
-            gemm::multiply(place, extents, 1.0, x, weight, None, store, y, access.write(rest));
+            gemm::multiply(place, extents, 1.0, x, weight, store, y, access.write(rest));
         }
         add_bias(place.pool, bias, &mut y[..n_rows * n_out]);
     }
@@ -91,7 +91,7 @@ impl Linear for Cpu {
         let extents = Extents { m: n_rows, n: n_in, k: n_out };
         access.count_product(n_rows, n_in, n_out);
         let (dx, workspace) = (access.write(dx), access.write(workspace.cast()));
-        gemm::multiply(place, extents, 1.0, dy, weight, None, store, dx, workspace);
+        gemm::multiply(place, extents, 1.0, dy, weight, store, dx, workspace);
     }
 
     fn linear_weight_gradient(
@@ -99,8 +99,7 @@ impl Linear for Cpu {
         shape: LinearShape,
         x: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
-        store: Store,
-        dweight: DeviceSlice<f32>,
+        dweight: Gradient,
         workspace: DeviceSlice<u8>,
     ) {
         let mut access = self.access("weight gradient");
@@ -110,8 +109,9 @@ impl Linear for Cpu {
         let x = Operand::f32(access.read(x), Layout::Lanes, n_in);
         let extents = Extents { m: n_out, n: n_in, k: n_rows };
         access.count_product(n_out, n_in, n_rows);
-        let (dweight, workspace) = (access.write(dweight), access.write(workspace.cast()));
-        gemm::multiply(place, extents, 1.0, dy, x, None, store, dweight, workspace);
+        let Gradient { values, store } = dweight;
+        let (dweight, workspace) = (access.write(values), access.write(workspace.cast()));
+        gemm::multiply(place, extents, 1.0, dy, x, store, dweight, workspace);
     }
 
     fn linear_bias_gradient(
@@ -119,14 +119,18 @@ impl Linear for Cpu {
         n_rows: usize,
         n_out: usize,
         dy: DeviceSlice<f32>,
-        dbias: DeviceSlice<f32>,
+        dbias: Gradient,
     ) {
         /// Columns of a task: a cache line.
         const COLUMNS: usize = 16;
         let mut access = self.access("bias gradient");
         let dy = &access.read(dy)[..n_rows * n_out];
-        let dbias = &mut access.write(dbias)[..n_out];
+        let Gradient { values, store } = dbias;
+        let dbias = &mut access.write(values)[..n_out];
         for_each_part(access.pool(), dbias, COLUMNS, |task, sums| {
+            if store == Store::Overwrite {
+                sums.fill(0.0);
+            }
             for row in dy.chunks_exact(n_out) {
                 for (sum, term) in sums.iter_mut().zip(&row[task * COLUMNS..]) {
                     *sum += term;

@@ -7,7 +7,7 @@ use crate::{
         Launch, Parameters,
         product::{self, Matrix, Product, Staging, Turn},
     },
-    memory::{DeviceSlice, Store},
+    memory::{DeviceSlice, Gradient, Store},
 };
 
 /// Bytes of workspace that any of the three products needs: both activations as they are staged, and
@@ -87,15 +87,15 @@ impl Linear for Cuda {
         shape: LinearShape,
         x: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
-        store: Store,
-        dweight: DeviceSlice<f32>,
+        dweight: Gradient,
         workspace: DeviceSlice<u8>,
     ) {
         let LinearShape { n_rows, n_in, n_out } = shape;
         let mut call = self.call("weight gradient");
         let x = call.read(x.first(n_rows * n_in));
         let dy = call.read(dy.first(n_rows * n_out));
-        let dweight = call.write(dweight.first(n_out * n_in));
+        let Gradient { values, store } = dweight;
+        let dweight = call.write(values.first(n_out * n_in));
         let mut staging = Staging::new(&mut call, workspace);
         let x = staging.operand(&call, x, (n_rows, n_in), None);
         let dy = staging.operand(&call, dy, (n_rows, n_out), None);
@@ -110,14 +110,15 @@ impl Linear for Cuda {
         n_rows: usize,
         n_out: usize,
         dy: DeviceSlice<f32>,
-        dbias: DeviceSlice<f32>,
+        dbias: Gradient,
     ) {
         let mut call = self.call("bias gradient");
         let parameters = Parameters::new()
             .address(call.read(dy.first(n_rows * n_out)))
-            .address(call.write(dbias.first(n_out)))
+            .address(call.write(dbias.values.first(n_out)))
             .extent(n_rows)
-            .extent(n_out);
+            .extent(n_out)
+            .u32(u32::from(dbias.store == Store::Accumulate));
         let launch = Launch::covering(n_out, 64);
         // SAFETY: both arguments were cut to these extents.
         unsafe { call.launch("linear_bias_gradient", launch, parameters) };

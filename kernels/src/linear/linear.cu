@@ -163,10 +163,11 @@ PRODUCT_IN_F32(across_across_f32, true, true, F32Element)
 
 // A thread has a column, and adds its rows in their order.
 extern "C" __global__ void __launch_bounds__(64)
-    linear_bias_gradient(const f32* __restrict__ dy, f32* __restrict__ dbias, u32 n_rows, u32 n_out) {
+    linear_bias_gradient(const f32* __restrict__ dy, f32* __restrict__ dbias, u32 n_rows, u32 n_out,
+                         u32 accumulates) {
     const u32 column = blockIdx.x * 64 + threadIdx.x;
     if (column >= n_out) return;
-    f32 sum = dbias[column];
+    f32 sum = accumulates ? dbias[column] : 0.0f;
     for (u32 row = 0; row < n_rows; row++) sum += dy[static_cast<u64>(row) * n_out + column];
     dbias[column] = sum;
 }

@@ -25,7 +25,7 @@ use half::bf16;
 use crate::{
     DeviceProfile,
     cpu::gemm::{self, Extents},
-    memory::{DeviceSlice, Memory, Store},
+    memory::{DeviceSlice, Gradient, Memory, Store},
     nf4::Nf4Weight,
 };
 
@@ -83,26 +83,25 @@ pub trait Linear: Memory {
 
     /// `dweight (store) dyᵀ · x`.
     ///
-    /// `x` `[n_rows, n_in]`, `dy` `[n_rows, n_out]`, `dweight` `[n_out, n_in]` by `store`.
+    /// `x` `[n_rows, n_in]`, `dy` `[n_rows, n_out]`, `dweight` `[n_out, n_in]`.
     fn linear_weight_gradient(
         &mut self,
         shape: LinearShape,
         x: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
-        store: Store,
-        dweight: DeviceSlice<f32>,
+        dweight: Gradient,
         workspace: DeviceSlice<u8>,
     );
 
-    /// `dbias += Σ_t dy[t, :]`.
+    /// `dbias (store) Σ_t dy[t, :]`.
     ///
-    /// `dy` `[n_rows, n_out]`, `dbias` `[n_out]` `+=`.
+    /// `dy` `[n_rows, n_out]`, `dbias` `[n_out]`.
     fn linear_bias_gradient(
         &mut self,
         n_rows: usize,
         n_out: usize,
         dy: DeviceSlice<f32>,
-        dbias: DeviceSlice<f32>,
+        dbias: Gradient,
     );
 }
 
@@ -113,7 +112,7 @@ pub fn workspace_bytes(profile: &DeviceProfile, shape: LinearShape) -> usize {
         return cuda::workspace_bytes(profile, shape);
     }
     let LinearShape { n_rows, n_in, n_out } = shape;
-    let bytes = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k }, 0);
+    let bytes = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k });
     bytes(n_rows, n_out, n_in)
         .saturating_add(few_rows_bytes(shape))
         .max(bytes(n_rows, n_in, n_out))

@@ -70,8 +70,8 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
             check(&what, &fetch(device, dx), &input_gradient(shape, &dy_rounded, &values));
         }
         let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
-        let store = Store::Overwrite;
-        device.linear_weight_gradient(shape, x_slice, dy_slice, store, dweight, scratch);
+        let gradient = Gradient { values: dweight, store: Store::Overwrite };
+        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient, scratch);
         let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
         check(&format!("weight gradient {shape:?}"), &fetch(device, dweight), &expected);
     }
@@ -112,15 +112,37 @@ fn the_bias_gradient_sums_rows(device: &mut impl Linear) {
     let (n_rows, n_out) = (37, 53);
     let dy = Random::new(3).normal(n_rows * n_out);
     let before = Random::new(4).normal(n_out);
-    let (dy_slice, dbias) = (place(device, &dy), place(device, &before));
-    device.linear_bias_gradient(n_rows, n_out, dy_slice, dbias);
+    let dy_slice = place(device, &dy);
     let sums = |i: usize| (0..n_rows).map(move |row| row * n_out + i);
-    let exact: Vec<f64> = (0..n_out)
-        .map(|i| f64::from(before[i]) + sums(i).map(|at| f64::from(dy[at])).sum::<f64>())
-        .collect();
-    let plain: Vec<f32> =
-        (0..n_out).map(|i| sums(i).fold(before[i], |sum, at| sum + dy[at])).collect();
-    check("bias gradient", &fetch(device, dbias), &(exact, plain));
+    for (store, given, before) in [
+        (Store::Accumulate, &before, &before),
+        (Store::Overwrite, &vec![f32::NAN; n_out], &vec![0.0; n_out]),
+    ] {
+        let values = place(device, given);
+        device.linear_bias_gradient(n_rows, n_out, dy_slice, Gradient { values, store });
+        let exact: Vec<f64> = (0..n_out)
+            .map(|i| f64::from(before[i]) + sums(i).map(|at| f64::from(dy[at])).sum::<f64>())
+            .collect();
+        let plain: Vec<f32> =
+            (0..n_out).map(|i| sums(i).fold(before[i], |sum, at| sum + dy[at])).collect();
+        check("bias gradient", &fetch(device, values), &(exact, plain));
+    }
+}
+
+/// Sums of nothing.
+fn no_rows_have_a_weight_gradient_of_zero(device: &mut impl Linear) {
+    let shape = LinearShape { n_rows: 0, n_in: 70, n_out: 9 };
+    let scratch = workspace_bytes(&device.profile(), shape);
+    let scratch = workspace(device, scratch);
+    let x = place(device, &[0.0_f32; 70]).first(0);
+    let dy = place(device, &[0.0_f32; 9]).first(0);
+    for (store, before, after) in
+        [(Store::Overwrite, f32::NAN, 0.0), (Store::Accumulate, 2.0, 2.0)]
+    {
+        let values = place(device, &vec![before; 630]);
+        device.linear_weight_gradient(shape, x, dy, Gradient { values, store }, scratch);
+        assert_eq!(fetch(device, values), vec![after; 630]);
+    }
 }
 
 /// The loss `Σ y · dy` is linear in x and in the weight, so that a whole step shows its slope.
@@ -168,7 +190,8 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
         }
         let Weight::F32(_) = weight else { continue };
         let dweight = place(device, &values);
-        device.linear_weight_gradient(shape, x_slice, dy_slice, store, dweight, scratch);
+        let gradient = Gradient { values: dweight, store };
+        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient, scratch);
         let dweight = fetch(device, dweight);
         for _ in 0..3 {
             let i = random.below(values.len());
@@ -190,6 +213,7 @@ on_every_device! {
     gradients_match_finite_differences,
     accumulating_adds_to_what_is_there,
     the_bias_gradient_sums_rows,
+    no_rows_have_a_weight_gradient_of_zero,
 }
 
 #[test]
@@ -212,7 +236,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 let store = Store::Overwrite;
                 device.linear(shape, x, weight, None, store, y, scratch);
                 device.linear_input_gradient(shape, dy, weight, store, dx, scratch);
-                device.linear_weight_gradient(shape, x, dy, store, dweight, scratch);
+                let gradient = Gradient { values: dweight, store };
+                device.linear_weight_gradient(shape, x, dy, gradient, scratch);
                 [y, dx, dweight].map(|slice| {
                     fetch(&device, slice).into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 })
@@ -305,8 +330,8 @@ fn large_tiles_give_the_bits_of_small_ones() {
     let scratch = workspace(&mut device, workspace_bytes(&profile, shape));
     let dweight = place(&mut device, &vec![f32::NAN; 1040 * 1088]);
     let [x_slice, dy_slice] = [&x, &dy].map(|values| place(&mut device, values));
-    let store = Store::Overwrite;
-    device.linear_weight_gradient(shape, x_slice, dy_slice, store, dweight, scratch);
+    let gradient = Gradient { values: dweight, store: Store::Overwrite };
+    device.linear_weight_gradient(shape, x_slice, dy_slice, gradient, scratch);
     let expected = weight_gradient(shape, &x, &dy);
     check("weight gradient in large tiles", &fetch(&device, dweight), &expected);
 }

@@ -5,7 +5,7 @@
 //! loss[t]      = log Σ_v exp logits[t, v] − logits[t, target[t]]
 //! dlogits      = gradient_scale · (softmax(logits) − onehot(target))
 //! dx           = dlogits · W
-//! dW          += dlogitsᵀ · x
+//! dW     (store) dlogitsᵀ · x
 //! ```
 //! `gradient_scale` is one over the number of trained tokens of the whole optimizer step, so that
 //! accumulated micro-batches of any lengths weigh every token alike.
@@ -18,7 +18,7 @@ mod tests;
 use crate::{
     DeviceProfile,
     linear::{self, Linear, LinearShape, Weight},
-    memory::{DeviceSlice, Memory, Store},
+    memory::{DeviceSlice, Gradient, Memory, Store},
 };
 
 /// The extents of one loss.
@@ -41,8 +41,8 @@ pub struct OutputLossGradient {
     pub scale: f32,
     /// `[n_rows, D]` `=`.
     pub dx: DeviceSlice<f32>,
-    /// `[V, D]` `+=`, or not wanted.
-    pub dweight: Option<DeviceSlice<f32>>,
+    /// `[V, D]`, or not wanted.
+    pub dweight: Option<Gradient>,
 }
 
 /// The loss and, in the same pass, its gradients.
@@ -123,6 +123,7 @@ fn in_chunks(
     );
     // Chunks of like size: each expands the whole output matrix, however few its rows.
     let chunk_rows = n_rows.div_ceil(n_rows.div_ceil(chunk_rows).max(1)).max(1);
+    let mut dweight = gradient.and_then(|gradient| gradient.dweight);
     for first in (0..n_rows).step_by(chunk_rows) {
         let n = chunk_rows.min(n_rows - first);
         let chunk = shape.chunk(n);
@@ -139,9 +140,13 @@ fn in_chunks(
         let Some(gradient) = gradient else { continue };
         let (store, dx) = (Store::Overwrite, rows(gradient.dx));
         device.linear_input_gradient(chunk, logits, weight, store, dx, products);
-        if let Some(dweight) = gradient.dweight {
-            let store = Store::Accumulate;
-            device.linear_weight_gradient(chunk, rows(x), logits, store, dweight, products);
+        if let Some(dweight) = &mut dweight {
+            device.linear_weight_gradient(chunk, rows(x), logits, *dweight, products);
+            dweight.store = Store::Accumulate;
         }
+    }
+    // Without a row there is no gradient.
+    if let Some(Gradient { values, store: Store::Overwrite }) = dweight {
+        device.clear(values);
     }
 }

@@ -5,8 +5,7 @@ use crate::{
     Compute,
     testing::{
         Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads,
-        fetch, on_every_device, place, to_f32, unrounded, widened, workspace,
-    },
+        fetch, on_every_device, place, to_f32, unrounded, widened, workspace, relative_error},
 };
 
 const SCALE: f64 = 0.125;
@@ -48,8 +47,9 @@ impl Case {
         let targets = place(device, &self.targets);
         let nans = |device: &mut _, n| place(device, &vec![f32::NAN; n]);
         let (losses, dx) = (nans(device, n_rows), nans(device, n_rows * width));
-        let dweight = place(device, &vec![0.0_f32; vocabulary * width]);
-        let gradient = OutputLossGradient { scale: SCALE as f32, dx, dweight: Some(dweight) };
+        let dweight = place(device, &vec![f32::NAN; vocabulary * width]);
+        let gradient = Gradient { values: dweight, store: Store::Overwrite };
+        let gradient = OutputLossGradient { scale: SCALE as f32, dx, dweight: Some(gradient) };
         device.output_loss(self.shape, x, weight, targets, losses, Some(gradient), scratch);
         let results = [losses, dx, dweight].map(|slice| fetch(device, slice));
         device.output_loss(self.shape, x, weight, targets, losses, None, scratch);
@@ -132,7 +132,40 @@ fn loss_and_gradients_match_the_reference(device: &mut impl OutputLoss) {
     }
 }
 
+/// The weight's gradient is added to what is there, or replaces it; also where nothing is trained.
+fn the_weight_gradient_goes_where_it_is_asked_to(device: &mut impl OutputLoss) {
+    let case = Case::new((5, 33, 70, 3), device.profile().compute);
+    let [_, _, alone] = case.run(device, false);
+    let OutputLossShape { width, vocabulary, .. } = case.shape;
+    for (n_rows, store, before) in [
+        (5, Store::Accumulate, 2.0),
+        (0, Store::Accumulate, 2.0),
+        (0, Store::Overwrite, f32::NAN),
+    ] {
+        let shape = OutputLossShape { n_rows, ..case.shape };
+        let scratch = workspace(device, workspace_bytes(&device.profile(), case.shape));
+        let x = place(device, &case.x).first(n_rows * width);
+        let weight = Weight::F32(place(device, &case.weight));
+        let targets = place(device, &case.targets).first(n_rows);
+        let losses = place(device, &[0.0; 5]).first(n_rows);
+        let dx = place(device, &vec![0.0; 5 * width]).first(n_rows * width);
+        let values = place(device, &vec![before; vocabulary * width]);
+        let dweight = Some(Gradient { values, store });
+        let gradient = Some(OutputLossGradient { scale: SCALE as f32, dx, dweight });
+        device.output_loss(shape, x, weight, targets, losses, gradient, scratch);
+        let before = if before.is_nan() { 0.0 } else { before };
+        let expected: Vec<f64> = alone
+            .iter()
+            .map(|&sum| f64::from(before) + if n_rows > 0 { f64::from(sum) } else { 0.0 })
+            .collect();
+        // Chunks are added one by one.
+        let error = relative_error(&fetch(device, values), &expected);
+        assert!(error <= 3.0 * f64::from(f32::EPSILON), "{n_rows} rows, {store:?}: {error:e}");
+    }
+}
+
 on_every_device! {
+    the_weight_gradient_goes_where_it_is_asked_to,
     loss_and_gradients_match_the_reference,
 }
 

@@ -8,7 +8,7 @@ use crate::{
         parallel::{Shared, for_each_part, for_each_task, rows_per_task},
         pool::Pool,
     },
-    memory::DeviceSlice,
+    memory::{DeviceSlice, Gradient, Store},
 };
 
 for_each_isa! {
@@ -103,7 +103,7 @@ impl RmsNorm for Cpu {
         weight: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
         dx: DeviceSlice<f32>,
-        dweight: Option<DeviceSlice<f32>>,
+        dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     ) {
         let isa = self.isa();
@@ -113,8 +113,9 @@ impl RmsNorm for Cpu {
         let weight = &access.read(weight)[..shape.width];
         let dy = &access.read(dy)[..len];
         let dx = &mut access.write(dx)[..len];
-        let sums = dweight.map(|dweight| {
-            (access.write(dweight), access.write(workspace.first(sums_bytes(shape)).cast()))
+        let sums = dweight.map(|Gradient { values, store }| {
+            let partials = access.write(workspace.first(sums_bytes(shape)).cast());
+            (&mut access.write(values)[..shape.width], store, partials)
         });
         backward(isa, access.pool(), shape, (x, weight), Some(dy), dx, sums);
     }
@@ -125,7 +126,7 @@ impl RmsNorm for Cpu {
         x: DeviceSlice<f32>,
         weight: DeviceSlice<f32>,
         dy_dx: DeviceSlice<f32>,
-        dweight: Option<DeviceSlice<f32>>,
+        dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     ) {
         let isa = self.isa();
@@ -134,8 +135,9 @@ impl RmsNorm for Cpu {
         let x = &access.read(x)[..len];
         let weight = &access.read(weight)[..shape.width];
         let dx = &mut access.write(dy_dx)[..len];
-        let sums = dweight.map(|dweight| {
-            (access.write(dweight), access.write(workspace.first(sums_bytes(shape)).cast()))
+        let sums = dweight.map(|Gradient { values, store }| {
+            let partials = access.write(workspace.first(sums_bytes(shape)).cast());
+            (&mut access.write(values)[..shape.width], store, partials)
         });
         backward(isa, access.pool(), shape, (x, weight), None, dx, sums);
     }
@@ -152,7 +154,7 @@ fn backward(
     (x, weight): (&[f32], &[f32]),
     dy: Option<&[f32]>,
     dx: &mut [f32],
-    sums: Option<(&mut [f32], &mut [f32])>,
+    sums: Option<(&mut [f32], Store, &mut [f32])>,
 ) {
     let (width, epsilon) = (shape.width, shape.epsilon);
     match sums {
@@ -164,7 +166,7 @@ fn backward(
                 backward_rows(isa, &x[at], weight, epsilon, dy, dx, None);
             });
         }
-        Some((dweight, partials)) => {
+        Some((dweight, store, partials)) => {
             let part = partial_rows(width) * width;
             let n = dx.len();
             let (shared_dx, shared_partials) = (Shared::new(dx), Shared::new(partials));
@@ -181,6 +183,9 @@ fn backward(
                 partial.fill(0.0);
                 backward_rows(isa, &x[at], weight, epsilon, dy, dx, Some(partial));
             });
+            if store == Store::Overwrite {
+                dweight.fill(0.0);
+            }
             for partial in partials.chunks_exact(width) {
                 for (sum, term) in dweight.iter_mut().zip(partial) {
                     *sum += term;

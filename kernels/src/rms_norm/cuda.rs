@@ -5,7 +5,7 @@ use super::{RmsNorm, RmsNormShape};
 use crate::{
     Cuda,
     cuda::{Address, Call, Launch, Parameters},
-    memory::DeviceSlice,
+    memory::{DeviceSlice, Gradient, Store},
 };
 
 /// Threads of a block, and those of a warp; as in `rms_norm.cu`.
@@ -108,7 +108,7 @@ impl RmsNorm for Cuda {
         weight: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
         dx: DeviceSlice<f32>,
-        dweight: Option<DeviceSlice<f32>>,
+        dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     ) {
         let len = shape.n_rows * shape.width;
@@ -125,7 +125,7 @@ impl RmsNorm for Cuda {
         x: DeviceSlice<f32>,
         weight: DeviceSlice<f32>,
         dy_dx: DeviceSlice<f32>,
-        dweight: Option<DeviceSlice<f32>>,
+        dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     ) {
         let mut call = self.call("norm backward");
@@ -143,7 +143,7 @@ unsafe fn backward(
     x: DeviceSlice<f32>,
     weight: DeviceSlice<f32>,
     (dy, dx): (Address, Address),
-    dweight: Option<DeviceSlice<f32>>,
+    dweight: Option<Gradient>,
     workspace: DeviceSlice<u8>,
 ) {
     let RmsNormShape { n_rows, width, epsilon } = shape;
@@ -158,16 +158,16 @@ unsafe fn backward(
     let n_blocks = n_rows.div_ceil(block_rows);
     let x = call.read(x.first(n_rows * width));
     let weight = call.read(weight.first(width));
-    let sums = dweight.map(|dweight| {
+    let sums = dweight.map(|Gradient { values, store }| {
         let n_bytes = n_blocks * width * size_of::<f32>();
-        (call.write(dweight.first(width)), call.write(workspace.first(n_bytes)))
+        (call.write(values.first(width)), store, call.write(workspace.first(n_bytes)))
     });
     let parameters = Parameters::new()
         .address(x)
         .address(weight)
         .address(dy)
         .address(dx)
-        .address(sums.map_or(Address::NULL, |(_, partials)| partials))
+        .address(sums.map_or(Address::NULL, |(.., partials)| partials))
         .f32(epsilon)
         .extent(n_rows)
         .extent(width)
@@ -182,9 +182,13 @@ unsafe fn backward(
     };
     // SAFETY: each slice was cut to the extents above, and each block has a partial sum.
     unsafe { call.launch(kernel, launch, parameters) };
-    if let Some((dweight, partials)) = sums {
-        let parameters =
-            Parameters::new().address(partials).address(dweight).extent(n_blocks).extent(width);
+    if let Some((dweight, store, partials)) = sums {
+        let parameters = Parameters::new()
+            .address(partials)
+            .address(dweight)
+            .extent(n_blocks)
+            .extent(width)
+            .u32(u32::from(store == Store::Accumulate));
         let launch = Launch {
             grid: [(width as u32).div_ceil(COLUMNS), 1, 1],
             block: [COLUMNS, SHARES, 1],

@@ -3,7 +3,7 @@
 //! ```text
 //! rstd = 1 / sqrt(mean(x²) + eps)
 //! y    = x · rstd · w
-//! dw  += Σ_t dy · x · rstd
+//! dw  (store) Σ_t dy · x · rstd
 //! dx  += rstd · (w·dy − x · rstd² · mean(w·dy·x))
 //! ```
 //! The backward pass computes `rstd` again from `x`, which it reads anyway; nothing is saved.
@@ -15,7 +15,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::memory::{DeviceSlice, Memory};
+use crate::memory::{DeviceSlice, Gradient, Memory};
 
 /// The extents of one normalisation. Heads of a query or key matrix are rows of width K.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +39,7 @@ pub trait RmsNorm: Memory {
         y: DeviceSlice<f32>,
     );
 
-    /// `dx` `[n_rows, width]` `+=`; `dweight` `[width]` `+=`, or not wanted;
+    /// `dx` `[n_rows, width]` `+=`; `dweight` `[width]`, or not wanted;
     /// `workspace`: [`workspace_bytes`], for the partial sums of `dweight`.
     fn rms_norm_backward(
         &mut self,
@@ -48,7 +48,7 @@ pub trait RmsNorm: Memory {
         weight: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
         dx: DeviceSlice<f32>,
-        dweight: Option<DeviceSlice<f32>>,
+        dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     );
 
@@ -60,7 +60,7 @@ pub trait RmsNorm: Memory {
         x: DeviceSlice<f32>,
         weight: DeviceSlice<f32>,
         dy_dx: DeviceSlice<f32>,
-        dweight: Option<DeviceSlice<f32>>,
+        dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     );
 }

@@ -198,11 +198,11 @@ RMS_NORM(short, WARP, true)
 RMS_NORM(kept, N_THREADS, true)
 RMS_NORM(long, N_THREADS, false)
 
-// dweight += the partial sums: a thread adds every eighth one of its column, then the first row of
+// dweight (=, or +=) the partial sums: a thread adds every eighth one of its column, then the first row of
 // threads adds those up. Blocks are COLUMNS x SHARES.
 extern "C" __global__ void __launch_bounds__(COLUMNS* SHARES)
     rms_norm_add_partials(const f32* __restrict__ partials, f32* __restrict__ dweight, u32 n_partials,
-                          u32 width) {
+                          u32 width, u32 accumulates) {
     __shared__ f32 sums[SHARES][COLUMNS];
     const u32 column = blockIdx.x * COLUMNS + threadIdx.x;
     f32 sum = 0.0f;
@@ -215,5 +215,5 @@ extern "C" __global__ void __launch_bounds__(COLUMNS* SHARES)
     if (threadIdx.y != 0 || column >= width) return;
 #pragma unroll
     for (u32 share = 1; share < SHARES; share++) sum += sums[share][threadIdx.x];
-    dweight[column] += sum;
+    dweight[column] = accumulates ? dweight[column] + sum : sum;
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::memory::Store;
 use crate::testing::{
     Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads, fetch,
     on_every_device, place, to_f32, unrounded, widened, workspace,
@@ -35,10 +36,11 @@ fn run(device: &mut impl RmsNorm, shape: RmsNormShape, inputs: &Inputs) -> [Vec<
     let [x, weight, dy] = [&inputs.x, &inputs.weight, &inputs.dy].map(|v| place(device, v));
     let y = place(device, &vec![f32::NAN; x.len()]);
     let dx = place(device, &vec![0.0; x.len()]);
-    let dweight = place(device, &vec![0.0; shape.width]);
+    let dweight = place(device, &vec![f32::NAN; shape.width]);
     let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
     device.rms_norm(shape, x, weight, y);
-    device.rms_norm_backward(shape, x, weight, dy, dx, Some(dweight), scratch);
+    let gradient = Some(Gradient { values: dweight, store: Store::Overwrite });
+    device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
     [y, dx, dweight].map(|slice| fetch(device, slice))
 }
 
@@ -77,7 +79,8 @@ fn gradients_are_added_to_what_is_there(device: &mut impl RmsNorm) {
         let [dx_before, dweight_before] = [random.normal(x.len()), random.normal(shape.width)];
         let [dx, dweight] = [&dx_before, &dweight_before].map(|v| place(device, v));
         let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
-        device.rms_norm_backward(shape, x, weight, dy, dx, Some(dweight), scratch);
+        let gradient = Some(Gradient { values: dweight, store: Store::Accumulate });
+        device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
         let sums = |before: &[f32], alone: &[f32]| -> Vec<f32> {
             before.iter().zip(alone).map(|(a, b)| a + b).collect()
         };
@@ -98,8 +101,9 @@ fn in_place_gives_the_bits_of_the_separate_buffers(device: &mut impl RmsNorm) {
         let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
         for wants_dweight in [true, false] {
             let dy_dx = place(device, &inputs.dy);
-            let dweight = place(device, &vec![0.0; shape.width]);
-            let wanted = wants_dweight.then_some(dweight);
+            let dweight = place(device, &vec![f32::NAN; shape.width]);
+            let gradient = Gradient { values: dweight, store: Store::Overwrite };
+            let wanted = wants_dweight.then_some(gradient);
             device.rms_norm_backward_in_place(shape, x, weight, dy_dx, wanted, scratch);
             assert_eq!(fetch(device, dy_dx), expected_dx);
             if wants_dweight {
@@ -125,7 +129,8 @@ fn results_do_not_depend_on_where_the_rows_lie(device: &mut impl RmsNorm) {
         let dweight = moved(device, &vec![0.0; width]);
         let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
         device.rms_norm(shape, x, weight, y);
-        device.rms_norm_backward(shape, x, weight, dy, dx, Some(dweight), scratch);
+        let gradient = Some(Gradient { values: dweight, store: Store::Overwrite });
+        device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
         assert_eq!([y, dx, dweight].map(|slice| fetch(device, slice)), expected);
     }
 }

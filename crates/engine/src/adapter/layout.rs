@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use nibble_kernels::{DeviceSlice, lora::LoraPair};
+use nibble_kernels::{DeviceSlice, layers::LoraPair};
 
 use crate::model::{ModelSpec, Projection};
 

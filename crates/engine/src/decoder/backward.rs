@@ -1,12 +1,12 @@
 //! The backward pass of one layer.
 
-use nibble_kernels::{Backend, DeviceSlice, Store, rope::Rotation};
+use nibble_kernels::{Backend, DeviceSlice, Gradient, Store, rope::Rotation};
 
 use super::{
     Decoder,
     forward::PassRows,
     rows,
-    weights::{BaseWeights, ProductInput},
+    weights::{BaseWeights, ProductInput, Projected},
 };
 use crate::{
     model::Projection,
@@ -14,7 +14,7 @@ use crate::{
     weights::LayerTensor,
 };
 
-/// Where the gradients of the trained parameters go; all are accumulated.
+/// Where the gradients of the trained parameters lie.
 #[derive(Clone, Debug)]
 pub enum Gradients {
     /// The flat buffer of the adapter.
@@ -23,12 +23,20 @@ pub enum Gradients {
     Weights(Box<BaseWeights>),
 }
 
-impl Gradients {
-    fn norm(&self, layer: usize, norm: LayerTensor) -> Option<DeviceSlice<f32>> {
-        match self {
-            Self::Adapter(_) => None,
-            Self::Weights(weights) => weights.vector(layer, norm),
-        }
+/// The gradients of a step on the way through one of its micro-batches.
+#[derive(Clone, Copy, Debug)]
+pub struct StepGradients<'a> {
+    /// Where they lie.
+    pub places: &'a Gradients,
+    /// Whether they replace what the step before left, or are added to earlier micro-batches'.
+    pub store: Store,
+}
+
+impl StepGradients<'_> {
+    fn norm(&self, layer: usize, norm: LayerTensor) -> Option<Gradient> {
+        let Gradients::Weights(weights) = self.places else { return None };
+        let values = weights.vector(layer, norm)?;
+        Some(Gradient { values, store: self.store })
     }
 }
 
@@ -57,7 +65,7 @@ impl Decoder {
         layer: usize,
         pass: &PassRows,
         slices: &BackwardSlices<'_>,
-        gradients: &Gradients,
+        gradients: &StepGradients<'_>,
     ) {
         let spec = &self.spec;
         let n_rows = pass.n_rows;
@@ -66,38 +74,30 @@ impl Decoder {
         let cut = |slice, width| rows(slice, n_rows, width);
         let (query_width, key_width) = (spec.query_width(), spec.kv_width());
         let residual = cut(slices.residual, spec.hidden_width);
-        let product = |x, projection: Projection| ProductInput {
-            x,
-            low_rank: saved.low_rank[projection as usize],
-            n_rows,
-            dropout: pass.dropout,
-            workspace,
+        let low_rank = saved.low_rank;
+        let input_of =
+            |x| ProductInput { layer, x, low_rank, n_rows, dropout: pass.dropout, workspace };
+        let back = |device: &mut _, x, projections: &[Projected], dx: Option<_>| {
+            let dx = dx.map(|dx| (dx, Store::Overwrite));
+            self.project_backward(device, input_of(x), projections, gradients, dx);
         };
-        let back = |device: &mut _, projection, x, dy, store, dx| {
-            let input = product(x, projection);
-            self.project_backward(device, (layer, projection), input, dy, gradients, store, dx);
-        };
-
         // Inputs of products are made again where they are read.
-        let reads = |projections: &[Projection]| {
-            projections.iter().any(|&projection| self.trains(gradients, (layer, projection)))
-        };
+        let reads = |projections: &[Projection]| self.trains(gradients, layer, projections);
 
         // Feed-forward block.
         if reads(&[Projection::Down]) {
             device.swiglu(saved.gate, saved.up, saved.activated);
         }
         let dactivated = cut(slices.gradients.activated, spec.ffn_width);
-        let overwrite = Store::Overwrite;
-        back(device, Projection::Down, saved.activated, residual, overwrite, Some(dactivated));
+        back(device, saved.activated, &[(Projection::Down, residual)], Some(dactivated));
         device.swiglu_backward(dactivated, saved.gate, saved.up);
         let dnormed = cut(slices.gradients.feed_forward_normed, spec.hidden_width);
         let normed = saved.feed_forward_normed;
         if reads(&[Projection::Gate, Projection::Up]) {
             self.layer_norm(device, (layer, LayerTensor::PostAttentionNorm), saved.middle, normed);
         }
-        back(device, Projection::Gate, normed, saved.gate, Store::Overwrite, Some(dnormed));
-        back(device, Projection::Up, normed, saved.up, Store::Accumulate, Some(dnormed));
+        let products = [(Projection::Gate, saved.gate), (Projection::Up, saved.up)];
+        back(device, normed, &products, Some(dnormed));
         self.norm_backward(
             device,
             (layer, LayerTensor::PostAttentionNorm),
@@ -108,8 +108,7 @@ impl Decoder {
 
         // Attention block.
         let dattention = cut(slices.gradients.attention, query_width);
-        let attention = saved.attention;
-        back(device, Projection::Output, attention, residual, overwrite, Some(dattention));
+        back(device, saved.attention, &[(Projection::Output, residual)], Some(dattention));
         let (key, value) = (cut(saved.key, key_width), cut(saved.value, key_width));
         let dquery = cut(slices.gradients.query, query_width);
         let dkey = cut(slices.gradients.key, key_width);
@@ -151,9 +150,9 @@ impl Decoder {
         if reads(&[Projection::Query, Projection::Key, Projection::Value]) {
             self.layer_norm(device, (layer, LayerTensor::InputNorm), input, normed);
         }
-        back(device, Projection::Query, normed, dquery, Store::Overwrite, wanted);
-        back(device, Projection::Key, normed, dkey, Store::Accumulate, wanted);
-        back(device, Projection::Value, normed, dvalue, Store::Accumulate, wanted);
+        let products =
+            [(Projection::Query, dquery), (Projection::Key, dkey), (Projection::Value, dvalue)];
+        back(device, normed, &products, wanted);
         if slices.wants_input_gradient {
             self.norm_backward(
                 device,
@@ -170,7 +169,7 @@ impl Decoder {
         device: &mut impl Backend,
         (layer, norm): (usize, LayerTensor),
         (x, dy, dx): (DeviceSlice<f32>, DeviceSlice<f32>, DeviceSlice<f32>),
-        gradients: &Gradients,
+        gradients: &StepGradients<'_>,
         workspace: DeviceSlice<u8>,
     ) {
         if let Some(weight) = self.weights.vector(layer, norm) {

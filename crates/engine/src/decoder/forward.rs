@@ -1,7 +1,7 @@
 //! The forward pass and the loss.
 
 use nibble_kernels::{
-    Backend, DeviceSlice, Store,
+    Backend, DeviceSlice, Gradient, Store,
     attention::Segment,
     output_loss::OutputLossGradient,
     output_loss::OutputLossShape,
@@ -63,13 +63,9 @@ impl Decoder {
         let n_rows = pass.n_rows;
         let slices = slices.first_rows(spec, n_rows);
         let input = rows(input, n_rows, spec.hidden_width);
-        let product = |x, projection: Projection| ProductInput {
-            x,
-            low_rank: slices.low_rank[projection as usize],
-            n_rows,
-            dropout: pass.dropout,
-            workspace,
-        };
+        let low_rank = slices.low_rank;
+        let input_of =
+            |x| ProductInput { layer, x, low_rank, n_rows, dropout: pass.dropout, workspace };
         let key_width = spec.kv_width();
         let fresh = pass.n_past * key_width..(pass.n_past + n_rows) * key_width;
         let (key, value) = (slices.key.slice(fresh.clone()), slices.value.slice(fresh));
@@ -78,12 +74,12 @@ impl Decoder {
         let normed = slices.input_normed;
         let raw_query = slices.query_raw.unwrap_or(slices.query);
         let raw_key = slices.key_raw.unwrap_or(key);
-        for (projection, y) in
-            [(Projection::Query, raw_query), (Projection::Key, raw_key), (Projection::Value, value)]
-        {
-            let input = product(normed, projection);
-            self.project(device, (layer, projection), input, Store::Overwrite, y);
-        }
+        let products = [
+            (Projection::Query, raw_query),
+            (Projection::Key, raw_key),
+            (Projection::Value, value),
+        ];
+        self.project(device, input_of(normed), &products, Store::Overwrite);
         if let Some(raw) = slices.query_raw {
             self.head_norm(device, (layer, LayerTensor::QueryNorm), raw, slices.query);
         }
@@ -105,23 +101,19 @@ impl Decoder {
             workspace,
         );
         device.copy(input, slices.middle);
-        let attention = product(slices.attention, Projection::Output);
-        let output_matrix = (layer, Projection::Output);
-        self.project(device, output_matrix, attention, Store::Accumulate, slices.middle);
+        let products = [(Projection::Output, slices.middle)];
+        self.project(device, input_of(slices.attention), &products, Store::Accumulate);
 
         let normed = slices.feed_forward_normed;
         self.layer_norm(device, (layer, LayerTensor::PostAttentionNorm), slices.middle, normed);
-        for (projection, y) in [(Projection::Gate, slices.gate), (Projection::Up, slices.up)] {
-            let input = product(normed, projection);
-            self.project(device, (layer, projection), input, Store::Overwrite, y);
-        }
+        let products = [(Projection::Gate, slices.gate), (Projection::Up, slices.up)];
+        self.project(device, input_of(normed), &products, Store::Overwrite);
         if let Some(output) = output {
             let output = rows(output, n_rows, spec.hidden_width);
             device.swiglu(slices.gate, slices.up, slices.activated);
             device.copy(slices.middle, output);
-            let activated = product(slices.activated, Projection::Down);
-            let down = (layer, Projection::Down);
-            self.project(device, down, activated, Store::Accumulate, output);
+            let products = [(Projection::Down, output)];
+            self.project(device, input_of(slices.activated), &products, Store::Accumulate);
         }
     }
 
@@ -202,10 +194,10 @@ pub struct LossGradient {
     pub scale: f32,
     /// Gradient of the residual stream `[T, D]` `=`.
     pub residual: DeviceSlice<f32>,
-    /// Gradient of the output matrix `+=`, when it is trained.
-    pub output: Option<DeviceSlice<f32>>,
-    /// Gradient of the last normalisation's weight `+=`, when it is trained.
-    pub final_norm: Option<DeviceSlice<f32>>,
+    /// Of the output matrix, when it is trained.
+    pub output: Option<Gradient>,
+    /// Of the last normalisation's weight, when it is trained.
+    pub final_norm: Option<Gradient>,
 }
 
 /// The cross-entropy of the `n_targets` trained rows into `batch.losses`, and its gradients.

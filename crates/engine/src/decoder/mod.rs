@@ -13,7 +13,7 @@ mod backward;
 mod forward;
 mod weights;
 
-pub use backward::{BackwardSlices, Gradients};
+pub use backward::{BackwardSlices, Gradients, StepGradients};
 pub use forward::{LossGradient, PassRows, fill_rope_tables, loss};
 pub use weights::{Adapter, BaseWeights, BlockPlace, LayerPlace, Sweep};
 
@@ -21,7 +21,7 @@ use crate::{
     model::{ModelSpec, Projection},
     plan::{LayerSlices, RopeTables},
 };
-use nibble_kernels::{DeviceSlice, lora::Dropout};
+use nibble_kernels::{DeviceSlice, layers::Dropout};
 
 /// A model in device memory: base weights, rotation tables, and an adapter if one is in use.
 #[derive(Clone, Debug)]

@@ -1,11 +1,12 @@
 //! Where a model's matrices are: handles, the visits of paged layers, and the products with weight and
 //! pair together.
 
+use arrayvec::ArrayVec;
 use nibble_kernels::{
-    Backend, DeviceSlice, MemoryId, Store,
+    Backend, DeviceSlice, Gradient, MemoryId, Store,
     embedding::EmbeddingTable,
+    layers::{self, Layer, LayerBackward, LayersShape, LoraPair, MAX_LAYERS},
     linear::{LinearShape, Weight},
-    lora::{self, LoraPair, LoraShape},
     paging::PageError,
 };
 
@@ -246,96 +247,102 @@ impl Adapter {
     }
 }
 
-/// The input of a product and what its pair keeps of it.
+/// The input of projections that run together, and what their pairs keep of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProductInput {
+    pub layer: usize,
     pub x: DeviceSlice<f32>,
-    pub low_rank: Option<DeviceSlice<f32>>,
+    /// Of every projection.
+    pub low_rank: [Option<DeviceSlice<f32>>; Projection::ALL.len()],
     pub n_rows: usize,
     pub dropout: Option<DropoutMask>,
     pub workspace: DeviceSlice<u8>,
 }
 
+/// A projection, and what comes out of it or its gradient.
+pub(super) type Projected = (Projection, DeviceSlice<f32>);
+
 impl Decoder {
-    fn linear_shape(&self, projection: Projection, n_rows: usize) -> LinearShape {
-        let [n_out, n_in] = self.spec.projection_shape(projection);
-        LinearShape { n_rows, n_in, n_out }
+    /// The extents of projections that run together.
+    fn layers_shape(&self, projections: &[Projected], n_rows: usize) -> LayersShape {
+        let together = |group: &&[Projection]| {
+            group.iter().eq(projections.iter().map(|(projection, _)| projection))
+        };
+        debug_assert!(Projection::OF_ONE_INPUT.iter().any(together), "not what was planned");
+        let n_in = projections.first().map_or(0, |&(projection, _)| {
+            let [_, n_in] = self.spec.projection_shape(projection);
+            n_in
+        });
+        let rank = self.adapter.as_ref().map_or(0, |adapter| adapter.layout.rank);
+        LayersShape { n_rows, n_in, rank }
     }
 
-    fn lora_shape(&self, projection: Projection, n_rows: usize, rank: usize) -> LoraShape {
-        let [n_out, n_in] = self.spec.projection_shape(projection);
-        LoraShape { n_rows, n_in, n_out, rank }
-    }
-
-    /// `y (store) x·Wᵀ + bias + pair(x)`.
+    /// `y (store) x · Wᵀ + bias + pair(x)` of each of the projections, which read the same input.
     pub(super) fn project(
         &self,
         device: &mut impl Backend,
-        (layer, projection): (usize, Projection),
         input: ProductInput,
+        projections: &[Projected],
         store: Store,
-        y: DeviceSlice<f32>,
     ) {
-        let ProductInput { x, n_rows, workspace, .. } = input;
-        let weight = self.weights.matrix(layer, projection);
-        let bias = self.weights.bias(layer, projection);
-        if let Some((adapter, shape)) = self.pair((layer, projection), &input) {
-            device.adapted_linear(shape, x, weight, bias, adapter, store, y, workspace);
-        } else {
-            let shape = self.linear_shape(projection, n_rows);
-            device.linear(shape, x, weight, bias, store, y, workspace);
-        }
+        let ProductInput { layer, x, n_rows, workspace, .. } = input;
+        let layers = projections.iter().map(|&(projection, y)| Layer {
+            weight: self.weights.matrix(layer, projection),
+            bias: self.weights.bias(layer, projection),
+            adapter: self.pair(projection, &input),
+            n_out: self.spec.projection_shape(projection)[0],
+            y,
+        });
+        let layers: ArrayVec<_, MAX_LAYERS> = layers.collect();
+        device.layers(self.layers_shape(projections, n_rows), x, &layers, store, workspace);
     }
 
-    /// The pair beside a linear layer, if there is one.
-    fn pair(
-        &self,
-        (layer, projection): (usize, Projection),
-        input: &ProductInput,
-    ) -> Option<(lora::Adapter, LoraShape)> {
+    /// The pair beside a projection, if there is one.
+    fn pair(&self, projection: Projection, input: &ProductInput) -> Option<layers::Adapter> {
         let adapter = self.adapter.as_ref()?;
-        let pair = lora::Adapter {
-            pair: adapter.pair(layer, projection)?,
+        Some(layers::Adapter {
+            pair: adapter.pair(input.layer, projection)?,
             scale: adapter.scale,
-            dropout: input.dropout.map(|mask| mask.of(layer, projection)),
-            xa: input.low_rank?,
-        };
-        Some((pair, self.lora_shape(projection, input.n_rows, adapter.layout.rank)))
+            dropout: input.dropout.map(|mask| mask.of(input.layer, projection)),
+            xa: input.low_rank[projection as usize]?,
+        })
     }
 
-    /// The gradients of [`Decoder::project`]: of the pair into `pair_gradients`, of weight and bias
-    /// into `weight_gradients`, and `dx (store) …` if the input's is wanted.
+    /// The gradients of [`Decoder::project`]: of pairs, weights and biases by the gradients' store, and
+    /// `dx (store) …` if the input's is wanted. Each projection comes with the gradient of its output.
     pub(super) fn project_backward(
         &self,
         device: &mut impl Backend,
-        (layer, projection): (usize, Projection),
         input: ProductInput,
-        dy: DeviceSlice<f32>,
-        gradients: &super::Gradients,
-        store: Store,
-        dx: Option<DeviceSlice<f32>>,
+        projections: &[Projected],
+        gradients: &super::StepGradients<'_>,
+        dx: Option<(DeviceSlice<f32>, Store)>,
     ) {
-        let ProductInput { x, n_rows, workspace, .. } = input;
-        let weight = self.weights.matrix(layer, projection);
-        if let Some(gradient) = self.pair_gradient(gradients, (layer, projection))
-            && let Some((adapter, shape)) = self.pair((layer, projection), &input)
-        {
-            device.adapted_linear_backward(
-                shape, x, weight, adapter, dy, gradient, store, dx, workspace,
-            );
-            return;
+        let ProductInput { layer, x, n_rows, workspace, .. } = input;
+        let store = gradients.store;
+        let backward = projections.iter().map(|&(projection, dy)| LayerBackward {
+            weight: self.weights.matrix(layer, projection),
+            adapter: self
+                .pair_gradient(gradients, (layer, projection))
+                .and_then(|gradient| Some((self.pair(projection, &input)?, gradient))),
+            n_out: self.spec.projection_shape(projection)[0],
+            dy,
+        });
+        let layers: ArrayVec<_, MAX_LAYERS> = backward.collect();
+        let shape = self.layers_shape(projections, n_rows);
+        if dx.is_some() || layers.iter().any(|layer| layer.adapter.is_some()) {
+            device.layers_backward(shape, x, &layers, store, dx, workspace);
         }
-        let shape = self.linear_shape(projection, n_rows);
-        if let Some(dx) = dx {
-            device.linear_input_gradient(shape, dy, weight, store, dx, workspace);
-        }
-        if let super::Gradients::Weights(gradients) = gradients {
-            if let Weight::F32(dweight) = gradients.matrix(layer, projection) {
-                let store = Store::Accumulate;
-                device.linear_weight_gradient(shape, x, dy, store, dweight, workspace);
+        let super::Gradients::Weights(gradients) = gradients.places else { return };
+        for &(projection, dy) in projections {
+            let [n_out, n_in] = self.spec.projection_shape(projection);
+            let shape = LinearShape { n_rows, n_in, n_out };
+            if let Weight::F32(values) = gradients.matrix(layer, projection) {
+                let dweight = Gradient { values, store };
+                device.linear_weight_gradient(shape, x, dy, dweight, workspace);
             }
-            if let Some(dbias) = gradients.bias(layer, projection) {
-                device.linear_bias_gradient(n_rows, shape.n_out, dy, dbias);
+            if let Some(values) = gradients.bias(layer, projection) {
+                device.linear_bias_gradient(n_rows, n_out, dy, Gradient { values, store });
             }
         }
     }
@@ -343,20 +350,22 @@ impl Decoder {
     /// Where the gradients of the pair beside a product go, if there is one that is trained.
     fn pair_gradient(
         &self,
-        gradients: &super::Gradients,
+        gradients: &super::StepGradients<'_>,
         (layer, projection): (usize, Projection),
     ) -> Option<LoraPair> {
-        let super::Gradients::Adapter(gradients) = gradients else { return None };
+        let super::Gradients::Adapter(gradients) = gradients.places else { return None };
         self.adapter.as_ref()?.layout.pair(*gradients, layer, projection)
     }
 
-    /// Whether a gradient is wanted that reads the product's input.
+    /// Whether a gradient is wanted that reads the products' input.
     pub(super) fn trains(
         &self,
-        gradients: &super::Gradients,
-        product: (usize, Projection),
+        gradients: &super::StepGradients<'_>,
+        layer: usize,
+        projections: &[Projection],
     ) -> bool {
-        matches!(gradients, super::Gradients::Weights(_))
-            || self.pair_gradient(gradients, product).is_some()
+        let has_pair =
+            |&projection: &Projection| self.pair_gradient(gradients, (layer, projection)).is_some();
+        matches!(gradients.places, super::Gradients::Weights(_)) || projections.iter().any(has_pair)
     }
 }

@@ -1,7 +1,7 @@
 //! The dense values of every matrix, with the adapter added in.
 
 use nibble_kernels::{
-    Backend, DeviceSlice, MemoryError, Store,
+    Backend, DeviceSlice, Gradient, MemoryError, Store,
     linear::{self, LinearShape, Weight},
 };
 use nibble_run::Category;
@@ -102,15 +102,9 @@ impl Merger {
                 device.upload(&transposed, b_transposed);
                 // W += (scale·Bᵀ)ᵀ · A, the same product as a weight's gradient over R rows.
                 let shape = LinearShape { n_rows: rank, n_in, n_out };
-                let store = Store::Accumulate;
-                device.linear_weight_gradient(
-                    shape,
-                    pair.a,
-                    b_transposed,
-                    store,
-                    dense,
-                    self.workspace,
-                );
+                let dense = Gradient { values: dense, store: Store::Accumulate };
+                let workspace = self.workspace;
+                device.linear_weight_gradient(shape, pair.a, b_transposed, dense, workspace);
             }
             on_tensor(&tensor, device, dense)?;
         }

@@ -49,6 +49,14 @@ impl Projection {
     pub const ALL: [Self; 7] =
         [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
 
+    /// Those that read the same input, and so run together.
+    pub const OF_ONE_INPUT: [&[Self]; 4] = [
+        &[Self::Query, Self::Key, Self::Value],
+        &[Self::Output],
+        &[Self::Gate, Self::Up],
+        &[Self::Down],
+    ];
+
     /// The name of the layer in model and adapter files.
     pub const fn name(self) -> &'static str {
         match self {

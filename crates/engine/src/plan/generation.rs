@@ -4,14 +4,16 @@ use nibble_kernels::{
     DeviceProfile, DeviceSlice,
     attention::{self, Segment},
     linear::{self, LinearShape},
-    lora::{self, LoraShape},
 };
 use nibble_run::Category;
 
 use super::{
     moments::Moments,
     regions::Regions,
-    training::{LayerSlices, RopeTables, area, attention_shape, low_rank_name, rope_tables},
+    training::{
+        LayerSlices, RopeTables, area, attention_shape, low_rank_name, products_workspace_bytes,
+        rope_tables,
+    },
 };
 use crate::{
     adapter::{AdapterLayout, Targets},
@@ -155,17 +157,8 @@ impl GenerationShape {
         for n_rows in [self.n_rows(), 1] {
             let attention = attention_shape(spec, 0, n_rows, self.context, n_rows);
             bytes = bytes.max(attention::workspace_bytes(profile, attention, false));
-            for projection in Projection::ALL {
-                let [n_out, n_in] = spec.projection_shape(projection);
-                let shape = LinearShape { n_rows, n_in, n_out };
-                bytes = bytes.max(linear::workspace_bytes(profile, shape));
-                if let Some((rank, targets)) = self.adapter
-                    && targets.contains(projection)
-                {
-                    let shape = LoraShape { n_rows, n_in, n_out, rank };
-                    bytes = bytes.max(lora::workspace_bytes(profile, shape, false));
-                }
-            }
+            let products = products_workspace_bytes(spec, profile, n_rows, self.adapter, false);
+            bytes = bytes.max(products);
         }
         let output = LinearShape { n_rows: 1, n_in: spec.hidden_width, n_out: spec.vocabulary };
         bytes.max(linear::workspace_bytes(profile, output))

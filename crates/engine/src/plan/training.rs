@@ -4,11 +4,12 @@
 //! base weights are a block of their own (see [`crate::weights::WeightLayout`]), because they may
 //! be a file that is mapped in place.
 
+use arrayvec::ArrayVec;
 use nibble_kernels::{
-    DeviceSlice,
+    DeviceProfile, DeviceSlice,
     attention::{self, AttentionShape, Segment},
+    layers::{self, LayerWidth, LayersShape, MAX_LAYERS},
     linear::{self, LinearShape},
-    lora::{self, LoraShape},
     output_loss::{self, OutputLossShape},
     rms_norm::{self, RmsNormShape},
 };
@@ -22,6 +23,7 @@ use super::{
     shape::{Trainable, TrainingShape},
 };
 use crate::{
+    adapter::Targets,
     model::{ModelSpec, Projection},
     optimizer::StateLayout,
 };
@@ -492,17 +494,40 @@ pub(super) fn layer_workspace_bytes(shape: &TrainingShape, backward: bool) -> us
     }
     let attention = attention_shape(spec, 0, n_rows, n_rows, shape.sequence);
     bytes = bytes.max(attention::workspace_bytes(profile, attention, backward));
-    for projection in Projection::ALL {
-        let [n_out, n_in] = spec.projection_shape(projection);
-        bytes = bytes.max(linear::workspace_bytes(profile, LinearShape { n_rows, n_in, n_out }));
-        if let Trainable::Adapter { targets, rank, dropout } = shape.trainable
-            && targets.contains(projection)
-        {
-            let shape = LoraShape { n_rows, n_in, n_out, rank };
-            bytes = bytes.max(lora::workspace_bytes(profile, shape, dropout));
+    let (adapter, dropout) = match shape.trainable {
+        Trainable::Adapter { targets, rank, dropout } => (Some((rank, targets)), dropout),
+        Trainable::Everything => (None, false),
+    };
+    bytes = bytes.max(products_workspace_bytes(spec, profile, n_rows, adapter, dropout));
+    if adapter.is_none() && backward {
+        for projection in Projection::ALL {
+            let [n_out, n_in] = spec.projection_shape(projection);
+            let shape = LinearShape { n_rows, n_in, n_out };
+            bytes = bytes.max(linear::workspace_bytes(profile, shape));
         }
     }
     bytes
+}
+
+/// The most that the projections of a layer need, of which `adapter` has those that carry pairs.
+pub(super) fn products_workspace_bytes(
+    spec: &ModelSpec,
+    profile: &DeviceProfile,
+    n_rows: usize,
+    adapter: Option<(usize, Targets)>,
+    dropout: bool,
+) -> usize {
+    let of_one_input = |projections: &&[Projection]| {
+        let [_, n_in] = spec.projection_shape(projections[0]);
+        let layers = projections.iter().map(|&projection| LayerWidth {
+            n_out: spec.projection_shape(projection)[0],
+            has_pair: adapter.is_some_and(|(_, targets)| targets.contains(projection)),
+        });
+        let layers: ArrayVec<_, MAX_LAYERS> = layers.collect();
+        let shape = LayersShape { n_rows, n_in, rank: adapter.map_or(0, |(rank, _)| rank) };
+        layers::workspace_bytes(profile, shape, &layers, dropout)
+    };
+    Projection::OF_ONE_INPUT.iter().map(of_one_input).max().unwrap_or(0)
 }
 
 /// The extents of the attention of `layer` over `n_rows` queries.

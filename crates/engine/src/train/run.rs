@@ -8,7 +8,7 @@ use std::{
 };
 
 use nibble_data::{BatchBuffer, BatchPlan, ChatTemplate, Encoder, TokenizedDataset, Tokenizer};
-use nibble_kernels::{OperationProfile, cuda::DeviceError, paging::StoreId, random::hash};
+use nibble_kernels::{OperationProfile, Store, cuda::DeviceError, paging::StoreId, random::hash};
 use nibble_run::{
     CardReadings, Event, Explain, MetricsWriter, OperationTime, RunError, RunFolder, RunSettings,
     read_metrics, size,
@@ -382,7 +382,6 @@ impl<B: RunDevice> Run<B> {
         let last = (first + self.settings.gradient_accumulation).min(self.training.len());
         let n_targets: usize =
             (first..last).map(|index| self.training.micro_batch(epoch, index).n_targets).sum();
-        self.trainer.clear_gradients();
         let (mut loss, mut n_tokens) = (0.0, 0);
         for index in first..last {
             self.training.fill(&self.dataset, epoch, index, &mut self.batch)?;
@@ -395,7 +394,9 @@ impl<B: RunDevice> Run<B> {
                     }
                 });
             let weight = 1.0 / n_targets as f32;
-            loss += self.trainer.accumulate(&MicroBatch::of(&self.batch), weight, dropout)?;
+            let store = if index == first { Store::Overwrite } else { Store::Accumulate };
+            let batch = MicroBatch::of(&self.batch);
+            loss += self.trainer.accumulate(&batch, weight, dropout, store)?;
         }
         self.trainer.check_device()?;
         loss /= n_targets as f64;

@@ -5,7 +5,7 @@
 
 use nibble_data::BatchBuffer;
 use nibble_kernels::{
-    Backend, DeviceSlice, MemoryError,
+    Backend, DeviceSlice, Gradient, MemoryError, Store,
     adamw::AdamWStep,
     attention::Segment,
     cuda::DeviceError,
@@ -17,7 +17,7 @@ use nibble_kernels::{
 use crate::{
     decoder::{
         Adapter, BackwardSlices, BaseWeights, Decoder, DropoutMask, Gradients, LossGradient,
-        PassRows, Sweep, loss,
+        PassRows, StepGradients, Sweep, loss,
     },
     optimizer::{OptimizerConfig, OptimizerStates, Trained},
     plan::{BatchSlices, MemoryPlan, TrainingLayout, TrainingShape},
@@ -164,11 +164,6 @@ impl<B: Backend> Trainer<B> {
         &self.states
     }
 
-    /// Forgets the gradients of the step before.
-    pub fn clear_gradients(&mut self) {
-        self.device.clear(self.layout.trainable.gradients);
-    }
-
     /// The summed loss of a micro-batch in nats, with nothing dropped and no gradients.
     ///
     /// # Errors
@@ -181,8 +176,9 @@ impl<B: Backend> Trainer<B> {
         Ok(loss)
     }
 
-    /// The summed loss of a micro-batch in nats; its gradients, each target weighted by
-    /// `target_weight`, are added to the step's.
+    /// The summed loss of a micro-batch in nats. Its gradients, each target weighted by
+    /// `target_weight`, replace those of the step before with [`Store::Overwrite`], as those of a step's
+    /// first micro-batch must, or else are added to the step's.
     ///
     /// # Errors
     /// When a page could not be moved; the step's gradients are then incomplete.
@@ -191,6 +187,7 @@ impl<B: Backend> Trainer<B> {
         batch: &MicroBatch<'_>,
         target_weight: f32,
         dropout: Option<DropoutMask>,
+        store: Store,
     ) -> Result<f64, PageError> {
         let pass = self.upload(batch, dropout);
         self.forward(&pass, true)?;
@@ -200,13 +197,14 @@ impl<B: Backend> Trainer<B> {
                 let Weight::F32(output) = weights.output() else {
                     unreachable!("gradients are laid out in f32")
                 };
-                (Some(output), Some(weights.final_norm()))
+                let gradient = |values| Some(Gradient { values, store });
+                (gradient(output), gradient(weights.final_norm()))
             }
         };
         let residual = self.layout.residual_gradient;
         let gradient = LossGradient { scale: target_weight, residual, output, final_norm };
         let loss = self.loss(batch, Some(gradient));
-        self.backward(&pass)?;
+        self.backward(&pass, store)?;
         self.inputs.leave(&mut self.device)?;
         Ok(loss)
     }
@@ -256,7 +254,7 @@ impl<B: Backend> Trainer<B> {
         losses.iter().map(|&loss| f64::from(loss)).sum()
     }
 
-    fn backward(&mut self, pass: &PassRows) -> Result<(), PageError> {
+    fn backward(&mut self, pass: &PassRows, store: Store) -> Result<(), PageError> {
         let (device, layout) = (&mut self.device, &self.layout);
         let trains_embedding = matches!(self.gradients, Gradients::Weights(_));
         for (layer, slices) in layout.layers.iter().enumerate().rev() {
@@ -274,11 +272,16 @@ impl<B: Backend> Trainer<B> {
                 wants_input_gradient: layer > 0 || trains_embedding,
                 workspace,
             };
-            self.decoder.layer_backward(device, layer, pass, &slices, &self.gradients);
+            let gradients = StepGradients { places: &self.gradients, store };
+            self.decoder.layer_backward(device, layer, pass, &slices, &gradients);
         }
         if let Gradients::Weights(gradients) = &self.gradients
             && let EmbeddingTable::F32(dtable) = gradients.embedding()
         {
+            // Of a table that is the output matrix as well, the loss has left its part.
+            if store == Store::Overwrite && !gradients.layout.is_tied() {
+                device.clear(dtable);
+            }
             let width = self.shape.spec.hidden_width;
             let dy = layout.residual_gradient.first(pass.n_rows * width);
             let ids = layout.batch.ids.first(pass.n_rows);

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::nf4::{HALF, Nf4Values};
-use crate::{Compute, Isa, cpu::math::for_each_isa, lora::Dropout, nf4::BLOCK};
+use crate::{Compute, Isa, cpu::math::for_each_isa, layers::Dropout, nf4::BLOCK};
 
 /// The most elements that are expanded at a time.
 pub(super) const RUN: usize = 512;

@@ -8,10 +8,10 @@ use std::{
 };
 
 use nibble_kernels::{
-    Cpu, DeviceProfile, DeviceSlice, Element, Memory, MemoryError, MemoryId, OperationProfile,
-    Paging, Store, adamw, attention,
+    Cpu, DeviceProfile, DeviceSlice, Element, Gradient, Memory, MemoryError, MemoryId,
+    OperationProfile, Paging, Store, adamw, attention,
     cuda::DeviceError,
-    embedding, gradient_norm, linear, lora,
+    embedding, gradient_norm, layers, linear,
     memory::MappedFile,
     nf4, output_loss,
     paging::{PageError, PageFile, StoreId, StorePlace, Transfer},
@@ -187,12 +187,12 @@ forward! {
     linear::Linear {
         fn linear(shape: linear::LinearShape, x: DeviceSlice<f32>, weight: linear::Weight, bias: Option<DeviceSlice<f32>>, store: Store, y: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
         fn linear_input_gradient(shape: linear::LinearShape, dy: DeviceSlice<f32>, weight: linear::Weight, store: Store, dx: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn linear_weight_gradient(shape: linear::LinearShape, x: DeviceSlice<f32>, dy: DeviceSlice<f32>, store: Store, dweight: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: DeviceSlice<f32>, dbias: DeviceSlice<f32>);
+        fn linear_weight_gradient(shape: linear::LinearShape, x: DeviceSlice<f32>, dy: DeviceSlice<f32>, dweight: Gradient, workspace: DeviceSlice<u8>);
+        fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: DeviceSlice<f32>, dbias: Gradient);
     }
-    lora::Lora {
-        fn adapted_linear(shape: lora::LoraShape, x: DeviceSlice<f32>, weight: linear::Weight, bias: Option<DeviceSlice<f32>>, adapter: lora::Adapter, store: Store, y: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn adapted_linear_backward(shape: lora::LoraShape, x: DeviceSlice<f32>, weight: linear::Weight, adapter: lora::Adapter, dy: DeviceSlice<f32>, gradient: lora::LoraPair, store: Store, dx: Option<DeviceSlice<f32>>, workspace: DeviceSlice<u8>);
+    layers::Layers {
+        fn layers(shape: layers::LayersShape, x: DeviceSlice<f32>, layers: &[layers::Layer], store: Store, workspace: DeviceSlice<u8>);
+        fn layers_backward(shape: layers::LayersShape, x: DeviceSlice<f32>, layers: &[layers::LayerBackward], gradients: Store, dx: Option<(DeviceSlice<f32>, Store)>, workspace: DeviceSlice<u8>);
     }
     nf4::Nf4 {
         fn nf4_quantize(source: DeviceSlice<f32>, weight: nf4::Nf4Weight, workspace: DeviceSlice<f32>);
@@ -200,8 +200,8 @@ forward! {
     }
     rms_norm::RmsNorm {
         fn rms_norm(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, y: DeviceSlice<f32>);
-        fn rms_norm_backward(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy: DeviceSlice<f32>, dx: DeviceSlice<f32>, dweight: Option<DeviceSlice<f32>>, workspace: DeviceSlice<u8>);
-        fn rms_norm_backward_in_place(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy_dx: DeviceSlice<f32>, dweight: Option<DeviceSlice<f32>>, workspace: DeviceSlice<u8>);
+        fn rms_norm_backward(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy: DeviceSlice<f32>, dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
+        fn rms_norm_backward_in_place(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy_dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
     }
     rope::Rope {
         fn rope(n_heads: usize, head_size: usize, rotation: rope::Rotation, positions: DeviceSlice<u32>, cos: DeviceSlice<f32>, sin: DeviceSlice<f32>, x: DeviceSlice<f32>);

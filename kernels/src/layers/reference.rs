@@ -1,7 +1,15 @@
-//! The layer and its pair, naively: exactly in f64, and in plain f32 as a measure of what precision allows.
+//! One layer and its pair, naively: exactly in f64, and in plain f32 as a measure of what precision allows.
 
-use super::LoraShape;
 use crate::linear::rounded;
+
+/// The extents of a layer and its pair; a rank of 0 is none.
+#[derive(Clone, Copy)]
+pub struct PairShape {
+    pub n_rows: usize,
+    pub n_in: usize,
+    pub n_out: usize,
+    pub rank: usize,
+}
 
 /// A number type to compute in.
 pub trait Number:
@@ -30,7 +38,7 @@ impl Number for f64 {
 
 /// Inputs of both; `mask` holds 0 or `1 / (1 − p)` for each element of `x`.
 pub struct Pair<'a> {
-    pub shape: LoraShape,
+    pub shape: PairShape,
     pub scale: f32,
     pub mask: &'a [f32],
     pub x: &'a [f32],
@@ -79,7 +87,7 @@ impl Pair<'_> {
 
     /// `xa`, and what is added to `y`.
     pub fn forward<N: Number>(&self) -> (Vec<N>, Vec<N>) {
-        let LoraShape { n_rows, n_in, n_out, rank } = self.shape;
+        let PairShape { n_rows, n_in, n_out, rank } = self.shape;
         let xa = self.product(
             (n_rows, rank, n_in),
             |t, i| self.dropped(t, i),
@@ -105,7 +113,7 @@ impl Pair<'_> {
 
     /// All gradients, of zero before.
     pub fn backward<N: Number>(&self, xa: &[N], dy: &[f32]) -> Gradients<N> {
-        let LoraShape { n_rows, n_in, n_out, rank } = self.shape;
+        let PairShape { n_rows, n_in, n_out, rank } = self.shape;
         let scale = N::from(self.scale);
         let scaled = |sums: Vec<N>| sums.into_iter().map(|sum| scale * sum).collect::<Vec<_>>();
         let dy = |t: usize, o: usize| N::from(dy[t * n_out + o]);

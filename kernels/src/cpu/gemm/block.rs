@@ -1,0 +1,458 @@
+//! A block of rows on its way through a product: packed, passed through what is beside, added up.
+
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+
+use super::{
+    Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, Sums,
+    TASK_COLUMNS, Term,
+    kernels::{Kernel, Tile},
+    operand::{Form, Layout},
+    products_beside,
+};
+use crate::{
+    Store,
+    cpu::{
+        parallel::{Shared, for_each_task},
+        pool::Pool,
+    },
+};
+
+/// Places in a buffer of packed elements.
+type Places<const MOST: usize> = ArrayVec<Range<usize>, MOST>;
+
+/// Some rows of every A, over the steps of k that are packed at a time.
+pub(super) struct Block<'a> {
+    kernel: &'a Kernel,
+    place: Place<'a>,
+    lanes: Range<usize>,
+    /// Of the deepest.
+    steps: Range<usize>,
+    /// Of every A.
+    rows: Places<MOST_AT_ONCE>,
+    /// Of the first matrix of every product beside.
+    downs: Places<MOST_SHARING>,
+    /// Of the middle of every product beside.
+    throughs: Places<MOST_SHARING>,
+}
+
+impl<'a> Block<'a> {
+    pub fn new(
+        kernel: &'a Kernel,
+        place: Place<'a>,
+        lanes: Range<usize>,
+        steps: Range<usize>,
+        rows: &[Rows<'_>],
+        sums: &[Sums<'_>],
+    ) -> Self {
+        let (downs, throughs) = (Places::default(), Places::default());
+        let mut block =
+            Self { kernel, place, lanes, steps, rows: Places::default(), downs, throughs };
+        block.rows = in_order(rows.iter().map(|rows| block.panels_len(block.steps_of(rows).len())));
+        block.downs = in_order(products_beside(sums).map(|(number, beside)| {
+            let padded = beside.rank.next_multiple_of(block.tile_beside(beside.rank).n_columns);
+            padded * kernel.packed_depth(rows[number].k)
+        }));
+        block.throughs =
+            in_order(products_beside(sums).map(|(_, beside)| block.panels_len(beside.rank)));
+        block
+    }
+
+    /// The steps of an A, which may have fewer than the deepest.
+    fn steps_of(&self, rows: &Rows<'_>) -> Range<usize> {
+        self.steps.start.min(rows.k)..self.steps.end.min(rows.k)
+    }
+
+    fn padded_rows(&self) -> usize {
+        self.lanes.len().next_multiple_of(self.kernel.n_rows)
+    }
+
+    /// Elements of the rows' panels, `depth` steps deep.
+    fn panels_len(&self, depth: usize) -> usize {
+        self.padded_rows() * self.kernel.packed_depth(depth)
+    }
+
+    /// Steps of k in a block of an operand that has `k`.
+    fn depth(&self, k: usize) -> usize {
+        Blocking::new(self.kernel, k).depth
+    }
+
+    /// The tile of a product of `rank` columns beside.
+    fn tile_beside(&self, rank: usize) -> Kernel {
+        self.kernel.beside(self.place.isa, self.place.compute, rank)
+    }
+
+    /// Packs every A; and with the first rows the first matrices of the products beside.
+    pub fn pack(
+        &self,
+        rows: &[Rows<'_>],
+        sums: &[Sums<'_>],
+        (packed_a, packed_down): (&mut [u32], &mut [u32]),
+    ) {
+        let mut packings = ArrayVec::<Packing<'_>, { MOST_AT_ONCE + MOST_SHARING }>::new();
+        let form = self.place.form(self.kernel, self.kernel.n_rows);
+        for (rows, place) in rows.iter().zip(&self.rows) {
+            let k = (self.steps_of(rows), self.depth(rows.k));
+            let packed = &mut packed_a[place.clone()];
+            packings.push(Packing::new(form, rows.a, self.lanes.clone(), k, packed));
+        }
+        let downs = products_beside(sums).zip(&self.downs);
+        for ((number, &LowRank { rank, down, .. }), place) in downs {
+            let Some((down, _)) = down.filter(|_| self.lanes.start == 0) else { continue };
+            let form = self.place.form(self.kernel, self.tile_beside(rank).n_columns);
+            let k = rows[number].k;
+            let packed = &mut packed_down[place.clone()];
+            packings.push(Packing::new(form, down, 0..rank, (0..k, self.depth(k)), packed));
+        }
+        Packing::run(self.place.pool, &packings);
+    }
+
+    /// Passes the rows through the first matrix of every product beside, and packs what comes out.
+    pub fn pass_beside(
+        &self,
+        rows: &[Rows<'_>],
+        sums: &mut [Sums<'_>],
+        (packed_a, packed_down): (&[u32], &[u32]),
+        packed_through: &mut [u32],
+    ) {
+        let mut middles = ArrayVec::<Middle<'_>, MOST_SHARING>::new();
+        let terms = sums.iter_mut().flat_map(|sums| &mut sums.terms);
+        let products = terms.filter_map(|term| Some((term.rows, term.beside.as_mut()?)));
+        for ((number, beside), (down, through)) in
+            products.zip(self.downs.iter().zip(&self.throughs))
+        {
+            let LowRank { rank, down: product, through: middle, .. } = beside;
+            let a = &packed_a[self.rows[number].clone()];
+            let down = &packed_down[down.clone()];
+            middles.push(Middle {
+                rank: *rank,
+                k: rows[number].k,
+                product: product.map(|(_, factor)| (a, down, factor)),
+                through: Shared::new(&mut middle[self.lanes.start * *rank..]),
+                packed: Shared::new(&mut packed_through[through.clone()]),
+            });
+        }
+        let n_panels = self.lanes.len().div_ceil(self.kernel.n_rows);
+        for_each_task(self.place.pool, middles.len() * n_panels, |task| {
+            middles[task / n_panels].pass(self, task % n_panels);
+        });
+    }
+
+    /// Adds every term to its sums.
+    pub fn add(
+        &self,
+        rows: &[Rows<'_>],
+        sums: &mut [Sums<'_>],
+        (packed_a, packed_through): (&[u32], &[u32]),
+        (packed_b, b_len): (&mut [u32], usize),
+    ) {
+        let mut throughs = self.throughs.iter().map(|place| &packed_through[place.clone()]);
+        let mut ready = ArrayVec::<ReadySums<'_>, MOST_AT_ONCE>::new();
+        for Sums { n, store, terms, c } in sums {
+            let mut ready_terms = ArrayVec::new();
+            for &Term { rows: number, b, factor, ref beside } in &*terms {
+                let a = (number..number + c.len()).map(|i| &packed_a[self.rows[i].clone()]);
+                let k = rows[number].k;
+                let (steps, depth) = (self.steps_of(&rows[number]), self.depth(k));
+                ready_terms.push(Ready { a: a.collect(), b, k: steps, depth, factor });
+                let Some(LowRank { rank, up, .. }) = *beside else { continue };
+                let through = throughs.next().expect("a place for each");
+                if let Some((b, factor)) = up {
+                    let a = ArrayVec::from_iter([through]);
+                    let depth = self.depth(rank);
+                    ready_terms.push(Ready { a, b, k: 0..rank, depth, factor });
+                }
+            }
+            // What spans before this one left is added to.
+            let store = if self.steps.start == 0 { *store } else { Store::Accumulate };
+            let c = c.iter_mut().map(|c| Shared::new(c)).collect();
+            ready.push(ReadySums { n: *n, terms: ready_terms, store, c });
+        }
+        let (place, kernel) = (self.place, self.kernel);
+        let n_threads = place.pool.n_threads();
+        let packed_b = Shared::new(&mut packed_b[..b_len * n_threads]);
+        let widths = || ready.iter().map(|sums| sums.n);
+        let tasks = Tasks::cut(kernel, self.lanes.len(), widths, n_threads);
+        place.pool.run(tasks.n, |thread, mut task| {
+            // SAFETY: each thread has a part of its own, and a thread runs one task at a time.
+            let packed_b = unsafe { packed_b.slice(thread * b_len, b_len) };
+            for sums in &ready {
+                let column_tasks = sums.n.div_ceil(tasks.n_columns);
+                let n = column_tasks * tasks.row_tasks;
+                if task >= n {
+                    task -= n;
+                    continue;
+                }
+                let first = task % column_tasks * tasks.n_columns;
+                let columns = first..(first + tasks.n_columns).min(sums.n);
+                let top = task / column_tasks * tasks.n_rows;
+                let rows = top..(top + tasks.n_rows).min(self.lanes.len());
+                return self.add_part(sums, rows, columns, packed_b);
+            }
+        });
+    }
+
+    /// Adds every term to some rows and columns of the sums.
+    fn add_part(
+        &self,
+        sums: &ReadySums<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        packed_b: &mut [u32],
+    ) {
+        let kernel = self.kernel;
+        let form = self.place.form(kernel, kernel.n_columns);
+        let padded_rows = self.padded_rows();
+        let n = sums.n;
+        let mut overwrite = sums.store == Store::Overwrite;
+        for Ready { a, b, k, depth: most, factor } in &sums.terms {
+            for depth_start in (0..k.len()).step_by(*most) {
+                let depth = (*most).min(k.len() - depth_start);
+                let first = k.start + depth_start;
+                b.pack(form, columns.clone(), first..first + depth, packed_b);
+                let steps = kernel.packed_depth(depth);
+                // Depths of earlier blocks are whole, so that their panels lie behind one another.
+                let earlier = padded_rows * kernel.packed_depth(depth_start);
+                for (a, c) in a.iter().zip(&sums.c) {
+                    for near in rows.clone().step_by(NEAR_PANELS * kernel.n_rows) {
+                        let near = near..(near + NEAR_PANELS * kernel.n_rows).min(rows.end);
+                        for column in columns.clone().step_by(kernel.n_columns) {
+                            let b_panel = &packed_b[(column - columns.start) * steps..];
+                            for row in near.clone().step_by(kernel.n_rows) {
+                                let a_panel = &a[earlier + row * steps..];
+                                let tile = Tile {
+                                    n_rows: kernel.n_rows.min(rows.end - row),
+                                    n_columns: kernel.n_columns.min(columns.end - column),
+                                    stride: n,
+                                    factor: *factor,
+                                    overwrite,
+                                };
+                                let start = (self.lanes.start + row) * n + column;
+                                let len = (tile.n_rows - 1) * n + tile.n_columns;
+                                // SAFETY: tasks own disjoint rows or columns of C, and C outlives
+                                // them; `part` checks that the tile ends inside C. The device was
+                                // made with instructions that this processor has.
+                                unsafe {
+                                    kernel.run(steps, a_panel, b_panel, c.part(start, len), tile);
+                                }
+                            }
+                        }
+                    }
+                }
+                overwrite = false;
+            }
+        }
+        if overwrite {
+            // A sum of nothing.
+            for c in &sums.c {
+                for row in rows.clone() {
+                    let start = (self.lanes.start + row) * n + columns.start;
+                    // SAFETY: as above.
+                    unsafe { c.slice(start, columns.len()) }.fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// Places of these lengths, one behind another.
+fn in_order<const MOST: usize>(lengths: impl Iterator<Item = usize>) -> Places<MOST> {
+    let mut end = 0;
+    let place = |len| {
+        let start = end;
+        end += len;
+        start..end
+    };
+    lengths.map(place).collect()
+}
+
+/// A term whose rows are packed.
+struct Ready<'a> {
+    /// Of each sum.
+    a: ArrayVec<&'a [u32], MOST_SHARING>,
+    b: Operand<'a>,
+    /// The steps that are packed.
+    k: Range<usize>,
+    /// How many of them are multiplied at a time.
+    depth: usize,
+    factor: f32,
+}
+
+/// Sums whose terms are ready, and what is beside each behind it.
+struct ReadySums<'a> {
+    n: usize,
+    terms: ArrayVec<Ready<'a>, { 2 * MOST_SHARING }>,
+    store: Store,
+    c: ArrayVec<Shared<f32>, MOST_SHARING>,
+}
+
+/// What a block of rows of a low-rank product passes through.
+struct Middle<'a> {
+    rank: usize,
+    k: usize,
+    /// Packed rows, packed first matrix, and the factor, unless the middle is given.
+    product: Option<(&'a [u32], &'a [u32], f32)>,
+    /// The block's rows, `[n_rows, rank]`.
+    through: Shared<f32>,
+    /// The same as panels of A.
+    packed: Shared<u32>,
+}
+
+impl Middle<'_> {
+    /// Makes one panel of the middle, unless it is given; and packs it.
+    fn pass(&self, block: &Block<'_>, panel: usize) {
+        let &Self { rank, k, product, through, packed } = self;
+        let kernel = block.kernel;
+        let top = panel * kernel.n_rows;
+        let n_rows = kernel.n_rows.min(block.lanes.len() - top);
+        let padded_rows = block.padded_rows();
+        // SAFETY: each task has rows of its own.
+        let through = unsafe { through.slice(top * rank, n_rows * rank) };
+        if let Some((a, down, factor)) = product {
+            let tiles = block.tile_beside(rank);
+            let padded_rank = rank.next_multiple_of(tiles.n_columns);
+            let depth = block.depth(k);
+            for depth_start in (0..k).step_by(depth) {
+                let steps = kernel.packed_depth(depth.min(k - depth_start));
+                let earlier = kernel.packed_depth(depth_start);
+                let a = &a[padded_rows * earlier + top * steps..];
+                for column in (0..rank).step_by(tiles.n_columns) {
+                    let tile = Tile {
+                        n_rows,
+                        n_columns: tiles.n_columns.min(rank - column),
+                        stride: rank,
+                        factor,
+                        overwrite: depth_start == 0,
+                    };
+                    let down = &down[padded_rank * earlier + column * steps..];
+                    let c = &mut through[column..];
+                    // SAFETY: the part holds the tile's rows, each `rank` long; the device was
+                    // made with instructions that this processor has.
+                    unsafe { tiles.run(steps, a, down, c.as_mut_ptr(), tile) };
+                }
+            }
+        }
+        let form = block.place.form(kernel, kernel.n_rows);
+        let rows = Operand::f32(through, Layout::Depth, rank);
+        let depth = block.depth(rank);
+        for depth_start in (0..rank).step_by(depth) {
+            let depth = depth_start..(depth_start + depth).min(rank);
+            let steps = form.packed_depth(depth.len());
+            let start = padded_rows * form.packed_depth(depth_start) + top * steps;
+            // SAFETY: each task has panels of its own.
+            let packed = unsafe { packed.slice(start, kernel.n_rows * steps) };
+            rows.pack(form, 0..n_rows, depth, packed);
+        }
+    }
+}
+
+/// How the rows and columns of a product are handed out.
+struct Tasks {
+    n: usize,
+    row_tasks: usize,
+    n_rows: usize,
+    n_columns: usize,
+}
+
+impl Tasks {
+    /// The cut of sums of these widths with which all threads are done soonest. Tasks that divide the rows
+    /// each pack B for themselves.
+    fn cut<W: Iterator<Item = usize>>(
+        kernel: &Kernel,
+        n_rows: usize,
+        widths: impl Fn() -> W,
+        n_threads: usize,
+    ) -> Self {
+        /// Rows whose products take as long as packing the columns of B.
+        const PACKING: usize = 16;
+        let wide = TASK_COLUMNS / kernel.n_columns;
+        let most_rows = n_rows.div_ceil(4 * kernel.n_rows).clamp(1, 2 * n_threads);
+        let cuts = (1..=most_rows).flat_map(|row_tasks| {
+            (1..=wide).rev().map(move |panels| {
+                let n_columns = panels * kernel.n_columns;
+                let n_rows = n_rows.div_ceil(row_tasks).next_multiple_of(kernel.n_rows);
+                (n_rows, n_columns)
+            })
+        });
+        let cut = |(rows, n_columns): (usize, usize)| {
+            let row_tasks = n_rows.div_ceil(rows);
+            let n = row_tasks * widths().map(|n| n.div_ceil(n_columns)).sum::<usize>();
+            (
+                n.div_ceil(n_threads) * n_columns * (rows + PACKING),
+                Self { n, row_tasks, n_rows: rows, n_columns },
+            )
+        };
+        // The first of the best: as few rows' tasks and as wide columns as do no harm.
+        let (_, tasks) = cuts
+            .map(cut)
+            .min_by_key(|(time, _)| *time)
+            .unwrap_or_else(|| cut((n_rows.next_multiple_of(kernel.n_rows), TASK_COLUMNS)));
+        tasks
+    }
+}
+
+/// An operand on its way into panels: block by block of k, panel by panel of lanes.
+struct Packing<'a> {
+    form: Form,
+    operand: Operand<'a>,
+    lanes: Range<usize>,
+    k: Range<usize>,
+    /// Steps of k in a block.
+    depth: usize,
+    packed: Shared<u32>,
+}
+
+impl<'a> Packing<'a> {
+    /// Panels of a task.
+    const PANELS: usize = 2;
+
+    fn new(
+        form: Form,
+        operand: Operand<'a>,
+        lanes: Range<usize>,
+        (k, depth): (Range<usize>, usize),
+        packed: &mut [u32],
+    ) -> Self {
+        Self { form, operand, lanes, k, depth, packed: Shared::new(packed) }
+    }
+
+    fn lane_tasks(&self) -> usize {
+        self.lanes.len().div_ceil(Self::PANELS * self.form.width)
+    }
+
+    fn n_tasks(&self) -> usize {
+        self.k.len().div_ceil(self.depth) * self.lane_tasks()
+    }
+
+    /// Packs all of several operands.
+    fn run(pool: &Pool, all: &[Self]) {
+        for_each_task(pool, all.iter().map(Self::n_tasks).sum(), |mut task| {
+            for packing in all {
+                let n = packing.n_tasks();
+                if task < n {
+                    return packing.pack(task);
+                }
+                task -= n;
+            }
+        });
+    }
+
+    fn pack(&self, task: usize) {
+        let Self { form, operand, ref lanes, ref k, depth, ref packed } = *self;
+        let depth_start = task / self.lane_tasks() * depth;
+        let depth = depth.min(k.len() - depth_start);
+        let lanes_of_task = Self::PANELS * form.width;
+        let top = task % self.lane_tasks() * lanes_of_task;
+        let bottom = (top + lanes_of_task).min(lanes.len());
+        let steps = form.packed_depth(depth);
+        let padded = lanes.len().next_multiple_of(form.width);
+        let start = padded * form.packed_depth(depth_start) + top * steps;
+        let len = (bottom - top).next_multiple_of(form.width) * steps;
+        // SAFETY: tasks own different depths or panels, and the memory outlives them.
+        let part = unsafe { packed.slice(start, len) };
+        let lanes = lanes.start + top..lanes.start + bottom;
+        let first = k.start + depth_start;
+        operand.pack(form, lanes, first..first + depth, part);
+    }
+}
