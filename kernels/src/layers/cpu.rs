@@ -83,11 +83,8 @@ pub(super) fn workspace_bytes(
         let beside = if has_pair { &[(rank, n_out)][..] } else { &[] };
         most = most.max(all(n_rows, n_in, &[n_out], beside));
         if has_pair {
-            for (m, n, k) in [
-                // The pair's second where there are few rows, or its gradient where dx is not wanted.
-                (n_rows, n_out, rank),
-                (n_rows, rank, n_out),
-            ] {
+            // The pair's second of few rows, and its first gradient without dx.
+            for (m, n, k) in [(n_rows, n_out, rank), (n_rows, rank, n_out)] {
                 most = most.max(product(m, n, k));
             }
         }

@@ -180,6 +180,22 @@ impl Inputs {
         outputs
     }
 
+    /// The way back from what a run has left of the way forward.
+    fn run_back_alone(
+        &self,
+        device: &mut impl Layers,
+        left: &Outputs,
+        before: f32,
+        dx: Option<(DeviceSlice<f32>, Store)>,
+    ) -> Outputs {
+        let scratch = self.workspace(device);
+        let x = place(device, &self.x);
+        let weights = self.weights(device);
+        let xa: Vec<_> = left.layers.iter().map(|layer| layer.xa.clone()).collect();
+        let adapters = self.adapters(device, &xa);
+        self.run_back(device, (x, &weights, &adapters), before, dx, scratch)
+    }
+
     /// The way back; where gradients are added to, `before` is there, and where not, nothing that may be
     /// read.
     fn run_back(
@@ -290,14 +306,9 @@ fn gradients_replace_what_is_there(device: &mut impl Layers) {
     for (case, dropout) in [2, 9, 12].into_iter().flat_map(|i| DROPOUTS.map(|d| (CASES[i], d))) {
         let inputs = Inputs::new(case, dropout, &mut random);
         let expected = inputs.run(device, 0.0);
-        let scratch = inputs.workspace(device);
-        let x = place(device, &inputs.x);
-        let weights = inputs.weights(device);
-        let xa: Vec<_> = expected.layers.iter().map(|layer| layer.xa.clone()).collect();
-        let adapters = inputs.adapters(device, &xa);
         let dx = place(device, &vec![f32::NAN; inputs.x.len()]);
-        let (given, dx) = ((x, &weights[..], &adapters[..]), Some((dx, Store::Overwrite)));
-        let actual = inputs.run_back(device, given, f32::NAN, dx, scratch);
+        let dx = Some((dx, Store::Overwrite));
+        let actual = inputs.run_back_alone(device, &expected, f32::NAN, dx);
         assert!(actual.dx == expected.dx, "dx of {case:?}, {dropout:?}");
         for (actual, expected) in actual.layers.iter().zip(&expected.layers) {
             assert!(actual.da == expected.da, "dA of {case:?}, {dropout:?}");
@@ -310,12 +321,7 @@ fn an_unwanted_input_gradient_changes_nothing_else(device: &mut impl Layers) {
     for case in [2, 9, 12] {
         let inputs = Inputs::new(CASES[case], DROPOUTS[1], &mut Random::new(3));
         let expected = inputs.run(device, 0.0);
-        let scratch = inputs.workspace(device);
-        let x = place(device, &inputs.x);
-        let weights = inputs.weights(device);
-        let xa: Vec<_> = expected.layers.iter().map(|layer| layer.xa.clone()).collect();
-        let adapters = inputs.adapters(device, &xa);
-        let actual = inputs.run_back(device, (x, &weights, &adapters), 0.0, None, scratch);
+        let actual = inputs.run_back_alone(device, &expected, 0.0, None);
         for (actual, expected) in actual.layers.iter().zip(&expected.layers) {
             assert!(actual.da == expected.da && actual.db == expected.db, "case {case}");
         }

@@ -290,7 +290,7 @@ pub(crate) fn multiply(
 }
 
 /// Several products with `m` rows: each A is packed once, each B once for all sums that share it, and
-/// each C is written once.
+/// each C is one sum of all its terms.
 ///
 /// `workspace`: [`workspace_bytes_of_all`], read as 32-bit elements.
 pub(crate) fn multiply_all(
