@@ -3,7 +3,7 @@
 //! One folder an operation: `mod.rs` states the mathematics and declares the operation as a trait,
 //! `reference.rs` is the naive version that every backend is held to, `cpu.rs` implements the
 //! trait for [`Cpu`], `tests.rs` runs one test body over every device. [`Backend`] is the sum of
-//! those traits, so adding an operation is one folder and one line in the list below.
+//! those traits, so adding an operation is one folder and a line in each list below.
 //!
 //! This crate knows nothing of models, files or training; it is the only one with `unsafe`.
 //!
@@ -42,40 +42,52 @@ pub use memory::{DeviceSlice, Element, Gradient, Memory, MemoryError, MemoryId, 
 pub use paging::Paging;
 pub use profile::OperationProfile;
 
-macro_rules! operations {
-    ($($(#[$doc:meta])* $module:ident :: $operation:ident),* $(,)?) => {
-        $($(#[$doc])* pub mod $module;)*
+// Declared here and not by the macro below, where rustfmt would not find them.
+/// The optimizer's update.
+pub mod adamw;
+/// Causal attention without the T×T matrix.
+pub mod attention;
+/// Token embeddings: a gather, and its scatter-add gradient.
+pub mod embedding;
+/// Gradient norm, for clipping and for the log.
+pub mod gradient_norm;
+/// Linear layers of one input, with low-rank pairs beside them.
+pub mod layers;
+/// Products with a weight matrix in the three orientations of training.
+pub mod linear;
+/// Four-bit normal floats.
+pub mod nf4;
+/// Output projection fused with cross-entropy.
+pub mod output_loss;
+/// Root-mean-square normalisation.
+pub mod rms_norm;
+/// Rotary position embeddings.
+pub mod rope;
+/// Residual sums and moving rows.
+pub mod rows;
+/// The gated activation of the feed-forward block.
+pub mod swiglu;
 
+macro_rules! backend {
+    ($($operation:path),* $(,)?) => {
         /// Everything a device must be able to do: own memory, move pages, and run every operation.
-        pub trait Backend: Memory + Paging $(+ $module::$operation)* {}
-        impl<T: Memory + Paging $(+ $module::$operation)*> Backend for T {}
+        pub trait Backend: Memory + Paging $(+ $operation)* {}
+        impl<T: Memory + Paging $(+ $operation)*> Backend for T {}
     };
 }
 
-operations! {
-    /// Token embeddings: a gather, and its scatter-add gradient.
+backend! {
     embedding::Embedding,
-    /// Products with a weight matrix in the three orientations of training.
     linear::Linear,
-    /// Linear layers of one input, with low-rank pairs beside them.
     layers::Layers,
-    /// Four-bit normal floats.
     nf4::Nf4,
-    /// Root-mean-square normalisation.
     rms_norm::RmsNorm,
-    /// Rotary position embeddings.
     rope::Rope,
-    /// Causal attention without the T×T matrix.
     attention::Attention,
-    /// The gated activation of the feed-forward block.
     swiglu::Swiglu,
-    /// Output projection fused with cross-entropy.
     output_loss::OutputLoss,
-    /// Residual sums and moving rows.
     rows::Rows,
-    /// The optimizer's update.
     adamw::AdamW,
-    /// Gradient norm, for clipping and for the log.
     gradient_norm::GradientNorm,
 }
 

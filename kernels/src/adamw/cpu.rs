@@ -279,7 +279,11 @@ impl<'a> Output for MomentPart<'a> {
         (self.code, self.codes.share(), self.absmax.share())
     }
 
-    unsafe fn part(&(code, ref codes, ref absmax): &Self::Shared, start: usize, len: usize) -> Self {
+    unsafe fn part(
+        &(code, ref codes, ref absmax): &Self::Shared,
+        start: usize,
+        len: usize,
+    ) -> Self {
         assert!(start.is_multiple_of(MOMENT_BLOCK), "two parts in one block");
         // SAFETY: the caller's promise holds for the elements, and so for their blocks.
         unsafe {

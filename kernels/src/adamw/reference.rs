@@ -43,7 +43,8 @@ pub fn nearest(code: &DynamicCode, values: &[f64]) -> Vec<(f64, f64)> {
     let block = |values: &[f64]| {
         let absmax = values.iter().fold(f64::MIN_POSITIVE, |most, x| x.abs().max(most));
         let distance = |x: &f64| {
-            let distances = code.values().iter().map(|&value| (x / absmax - f64::from(value)).abs());
+            let distances =
+                code.values().iter().map(|&value| (x / absmax - f64::from(value)).abs());
             (absmax, distances.fold(f64::MAX, f64::min))
         };
         values.iter().map(distance).collect::<Vec<_>>()

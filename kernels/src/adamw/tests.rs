@@ -1,9 +1,9 @@
 use super::*;
-use crate::{Compute, Cpu, Cuda, DeviceProfile, Element};
 use crate::testing::{
     Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch, on_every_device,
     place, to_f32, unrounded, widened,
 };
+use crate::{Compute, Cpu, Cuda, DeviceProfile, Element};
 
 const STEP: AdamWStep = AdamWStep {
     learning_rate: 3e-3,
@@ -211,7 +211,8 @@ fn blockwise_steps_quantise_the_reference_to_the_nearest_code(device: &mut impl 
             let (exact_w, plain_w) = (part(&exact, |s| s.w), part(&plain, |s| s.w));
             assert_as_close_as_plain("w", &fetch(device, w), &exact_w, &plain_w);
 
-            for (which, of) in [(|s| s.m) as fn(&reference::State) -> f64, |s| s.v].iter().enumerate()
+            for (which, of) in
+                [(|s| s.m) as fn(&reference::State) -> f64, |s| s.v].iter().enumerate()
             {
                 let values = part(&exact, *of);
                 let new = expand(device, which);
@@ -317,11 +318,7 @@ fn run_behind(
     is_blockwise: bool,
     offset: usize,
 ) -> Vec<Vec<u8>> {
-    fn behind<T: Element>(
-        device: &mut impl AdamW,
-        values: &[T],
-        offset: usize,
-    ) -> DeviceSlice<T> {
+    fn behind<T: Element>(device: &mut impl AdamW, values: &[T], offset: usize) -> DeviceSlice<T> {
         let mut padded = vec![T::zeroed(); offset];
         padded.extend(values);
         place(device, &padded).slice(offset..padded.len())
@@ -448,8 +445,7 @@ fn zero_bytes_are_moments_of_zero(device: &mut impl AdamW) {
         // First without a gradient, then with one.
         let mut results = Vec::new();
         for step in steps().take(2) {
-            let gradient =
-                if step.step == 1 { vec![0.0; N] } else { gradient(N, &step) };
+            let gradient = if step.step == 1 { vec![0.0; N] } else { gradient(N, &step) };
             let g = place(device, &gradient);
             device.adamw(step, Parameters::F32(w), g, blockwise(moments));
             results.extend(fetch(device, w.cast::<u8>()));
@@ -498,7 +494,9 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let mut results = vec![w, m, v, run_bf16(device, 40_001)];
         for is_bf16 in [false, true] {
             let written = run_in_parts(device, 40_001, is_bf16, true, &[0]);
-            results.extend(written.into_iter().map(|bytes| bytes.into_iter().map(f32::from).collect()));
+            results.extend(
+                written.into_iter().map(|bytes| bytes.into_iter().map(f32::from).collect()),
+            );
         }
         results
     });

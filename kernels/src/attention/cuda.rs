@@ -215,11 +215,8 @@ impl Attention for Cuda {
             let over_keys = launch(shape.n_key_rows, OWN_ROWS, shape.n_kv_heads, n_segments)
                 .with_shared_bytes(shared_bytes);
             // Of the widest heads, both gradients do not fit the registers together.
-            let gradients: &[&str] = if width.width == MAX_HEAD_SIZE {
-                &["key", "value"]
-            } else {
-                &["key_value"]
-            };
+            let gradients: &[&str] =
+                if width.width == MAX_HEAD_SIZE { &["key", "value"] } else { &["key_value"] };
             for gradient in gradients {
                 let kernel = format!("attention_{gradient}_gradient_{}", width.width);
                 call.launch(&kernel, over_keys, parameters);

@@ -48,9 +48,8 @@ pub fn attend(
                     let matrix: &[f32] = matrix;
                     matrix[key_at(j)..key_at(j) + head_size].to_vec()
                 };
-                let scores: Vec<f64> = (first..=position)
-                    .map(|j| round(scale * dot(query, &rows(k, j))))
-                    .collect();
+                let scores: Vec<f64> =
+                    (first..=position).map(|j| round(scale * dot(query, &rows(k, j)))).collect();
                 let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total = scores.iter().fold(0.0, |sum, s| round(sum + round((s - most).exp())));
                 let lse = round(most + total.ln());
@@ -63,10 +62,8 @@ pub fn attend(
                     }
                 }
                 let dout = &dout[at..at + head_size];
-                let delta = dout
-                    .iter()
-                    .zip(&*out)
-                    .fold(0.0, |sum, (d, o)| round(sum + f64::from(*d) * o));
+                let delta =
+                    dout.iter().zip(&*out).fold(0.0, |sum, (d, o)| round(sum + f64::from(*d) * o));
                 for (j, p) in (first..=position).zip(&p) {
                     let ds = operand(round(p * (dot(dout, &rows(v, j)) - delta)));
                     let ds = round(ds * scale);

@@ -55,8 +55,11 @@ impl Embedding for Cuda {
             .extent(dtable.len() / width.max(1))
             .extent(width);
         let n_parts = width.div_ceil(4 * N_THREADS as usize);
-        let launch =
-            Launch { grid: [n as u32, n_parts as u32, 1], block: [N_THREADS, 1, 1], shared_bytes: 0 };
+        let launch = Launch {
+            grid: [n as u32, n_parts as u32, 1],
+            block: [N_THREADS, 1, 1],
+            shared_bytes: 0,
+        };
         // SAFETY: `dy` was cut to the extents; rows beyond those of the table are not changed.
         unsafe { call.launch("embedding_backward", launch, parameters) };
     }

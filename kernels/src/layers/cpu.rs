@@ -3,9 +3,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{
-    Adapter, Dropout, Layer, LayerBackward, LayerWidth, Layers, LayersShape, MAX_LAYERS,
-};
+use super::{Adapter, Dropout, Layer, LayerBackward, LayerWidth, Layers, LayersShape, MAX_LAYERS};
 use crate::{
     Compute, Cpu, DeviceKind, DeviceProfile, Isa,
     cpu::{
@@ -60,15 +58,9 @@ pub(super) fn workspace_bytes(
     dropout: bool,
 ) -> usize {
     let LayersShape { n_rows, n_in, rank } = shape;
-    let product =
-        |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k });
+    let product = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k });
     let all = |m, n, k: &[usize], beside: &[(usize, usize)]| {
-        gemm::workspace_bytes_of_all(
-            profile,
-            (m, n),
-            k.iter().copied(),
-            beside.iter().copied(),
-        )
+        gemm::workspace_bytes_of_all(profile, (m, n), k.iter().copied(), beside.iter().copied())
     };
     let pairs = || layers.iter().filter(|layer| layer.has_pair);
     let widest = layers.iter().map(|layer| layer.n_out).max().unwrap_or(0);
@@ -198,17 +190,18 @@ impl<'a> Back<'a> {
         workspace: &mut Workspace,
     ) -> Self {
         let LayerBackward { weight, ref adapter, n_out, dy } = *layer;
-        let pair = adapter.as_ref().map(|&(Adapter { pair, scale, dropout, xa }, gradient)| PairBack {
-            a: Operand::f32(access.read(pair.a), Layout::Lanes, n_in),
-            b: Operand::f32(access.read(pair.b), Layout::Lanes, rank),
-            scale,
-            dropout,
-            xa: access.read(xa),
-            dxa: workspace.take(access, n_rows, rank),
-            da: access.write(gradient.a),
-            db: access.write(gradient.b),
-            dbt: workspace.take(access, rank, n_out),
-        });
+        let pair =
+            adapter.as_ref().map(|&(Adapter { pair, scale, dropout, xa }, gradient)| PairBack {
+                a: Operand::f32(access.read(pair.a), Layout::Lanes, n_in),
+                b: Operand::f32(access.read(pair.b), Layout::Lanes, rank),
+                scale,
+                dropout,
+                xa: access.read(xa),
+                dxa: workspace.take(access, n_rows, rank),
+                da: access.write(gradient.a),
+                db: access.write(gradient.b),
+                dbt: workspace.take(access, rank, n_out),
+            });
         Self { n_out, dy: access.read(dy), weight, pair }
     }
 
@@ -252,8 +245,11 @@ impl Layers for Cpu {
                 let b = Operand::f32(access.read(pair.b), Layout::Depth, rank);
                 if dropout.is_some() {
                     let extents = Extents { m: n_rows, n: rank, k: n_in };
-                    let x =
-                        Operand { values: dropped(x, dropout), layout: Layout::Depth, stride: n_in };
+                    let x = Operand {
+                        values: dropped(x, dropout),
+                        layout: Layout::Depth,
+                        stride: n_in,
+                    };
                     gemm::multiply(place, extents, 1.0, x, a, Store::Overwrite, through, scratch);
                 }
                 let down = dropout.is_none().then_some((a, 1.0));

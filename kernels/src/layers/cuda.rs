@@ -122,7 +122,8 @@ impl Layers for Cuda {
             let mut staging = staging.rest();
             let dy = staging.operand(&call, dy, (n_rows, n_out), None);
             let mut low_rank = None;
-            if let (Some((Adapter { pair, scale, dropout, xa }, gradient)), Some(x)) = (*adapter, x) {
+            if let (Some((Adapter { pair, scale, dropout, xa }, gradient)), Some(x)) = (*adapter, x)
+            {
                 let a = Matrix::f32(call.read(pair.a.first(rank * n_in)), n_in);
                 let b = Matrix::f32(call.read(pair.b.first(n_out * rank)), rank);
                 let xa = call.read(xa.first(n_rows * rank));

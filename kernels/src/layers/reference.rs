@@ -13,11 +13,7 @@ pub struct PairShape {
 
 /// A number type to compute in.
 pub trait Number:
-    Copy
-    + From<f32>
-    + std::ops::Add<Output = Self>
-    + std::ops::Mul<Output = Self>
-    + std::ops::AddAssign
+    Copy + From<f32> + std::ops::Add<Output = Self> + std::ops::Mul<Output = Self> + std::ops::AddAssign
 {
     /// What a product sees of the number; see [`Pair::products_see`].
     fn seen(self, compute: crate::Compute) -> Self;
@@ -105,9 +101,8 @@ impl Pair<'_> {
         );
         let bias = self.bias.iter().cycle();
         let sums = pair.into_iter().zip(layer).zip(bias);
-        let y = sums.map(|((pair, layer), &bias)| {
-            layer + N::from(self.scale) * pair + N::from(bias)
-        });
+        let y =
+            sums.map(|((pair, layer), &bias)| layer + N::from(self.scale) * pair + N::from(bias));
         (xa, y.collect())
     }
 
@@ -119,26 +114,17 @@ impl Pair<'_> {
         let dy = |t: usize, o: usize| N::from(dy[t * n_out + o]);
         let dxa =
             scaled(self.product((n_rows, rank, n_out), dy, |o, r| N::from(self.b[o * rank + r])));
-        let db = scaled(self.product(
-            (n_out, rank, n_rows),
-            |o, t| dy(t, o),
-            |t, r| xa[t * rank + r],
-        ));
-        let da = self.product(
-            (rank, n_in, n_rows),
-            |r, t| dxa[t * rank + r],
-            |t, i| self.dropped(t, i),
-        );
+        let db =
+            scaled(self.product((n_out, rank, n_rows), |o, t| dy(t, o), |t, r| xa[t * rank + r]));
+        let da =
+            self.product((rank, n_in, n_rows), |r, t| dxa[t * rank + r], |t, i| self.dropped(t, i));
         let dx = self.product(
             (n_rows, n_in, rank),
             |t, r| dxa[t * rank + r],
             |r, i| N::from(self.a[r * n_in + i]),
         );
-        let layer = self.product(
-            (n_rows, n_in, n_out),
-            dy,
-            |o, i| N::from(self.weight[o * n_in + i]),
-        );
+        let layer =
+            self.product((n_rows, n_in, n_out), dy, |o, i| N::from(self.weight[o * n_in + i]));
         let masked = dx.into_iter().zip(self.mask).map(|(dx, &mask)| dx * N::from(mask));
         let dx = masked.zip(layer).map(|(pair, layer)| layer + pair).collect();
         Gradients { da, db, dx }

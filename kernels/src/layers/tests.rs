@@ -18,7 +18,10 @@ const CASES: [(LayersShape, &[LayerWidth]); 14] = [
     (LayersShape { n_rows: 1050, n_in: 700, rank: 3 }, &[with_pair(20)]),
     (LayersShape { n_rows: 9, n_in: 5, rank: 700 }, &[with_pair(18)]),
     (LayersShape { n_rows: 300, n_in: 35, rank: 64 }, &[with_pair(29)]),
-    (LayersShape { n_rows: 41, n_in: 90, rank: 16 }, &[with_pair(90), with_pair(30), with_pair(31)]),
+    (
+        LayersShape { n_rows: 41, n_in: 90, rank: 16 },
+        &[with_pair(90), with_pair(30), with_pair(31)],
+    ),
     (LayersShape { n_rows: 2, n_in: 70, rank: 5 }, &[with_pair(70), with_pair(41)]),
     (LayersShape { n_rows: 1040, n_in: 21, rank: 4 }, &[with_pair(60), with_pair(17)]),
     (LayersShape { n_rows: 25, n_in: 66, rank: 9 }, &[without(130), with_pair(20), without(7)]),

@@ -96,9 +96,7 @@ fn accumulating_adds_to_what_is_there(device: &mut (impl Linear + Nf4)) {
             .into_iter()
             .zip(&before)
             .enumerate()
-            .map(|(i, (y, b))| {
-                f64::from(y) + f64::from(*b) + f64::from(bias[i % shape.n_out])
-            })
+            .map(|(i, (y, b))| f64::from(y) + f64::from(*b) + f64::from(bias[i % shape.n_out]))
             .collect();
         // The blocks of k (192 steps, at the least) are added one by one: a rounding each, and two
         // for sum and bias.
@@ -136,8 +134,7 @@ fn no_rows_have_a_weight_gradient_of_zero(device: &mut impl Linear) {
     let scratch = workspace(device, scratch);
     let x = place(device, &[0.0_f32; 70]).first(0);
     let dy = place(device, &[0.0_f32; 9]).first(0);
-    for (store, before, after) in
-        [(Store::Overwrite, f32::NAN, 0.0), (Store::Accumulate, 2.0, 2.0)]
+    for (store, before, after) in [(Store::Overwrite, f32::NAN, 0.0), (Store::Accumulate, 2.0, 2.0)]
     {
         let values = place(device, &vec![before; 630]);
         device.linear_weight_gradient(shape, x, dy, Gradient { values, store }, scratch);
@@ -279,8 +276,7 @@ fn a_product_of_more_steps_than_are_packed_at_a_time_matches_the_reference() {
 fn a_workspace_suits_fewer_rows() {
     for profile in crate::testing::profiles() {
         for (n_in, n_out) in [(64, 8), (300, 16), (7, 1000), (7, 100_000)] {
-            let bytes =
-                |n_rows| workspace_bytes(&profile, LinearShape { n_rows, n_in, n_out });
+            let bytes = |n_rows| workspace_bytes(&profile, LinearShape { n_rows, n_in, n_out });
             assert!((1..1100).all(|n_rows| bytes(n_rows) <= bytes(n_rows + 1)));
         }
     }

@@ -5,7 +5,8 @@ use crate::{
     Compute,
     testing::{
         Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads,
-        fetch, on_every_device, place, to_f32, unrounded, widened, workspace, relative_error},
+        fetch, on_every_device, place, relative_error, to_f32, unrounded, widened, workspace,
+    },
 };
 
 const SCALE: f64 = 0.125;
@@ -137,11 +138,9 @@ fn the_weight_gradient_goes_where_it_is_asked_to(device: &mut impl OutputLoss) {
     let case = Case::new((5, 33, 70, 3), device.profile().compute);
     let [_, _, alone] = case.run(device, false);
     let OutputLossShape { width, vocabulary, .. } = case.shape;
-    for (n_rows, store, before) in [
-        (5, Store::Accumulate, 2.0),
-        (0, Store::Accumulate, 2.0),
-        (0, Store::Overwrite, f32::NAN),
-    ] {
+    for (n_rows, store, before) in
+        [(5, Store::Accumulate, 2.0), (0, Store::Accumulate, 2.0), (0, Store::Overwrite, f32::NAN)]
+    {
         let shape = OutputLossShape { n_rows, ..case.shape };
         let scratch = workspace(device, workspace_bytes(&device.profile(), case.shape));
         let x = place(device, &case.x).first(n_rows * width);
@@ -174,8 +173,7 @@ fn the_reference_gradients_are_those_of_the_loss() {
     let case = Case::new((3, 7, 11, 64), Compute::F32);
     let (x, weight) = (widened(&case.x), widened(&case.weight));
     let loss = |x: &[f64], weight: &[f64]| -> f64 {
-        let [losses, ..] =
-            reference(&case.shape, x, weight, &case.targets, unrounded, unrounded);
+        let [losses, ..] = reference(&case.shape, x, weight, &case.targets, unrounded, unrounded);
         losses.iter().map(|loss| SCALE * loss).sum()
     };
     let [_, dx, dweight] = case.reference(unrounded, unrounded);

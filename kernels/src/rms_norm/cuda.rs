@@ -151,9 +151,7 @@ unsafe fn backward(
     let n_slots = kind.n_slots();
     let block_rows = match dweight {
         None => n_slots,
-        Some(_) => {
-            n_rows.div_ceil(MAX_PARTIALS).max(MIN_BLOCK_ROWS).next_multiple_of(n_slots)
-        }
+        Some(_) => n_rows.div_ceil(MAX_PARTIALS).max(MIN_BLOCK_ROWS).next_multiple_of(n_slots),
     };
     let n_blocks = n_rows.div_ceil(block_rows);
     let x = call.read(x.first(n_rows * width));
@@ -173,8 +171,8 @@ unsafe fn backward(
         .extent(width)
         .extent(block_rows);
     let n_kept = if sums.is_some() { 3 } else { 2 };
-    let launch = Launch::linear(n_blocks, N_THREADS)
-        .with_shared_bytes(kind.shared_bytes(n_kept, width));
+    let launch =
+        Launch::linear(n_blocks, N_THREADS).with_shared_bytes(kind.shared_bytes(n_kept, width));
     let kernel = match kind {
         Kind::Short => "rms_norm_backward_short",
         Kind::Kept => "rms_norm_backward_kept",

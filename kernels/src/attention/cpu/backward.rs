@@ -84,8 +84,19 @@ pub(super) fn scratch_len(products: &TileProducts, shape: &AttentionShape) -> us
 
 impl<'a> Scratch<'a> {
     fn new(memory: &'a mut [u32], products: &TileProducts, shape: &AttentionShape) -> Self {
-        let [queries, douts, query_columns, dout_columns, scores, dscores, weights, dqueries, turned, dkeys, dvalues] =
-            split(memory, scratch_parts(products, shape));
+        let [
+            queries,
+            douts,
+            query_columns,
+            dout_columns,
+            scores,
+            dscores,
+            weights,
+            dqueries,
+            turned,
+            dkeys,
+            dvalues,
+        ] = split(memory, scratch_parts(products, shape));
         let [scores, dscores, dqueries, turned, dkeys, dvalues] =
             [scores, dscores, dqueries, turned, dkeys, dvalues].map(bytemuck::cast_slice_mut);
         Self {
@@ -185,7 +196,8 @@ impl Backward<'_> {
                 let keys = &packed_keys[tile * self.tiles.len..];
                 self.tile(&pairs, head, (keys, n_packed), &mut scratch);
             }
-            for (i, values) in scratch.dqueries.chunks_exact(head_size).enumerate().take(n_queries) {
+            for (i, values) in scratch.dqueries.chunks_exact(head_size).enumerate().take(n_queries)
+            {
                 let at = (row + i) * inputs.query_stride() + head * head_size;
                 // SAFETY: each task has its own rows and columns.
                 unsafe { self.dq.slice(at, head_size) }.copy_from_slice(values);

@@ -35,12 +35,7 @@ pub(super) fn scratch_len(head_size: usize) -> usize {
 }
 
 /// The output of a segment's queries of one head.
-pub(super) fn attend(
-    forward: &Forward<'_>,
-    segment: &Segment,
-    head: usize,
-    scratch: &mut [u32],
-) {
+pub(super) fn attend(forward: &Forward<'_>, segment: &Segment, head: usize, scratch: &mut [u32]) {
     let inputs = &forward.inputs;
     let Inputs { isa, compute, q, k, v, .. } = *inputs;
     let AttentionShape { head_size, n_heads, scale, .. } = inputs.shape;

@@ -66,11 +66,19 @@ fn scratch_parts(products: &TileProducts, n_keys: usize, head_size: usize) -> [u
 /// Elements of one thread's scratch.
 pub(super) fn scratch_len(products: &TileProducts, head_size: usize) -> usize {
     let n_keys = key_tiles(products, head_size).n_keys;
-    scratch_parts(products, n_keys, head_size).iter().sum::<usize>().max(few::scratch_len(head_size))
+    scratch_parts(products, n_keys, head_size)
+        .iter()
+        .sum::<usize>()
+        .max(few::scratch_len(head_size))
 }
 
 impl<'a> Scratch<'a> {
-    fn new(memory: &'a mut [u32], products: &TileProducts, n_keys: usize, head_size: usize) -> Self {
+    fn new(
+        memory: &'a mut [u32],
+        products: &TileProducts,
+        n_keys: usize,
+        head_size: usize,
+    ) -> Self {
         let parts = scratch_parts(products, n_keys, head_size);
         let [queries, scores, weights, sums, running, turned] = split(memory, parts);
         let [scores, sums, running, turned] =
