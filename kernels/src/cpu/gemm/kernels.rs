@@ -264,14 +264,22 @@ mod x86 {
         unsafe { store_avx512(&sums, c, tile) };
     }
 
-    /// Asks for the tile's part of C, which the sums will need when they are done.
+    /// Asks for the tile's part of C, which the sums will need when they are done; to be written, so that
+    /// another core gives up what it holds of it now rather than then.
     #[inline(always)]
     fn prefetch<const VECTORS: usize>(c: *const f32, tile: Tile) {
         for row in 0..tile.n_rows {
             for vector in 0..VECTORS {
                 let address = c.wrapping_add(row * tile.stride + vector * 16);
-                // SAFETY: a prefetch may be of any address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+                // SAFETY: a prefetch may be of any address, and changes nothing. (By its name, since
+                // the compiler makes the intrinsic one for reading.)
+                unsafe {
+                    std::arch::asm!(
+                        "prefetchw [{}]",
+                        in(reg) address,
+                        options(readonly, nostack, preserves_flags)
+                    );
+                }
             }
         }
     }
@@ -279,15 +287,15 @@ mod x86 {
     /// Stores the sums, columns that do not exist masked.
     ///
     /// # Safety
-    /// `c` must be valid for the tile's rows and columns.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
+    /// `c` must be valid for the tile's rows and columns; the processor must have AVX-512.
+    #[inline(always)]
     unsafe fn store_avx512<const ROWS: usize, const VECTORS: usize>(
         sums: &[[__m512; VECTORS]; ROWS],
         c: *mut f32,
         tile: Tile,
     ) {
-        let factor = _mm512_set1_ps(tile.factor);
+        // SAFETY: by the caller's promise.
+        let factor = unsafe { _mm512_set1_ps(tile.factor) };
         if tile.n_rows == ROWS && tile.n_columns == VECTORS * 16 {
             // Apart from the other case so that its loops unroll and the sums stay in registers.
             for (row, sums) in sums.iter().enumerate() {
@@ -307,10 +315,11 @@ mod x86 {
             }
             return;
         }
-        for (row, sums) in sums.iter().take(tile.n_rows).enumerate() {
+        // Every row, so that none is chosen at run time, for which the sums would have to be in memory.
+        for (row, sums) in sums.iter().enumerate() {
             for (vector, sum) in sums.iter().enumerate() {
                 let n = tile.n_columns.saturating_sub(vector * 16).min(16);
-                let mask = ((1_u32 << n) - 1) as u16;
+                let mask = if row < tile.n_rows { ((1_u32 << n) - 1) as u16 } else { 0 };
                 let c = c.wrapping_add(row * tile.stride + vector * 16);
                 // SAFETY: inside the tile where the mask is set.
                 unsafe {
