@@ -9,6 +9,7 @@ use std::{
     any::Any,
     cell::UnsafeCell,
     io,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, PoisonError,
@@ -43,6 +44,17 @@ struct Job {
     n_tasks: usize,
 }
 
+/// On a cache line of its own, which is left to its thread until others come to help.
+#[repr(align(128))]
+struct NextTask(AtomicUsize);
+
+/// The tasks that `thread` of `n_threads` begins with: the same part of every operation, so that it
+/// mostly reads what it wrote itself in the one before.
+fn part(thread: usize, n_threads: usize, n_tasks: usize) -> Range<usize> {
+    let start = |thread| n_tasks * thread / n_threads;
+    start(thread)..start(thread + 1)
+}
+
 /// What the caller and the workers share.
 struct Common {
     /// See [`OPEN`].
@@ -50,8 +62,8 @@ struct Common {
     /// Written by the caller while no operation is open and nobody is at one; read by those who
     /// have joined.
     job: UnsafeCell<Job>,
-    /// The next task that nobody has taken.
-    next: AtomicUsize,
+    /// Of each thread's part of the tasks, the next that nobody has taken.
+    next: Vec<NextTask>,
     /// Workers that have joined and left again.
     n_left: AtomicUsize,
     /// Whether each worker sleeps or is about to.
@@ -69,14 +81,20 @@ unsafe impl Send for Common {}
 unsafe impl Sync for Common {}
 
 impl Common {
-    /// Takes tasks until none is left.
+    /// Takes tasks until none is left: of the thread's own part, then of those after it.
     fn work(&self, thread: usize, task: &Task<'_>, n_tasks: usize) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= n_tasks {
-                return;
+        let n_threads = self.next.len();
+        for owner in (thread..n_threads).chain(0..thread) {
+            let end = part(owner, n_threads, n_tasks).end;
+            let NextTask(next) = &self.next[owner];
+            // Looked at first, so that many who find nothing do not take the line from one another.
+            while next.load(Ordering::Relaxed) < end {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= end {
+                    break;
+                }
+                task(thread, index);
             }
-            task(thread, index);
         }
     }
 
@@ -191,7 +209,7 @@ impl Pool {
         let common = Arc::new(Common {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(Job { task: &nothing, n_tasks: 0 }),
-            next: AtomicUsize::new(0),
+            next: (0..=n_workers).map(|_| NextTask(AtomicUsize::new(0))).collect(),
             n_left: AtomicUsize::new(0),
             asleep: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
             ends: AtomicBool::new(false),
@@ -214,8 +232,8 @@ impl Pool {
         self.handles.len() + 1
     }
 
-    /// Runs `task(thread, index)` for every index below `n_tasks`, each once, by whichever threads
-    /// come first; returns when all are done. `thread` is below [`Pool::n_threads`], and of two
+    /// Runs `task(thread, index)` for every index below `n_tasks`, each once: a thread begins
+    /// with its own part of them, and helps others when it is done; returns when all are. `thread` is below [`Pool::n_threads`], and of two
     /// tasks at the same time different.
     ///
     /// # Panics
@@ -234,7 +252,9 @@ impl Pool {
                 let forever = unsafe { std::mem::transmute::<&Task<'_>, &Task<'static>>(task) };
                 // SAFETY: no operation is open and nobody is at one: the last one's closing waited.
                 unsafe { *common.job.get() = Job { task: forever, n_tasks } };
-                common.next.store(0, Ordering::Relaxed);
+                for (thread, NextTask(next)) in common.next.iter().enumerate() {
+                    next.store(part(thread, common.next.len(), n_tasks).start, Ordering::Relaxed);
+                }
                 common.n_left.store(0, Ordering::Relaxed);
                 let state = common.state.load(Ordering::Relaxed);
                 let opened = ((number(state) + 1) & u64::from(u32::MAX)) << 32 | OPEN;
