@@ -182,6 +182,8 @@ pub(super) struct Panels {
     pub width: usize,
     /// Elements from one panel to the next.
     pub stride: usize,
+    /// Whether the next step, which will be written later, lies behind this one in every panel.
+    pub has_next: bool,
 }
 
 impl Values<'_> {
@@ -196,16 +198,23 @@ impl Values<'_> {
         packed: &mut [u32],
     ) -> usize {
         #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512Bf16 && panels.width.is_multiple_of(16) {
+        if isa >= Isa::Avx512Bf16 {
             let n = n / panels.width * panels.width;
+            let is_wide = panels.width.is_multiple_of(16);
             match *self {
                 Self::F32(values) => {
                     let runs = starts.map(|start| &values[start..start + n]);
                     // SAFETY: the device was made with instructions that this processor has.
-                    unsafe { x86::round_into_panels(runs, panels, packed) };
+                    unsafe {
+                        if is_wide {
+                            x86::round_into_panels(runs, panels, packed);
+                        } else {
+                            x86::round_into_narrow_panels(runs, panels, packed);
+                        }
+                    }
                     return n;
                 }
-                Self::Bf16(values) => {
+                Self::Bf16(values) if is_wide => {
                     let runs = starts.map(|start| &values[start..start + n]);
                     // SAFETY: as above.
                     unsafe { x86::join_into_panels(runs, panels, packed) };
@@ -381,6 +390,34 @@ mod x86 {
             let runs = first.as_chunks().0.iter().zip(second.as_chunks().0);
             for (pairs, (first, second)) in packed.iter_mut().zip(runs) {
                 rounded_pairs(first, second, pairs);
+            }
+        }
+    }
+
+    /// As [`round_across`], into whole panels that are narrower than a vector.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub fn round_into_narrow_panels(runs: [&[f32]; 2], panels: Panels, packed: &mut [u32]) {
+        let Panels { width, stride, has_next } = panels;
+        assert!(width < 16);
+        let lanes = (1 << width) - 1;
+        let [first, second] = runs.map(|run| run.chunks_exact(width));
+        for (panel, (first, second)) in first.zip(second).enumerate() {
+            // SAFETY: the mask names no more than is there; bits of one vector type are valid for another.
+            let pairs = unsafe {
+                let low = _mm512_maskz_loadu_ps(lanes, first.as_ptr());
+                let high = _mm512_maskz_loadu_ps(lanes, second.as_ptr());
+                interleaved(std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)))
+            };
+            let packed = &mut packed[panel * stride..];
+            if has_next {
+                // The next step overwrites what is beyond this one.
+                let packed = &mut packed[..16];
+                // SAFETY: 16 elements are there.
+                unsafe { _mm512_storeu_si512(packed.as_mut_ptr().cast(), pairs) };
+            } else {
+                let packed = &mut packed[..width];
+                // SAFETY: the lanes of the mask are there.
+                unsafe { _mm512_mask_storeu_epi32(packed.as_mut_ptr().cast(), lanes, pairs) };
             }
         }
     }

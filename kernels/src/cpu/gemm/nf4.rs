@@ -113,7 +113,7 @@ impl Nf4Values<'_> {
     pub fn halves_across(&self, isa: Isa, starts: [usize; 2], pairs: &mut [u32]) {
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx512 {
-            let panels = Panels { width: pairs.len(), stride: pairs.len() };
+            let panels = Panels { width: pairs.len(), stride: pairs.len(), has_next: false };
             // SAFETY: the device was made with instructions that this processor has.
             return unsafe { x86::halves_into_panels(self, starts, pairs.len(), panels, pairs) };
         }

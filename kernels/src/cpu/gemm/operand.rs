@@ -170,7 +170,8 @@ impl<'a> Operand<'a> {
                     let second = (k + 1 < depth.end).then(|| (k + 1) * self.stride + first_lane);
                     let first = k * self.stride + first_lane;
                     if let Some(second) = second {
-                        let panels = Panels { width, stride: steps * width };
+                        let has_next = step + 1 < steps;
+                        let panels = Panels { width, stride: steps * width, has_next };
                         done = self.values.panels_across(isa, [first, second], n, panels, packed);
                     }
                     if done == n {
