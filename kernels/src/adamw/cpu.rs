@@ -19,7 +19,10 @@ use crate::{
 };
 
 // A task begins at a block's start.
-const _: () = assert!(CHUNK.is_multiple_of(MOMENT_BLOCK));
+/// Elements of a task: of seven reads and writes each, so that a quarter of another operation's outweighs
+/// handing it out, and an adapter's small matrices keep several cores busy.
+const PART: usize = CHUNK / 4;
+const _: () = assert!(PART.is_multiple_of(MOMENT_BLOCK));
 
 impl Factors {
     /// The new parameter and moments.
@@ -233,12 +236,12 @@ impl Cpu {
         let mut access = self.access("adamw");
         let (w, g) = (access.write(w), access.read(g));
         assert_eq!(w.len(), n, "parameters for {n} gradients");
-        let first_of = |task: usize| step.first_element + task * CHUNK;
+        let first_of = |task: usize| step.first_element + task * PART;
         match moments {
             Moments::F32 { first, second } => {
                 let (m, v) = (access.write(first), access.write(second));
-                for_each_part(access.pool(), (w, m, v), CHUNK, |task, (w, m, v)| {
-                    update_f32(isa, factors, first_of(task), w, &g[task * CHUNK..], m, v);
+                for_each_part(access.pool(), (w, m, v), PART, |task, (w, m, v)| {
+                    update_f32(isa, factors, first_of(task), w, &g[task * PART..], m, v);
                 });
             }
             Moments::Blockwise8 { first, second } => {
@@ -249,8 +252,8 @@ impl Cpu {
                 );
                 let m = MomentPart::of(&mut access, first, first_moment_code());
                 let v = MomentPart::of(&mut access, second, second_moment_code());
-                for_each_part(access.pool(), (w, m, v), CHUNK, |task, (w, m, v)| {
-                    let g = &g[task * CHUNK..][..w.len()];
+                for_each_part(access.pool(), (w, m, v), PART, |task, (w, m, v)| {
+                    let g = &g[task * PART..][..w.len()];
                     update_blockwise(isa, factors, first_of(task), w, g, m, v);
                 });
             }
