@@ -12,14 +12,15 @@ mod few;
 mod forward;
 mod tile;
 
+use std::{iter, ops::Range};
+
 use super::{Attention, AttentionShape, Segment};
 use crate::{
     Compute, Cpu, DeviceProfile, Isa,
     cpu::{
         gemm::{TURNED_LANES, TileProducts, bf16_bits, transpose},
         math::{dot, for_each_isa},
-        parallel::{CHUNK, Shared, for_each_part},
-        pool::Pool,
+        parallel::{Shared, for_each_part, rows_per_task},
     },
     memory::DeviceSlice,
 };
@@ -109,9 +110,16 @@ fn copy(source: &[f32], target: &mut [f32]) {
     }
 }
 
-/// Sets all to zero.
-fn clear(pool: &Pool, values: &mut [f32]) {
-    for_each_part(pool, values, CHUNK, |_, part| part.fill(0.0));
+/// Sets the rows outside of all of `written` to zero.
+fn clear_others(written: impl Iterator<Item = Range<usize>>, width: usize, values: &mut [f32]) {
+    let n_rows = values.len() / width;
+    let mut end = 0;
+    for rows in written.chain(iter::once(n_rows..n_rows)) {
+        if rows.start > end {
+            values[end * width..rows.start * width].fill(0.0);
+        }
+        end = end.max(rows.end);
+    }
 }
 
 impl Attention for Cpu {
@@ -136,7 +144,7 @@ impl Attention for Cpu {
         access.count_flops(|| 2.0 * inputs.product_flops(segments));
         let out = &mut access.write(out)[..shape.n_rows * inputs.query_stride()];
         let log_sum_exp = &mut access.write(log_sum_exp)[..shape.n_rows * shape.n_heads];
-        clear(access.pool(), out);
+        clear_others(segments.iter().map(Segment::query_rows), inputs.query_stride(), out);
         log_sum_exp.fill(0.0);
         let parts = Parts::new(&products, &shape, n_threads, false);
         let workspace = access.write(workspace.cast::<u32>());
@@ -180,8 +188,9 @@ impl Attention for Cpu {
         let dq = &mut access.write(dq)[..shape.n_rows * query_stride];
         let dk = &mut access.write(dk)[..shape.n_key_rows * key_stride];
         let dv = &mut access.write(dv)[..shape.n_key_rows * key_stride];
-        for gradient in [&mut *dq, &mut *dk, &mut *dv] {
-            clear(access.pool(), gradient);
+        clear_others(segments.iter().map(Segment::query_rows), query_stride, dq);
+        for gradient in [&mut *dk, &mut *dv] {
+            clear_others(segments.iter().map(Segment::key_rows), key_stride, gradient);
         }
         let parts = Parts::new(&products, &shape, n_threads, true);
         let workspace = access.write(workspace.cast::<u32>());
@@ -190,9 +199,11 @@ impl Attention for Cpu {
         let (delta, of_heads) = rest.split_at_mut(parts.delta);
         let delta = &mut bytemuck::cast_slice_mut(delta)[..shape.n_rows * shape.n_heads];
         let head_size = shape.head_size;
-        for_each_part(access.pool(), &mut *delta, shape.n_heads, |row, delta| {
-            let row = row * query_stride..(row + 1) * query_stride;
-            row_deltas(isa, compute, &dout[row.clone()], &out[row], head_size, delta);
+        let n_rows = rows_per_task(query_stride);
+        for_each_part(access.pool(), &mut *delta, n_rows * shape.n_heads, |task, delta| {
+            let first = task * n_rows;
+            let rows = first * query_stride..(first + delta.len() / shape.n_heads) * query_stride;
+            row_deltas(isa, compute, &dout[rows.clone()], &out[rows], head_size, delta);
         });
         let of_heads: &mut [f32] = bytemuck::cast_slice_mut(&mut of_heads[..parts.heads]);
         let (dk_of_heads, dv_of_heads) = of_heads.split_at_mut(parts.heads / 2);
@@ -214,26 +225,31 @@ impl Attention for Cpu {
         if group == 1 {
             return;
         }
-        // Rows outside of every segment have no parts, and stay zero.
+        // Rows outside of every segment have no parts.
         for segment in segments {
-            let first = segment.key_row(0);
-            let rows = first * key_stride..(first + segment.n_keys as usize) * key_stride;
+            let keys = segment.key_rows();
+            let rows = keys.start * key_stride..keys.end * key_stride;
             let sums = (&mut dk[rows.clone()], &mut dv[rows]);
-            for_each_part(access.pool(), sums, key_stride, |row, (dk, dv)| {
-                let row = (first + row) * query_stride..(first + row + 1) * query_stride;
-                add_heads(isa, group * head_size, head_size, &dk_of_heads[row.clone()], dk);
-                add_heads(isa, group * head_size, head_size, &dv_of_heads[row], dv);
+            let n_rows = rows_per_task(query_stride);
+            for_each_part(access.pool(), sums, n_rows * key_stride, |task, (dk, dv)| {
+                let first = keys.start + task * n_rows;
+                let end = first + dk.len() / key_stride;
+                let rows = first * query_stride..end * query_stride;
+                add_heads(isa, group * head_size, head_size, &dk_of_heads[rows.clone()], dk);
+                add_heads(isa, group * head_size, head_size, &dv_of_heads[rows], dv);
             });
         }
     }
 }
 
 for_each_isa! {
-    /// A row of sums over the heads of each group, of what each head has for it.
+    /// Rows of sums over the heads of each group, of what each head has for them.
     fn add_heads(group_width: usize, head_size: usize, parts: &[f32], sums: &mut [f32]) {
         let groups = parts.chunks_exact(group_width).zip(sums.chunks_exact_mut(head_size));
         for (parts, sums) in groups {
-            for part in parts.chunks_exact(head_size) {
+            let (first, others) = parts.split_at(head_size);
+            sums.copy_from_slice(first);
+            for part in others.chunks_exact(head_size) {
                 for (sum, part) in sums.iter_mut().zip(part) {
                     *sum += part;
                 }
@@ -252,7 +268,7 @@ fn seen(compute: Compute, value: f32) -> f32 {
 }
 
 for_each_isa! {
-    /// `delta` of every head of a row. `dout` is rounded as in the products, so that the gradients
+    /// `delta` of every head of some rows. `dout` is rounded as in the products, so that the gradients
     /// of a query's scores still add up to zero.
     fn row_deltas(
         compute: Compute,

@@ -23,7 +23,18 @@ impl Segment {
         self.n_keys as usize - self.n_queries as usize
     }
 
-    /// Rows of `k` and `v` of `keys`.
+    /// Rows of `q` and `out`.
+    pub(super) fn query_rows(&self) -> Range<usize> {
+        let first = self.query_start as usize;
+        first..first + self.n_queries as usize
+    }
+
+    /// Rows of `k` and `v`.
+    pub(super) fn key_rows(&self) -> Range<usize> {
+        self.key_row(0)..self.key_row(self.n_keys as usize)
+    }
+
+    /// The row of `k` and `v` of a key.
     pub(super) fn key_row(&self, key: usize) -> usize {
         self.key_start as usize + key
     }

@@ -406,7 +406,8 @@ mod x86 {
             let pairs = unsafe {
                 let low = _mm512_maskz_loadu_ps(lanes, first.as_ptr());
                 let high = _mm512_maskz_loadu_ps(lanes, second.as_ptr());
-                interleaved(std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)))
+                let both = _mm512_cvtne2ps_pbh(high, low);
+                interleaved(std::mem::transmute::<__m512bh, __m512i>(both))
             };
             let packed = &mut packed[panel * stride..];
             if has_next {
