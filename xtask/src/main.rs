@@ -87,6 +87,10 @@ pub enum Error {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut words = arguments.iter().map(String::as_str);
+    if words.clone().any(|word| matches!(word, "--help" | "-h")) {
+        print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let result = match words.next() {
         Some("run") => first_run::run(words.any(|word| word == "--headless")),
         Some("test") => test(words.any(|word| word == "--without-window")),
@@ -106,7 +110,7 @@ fn main() -> ExitCode {
         Some("kernels") => kernels::kernels(&words.collect::<Vec<_>>()),
         Some("tidy") => tidy::tidy(),
         Some("reference") => reference::reference().map_err(Error::from),
-        Some("help" | "--help" | "-h") | None => {
+        Some("help") | None => {
             print!("{HELP}");
             Ok(())
         }

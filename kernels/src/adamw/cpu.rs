@@ -18,10 +18,10 @@ use crate::{
     random::hash,
 };
 
-// A task begins at a block's start.
 /// Elements of a task: of seven reads and writes each, so that a quarter of another operation's outweighs
 /// handing it out, and an adapter's small matrices keep several cores busy.
 const PART: usize = CHUNK / 4;
+// A task begins at a block's start.
 const _: () = assert!(PART.is_multiple_of(MOMENT_BLOCK));
 
 impl Factors {

@@ -110,7 +110,7 @@ fn copy(source: &[f32], target: &mut [f32]) {
     }
 }
 
-/// Sets the rows outside of all of `written` to zero.
+/// Sets the rows outside of all that will be `written` to zero, and maybe others.
 fn clear_others(written: impl Iterator<Item = Range<usize>>, width: usize, values: &mut [f32]) {
     let n_rows = values.len() / width;
     let mut end = 0;
@@ -199,9 +199,9 @@ impl Attention for Cpu {
         let (delta, of_heads) = rest.split_at_mut(parts.delta);
         let delta = &mut bytemuck::cast_slice_mut(delta)[..shape.n_rows * shape.n_heads];
         let head_size = shape.head_size;
-        let n_rows = rows_per_task(query_stride);
-        for_each_part(access.pool(), &mut *delta, n_rows * shape.n_heads, |task, delta| {
-            let first = task * n_rows;
+        let rows_at_once = rows_per_task(query_stride);
+        for_each_part(access.pool(), &mut *delta, rows_at_once * shape.n_heads, |task, delta| {
+            let first = task * rows_at_once;
             let rows = first * query_stride..(first + delta.len() / shape.n_heads) * query_stride;
             row_deltas(isa, compute, &dout[rows.clone()], &out[rows], head_size, delta);
         });
@@ -230,9 +230,8 @@ impl Attention for Cpu {
             let keys = segment.key_rows();
             let rows = keys.start * key_stride..keys.end * key_stride;
             let sums = (&mut dk[rows.clone()], &mut dv[rows]);
-            let n_rows = rows_per_task(query_stride);
-            for_each_part(access.pool(), sums, n_rows * key_stride, |task, (dk, dv)| {
-                let first = keys.start + task * n_rows;
+            for_each_part(access.pool(), sums, rows_at_once * key_stride, |task, (dk, dv)| {
+                let first = keys.start + task * rows_at_once;
                 let end = first + dk.len() / key_stride;
                 let rows = first * query_stride..end * query_stride;
                 add_heads(isa, group * head_size, head_size, &dk_of_heads[rows.clone()], dk);

@@ -11,6 +11,13 @@ fn segment(start: u32, n: u32) -> Segment {
     Segment { query_start: start, n_queries: n, key_start: start, n_keys: n }
 }
 
+fn behind_pasts() -> Vec<Segment> {
+    vec![
+        Segment { query_start: 2, n_queries: 1, key_start: 5, n_keys: 40 },
+        Segment { query_start: 10, n_queries: 8, key_start: 100, n_keys: 110 },
+    ]
+}
+
 /// A shape, its segments, and whether it has as many queries as keys.
 fn cases() -> Vec<(AttentionShape, Vec<Segment>)> {
     let shape = |n_rows, n_key_rows, n_heads, n_kv_heads, head_size, window| AttentionShape {
@@ -43,6 +50,9 @@ fn cases() -> Vec<(AttentionShape, Vec<Segment>)> {
             shape(1, 99, 4, 4, 16, Some(20)),
             vec![Segment { query_start: 0, n_queries: 1, key_start: 0, n_keys: 99 }],
         ),
+        // Pasts of several, with rows of queries and of keys that belong to none.
+        (shape(20, 220, 4, 4, 16, None), behind_pasts()),
+        (shape(20, 220, 4, 2, 16, Some(7)), behind_pasts()),
     ]
 }
 

@@ -44,15 +44,15 @@ struct Job {
     n_tasks: usize,
 }
 
-/// On a cache line of its own, which is left to its thread until others come to help.
+/// On a cache line of its own, which nobody else takes before the thread's part is done.
 #[repr(align(128))]
 struct NextTask(AtomicUsize);
 
-/// The tasks that `thread` of `n_threads` begins with: the same part of every operation, so that it
-/// mostly reads what it wrote itself in the one before.
-fn part(thread: usize, n_threads: usize, n_tasks: usize) -> Range<usize> {
-    let start = |thread| n_tasks * thread / n_threads;
-    start(thread)..start(thread + 1)
+/// One of `n_parts` of the tasks. A thread begins with the same part of every operation, so that it often
+/// reads what it wrote itself in the one before.
+fn part(number: usize, n_parts: usize, n_tasks: usize) -> Range<usize> {
+    let start = |number| n_tasks * number / n_parts;
+    start(number)..start(number + 1)
 }
 
 /// What the caller and the workers share.
@@ -62,7 +62,7 @@ struct Common {
     /// Written by the caller while no operation is open and nobody is at one; read by those who
     /// have joined.
     job: UnsafeCell<Job>,
-    /// Of each thread's part of the tasks, the next that nobody has taken.
+    /// Of each part of the tasks, one for each thread or one for each task, the next that nobody has taken.
     next: Vec<NextTask>,
     /// Workers that have joined and left again.
     n_left: AtomicUsize,
@@ -81,11 +81,18 @@ unsafe impl Send for Common {}
 unsafe impl Sync for Common {}
 
 impl Common {
+    /// Parts that so many tasks are cut into: of few, each is one, whose owners are the threads that are
+    /// woken first.
+    fn n_parts(&self, n_tasks: usize) -> usize {
+        self.next.len().min(n_tasks)
+    }
+
     /// Takes tasks until none is left: of the thread's own part, then of those after it.
     fn work(&self, thread: usize, task: &Task<'_>, n_tasks: usize) {
-        let n_threads = self.next.len();
-        for owner in (thread..n_threads).chain(0..thread) {
-            let end = part(owner, n_threads, n_tasks).end;
+        let n_parts = self.n_parts(n_tasks);
+        let own = thread % n_parts;
+        for owner in (own..n_parts).chain(0..own) {
+            let end = part(owner, n_parts, n_tasks).end;
             let NextTask(next) = &self.next[owner];
             // Looked at first, so that many who find nothing do not take the line from one another.
             while next.load(Ordering::Relaxed) < end {
@@ -232,9 +239,9 @@ impl Pool {
         self.handles.len() + 1
     }
 
-    /// Runs `task(thread, index)` for every index below `n_tasks`, each once: a thread begins
-    /// with its own part of them, and helps others when it is done; returns when all are. `thread` is below [`Pool::n_threads`], and of two
-    /// tasks at the same time different.
+    /// Runs `task(thread, index)` for every index below `n_tasks`, each once: a thread begins with its own
+    /// part of them, and helps others when it is done; returns when all are. `thread` is below
+    /// [`Pool::n_threads`], and of two tasks at the same time different.
     ///
     /// # Panics
     /// When a task does, or calls this.
@@ -252,8 +259,9 @@ impl Pool {
                 let forever = unsafe { std::mem::transmute::<&Task<'_>, &Task<'static>>(task) };
                 // SAFETY: no operation is open and nobody is at one: the last one's closing waited.
                 unsafe { *common.job.get() = Job { task: forever, n_tasks } };
-                for (thread, NextTask(next)) in common.next.iter().enumerate() {
-                    next.store(part(thread, common.next.len(), n_tasks).start, Ordering::Relaxed);
+                let n_parts = common.n_parts(n_tasks);
+                for (number, NextTask(next)) in common.next.iter().enumerate().take(n_parts) {
+                    next.store(part(number, n_parts, n_tasks).start, Ordering::Relaxed);
                 }
                 common.n_left.store(0, Ordering::Relaxed);
                 let state = common.state.load(Ordering::Relaxed);
@@ -320,6 +328,38 @@ mod tests {
                 });
                 assert!(counts.iter().all(|count| count.load(Ordering::SeqCst) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn parts_are_all_tasks_each_once() {
+        for n_parts in 1..=40 {
+            for n_tasks in 0..=100 {
+                let parts = (0..n_parts).flat_map(|number| part(number, n_parts, n_tasks));
+                assert!(parts.eq(0..n_tasks), "{n_parts} of {n_tasks}");
+            }
+        }
+    }
+
+    /// A part's first task ends only when all others have run, the second of the same part too.
+    #[test]
+    fn a_thread_that_is_done_helps_others() {
+        let pool = Pool::new(2).unwrap();
+        for stuck in [0, 2] {
+            let n_others = AtomicUsize::new(0);
+            pool.run(4, |_, index| {
+                if index != stuck {
+                    n_others.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
+                for _ in 0..10_000 {
+                    if n_others.load(Ordering::SeqCst) == 3 {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+                panic!("nobody came to help with task {stuck}'s part");
+            });
         }
     }
 

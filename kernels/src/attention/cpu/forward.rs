@@ -113,10 +113,11 @@ impl Forward<'_> {
         let n_query_tiles = batch.count(query_tiles);
         let scratch_len = scratch_len(&self.inputs.products, self.inputs.shape.head_size);
         pool.run(n_query_tiles * batch.kv_heads.len() * group, |thread, task| {
-            let (head, task) = batch.head_of(task, group);
-            // The last tiles see the most keys: they go first.
-            let task = n_query_tiles - 1 - task;
-            let Some((at, tile)) = part_of(batch.segments, task, query_tiles) else { return };
+            // Head by head, so that the threads' parts are alike; the last tiles of each see the most
+            // keys, and go first.
+            let head = batch.kv_heads.start * group + task / n_query_tiles;
+            let tile = n_query_tiles - 1 - task % n_query_tiles;
+            let Some((at, tile)) = part_of(batch.segments, tile, query_tiles) else { return };
             let segment = &batch.segments[at];
             // SAFETY: a thread runs one task at a time, and has a part of its own.
             let scratch = unsafe { scratch.slice(thread * scratch_len, scratch_len) };

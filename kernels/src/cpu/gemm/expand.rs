@@ -398,7 +398,8 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn round_into_narrow_panels(runs: [&[f32]; 2], panels: Panels, packed: &mut [u32]) {
         let Panels { width, stride, has_next } = panels;
-        assert!(width < 16);
+        // What is beyond a step lies in the next one.
+        assert!((8..16).contains(&width));
         let lanes = (1 << width) - 1;
         let [first, second] = runs.map(|run| run.chunks_exact(width));
         for (panel, (first, second)) in first.zip(second).enumerate() {
@@ -411,7 +412,7 @@ mod x86 {
             };
             let packed = &mut packed[panel * stride..];
             if has_next {
-                // The next step overwrites what is beyond this one.
+                // The next step will be written over what is beyond this one.
                 let packed = &mut packed[..16];
                 // SAFETY: 16 elements are there.
                 unsafe { _mm512_storeu_si512(packed.as_mut_ptr().cast(), pairs) };

@@ -202,7 +202,7 @@ mod x86 {
         c: *mut f32,
         tile: Tile,
     ) {
-        prefetch::<VECTORS>(c, tile);
+        prefetch::<VECTORS>(c, tile, 16);
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise. Bits of one vector type are
@@ -243,7 +243,7 @@ mod x86 {
         tile: Tile,
     ) {
         let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
-        prefetch::<VECTORS>(c, tile);
+        prefetch::<VECTORS>(c, tile, 16);
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise.
@@ -264,15 +264,20 @@ mod x86 {
         unsafe { store_avx512(&sums, c, tile) };
     }
 
-    /// Asks for the tile's part of C, which the sums will need when they are done; to be written, so that
-    /// another core gives up what it holds of it now rather than then.
+    /// Asks for the tile's part of C, in vectors of `lanes`, which the sums will need when they are done; to
+    /// be written, so that another core gives up what it holds of it now rather than then.
     #[inline(always)]
-    fn prefetch<const VECTORS: usize>(c: *const f32, tile: Tile) {
+    fn prefetch<const VECTORS: usize>(c: *const f32, tile: Tile, lanes: usize) {
         for row in 0..tile.n_rows {
             for vector in 0..VECTORS {
-                let address = c.wrapping_add(row * tile.stride + vector * 16);
-                // SAFETY: a prefetch may be of any address, and changes nothing. (By its name, since
-                // the compiler makes the intrinsic one for reading.)
+                // What is beyond may be another thread's.
+                if vector * lanes >= tile.n_columns {
+                    break;
+                }
+                let address = c.wrapping_add(row * tile.stride + vector * lanes);
+                // SAFETY: a prefetch may be of any address, and changes nothing; a processor that has
+                // vectors and not this instruction (Intel's before 2014) does nothing for it. By its name,
+                // since the compiler makes the intrinsic one for reading where it is not told otherwise.
                 unsafe {
                     std::arch::asm!(
                         "prefetchw [{}]",
@@ -350,7 +355,7 @@ mod x86 {
     ) {
         const { assert!(VECTORS == 2) };
         let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
-        prefetch::<1>(c, tile);
+        prefetch::<1>(c, tile, 16);
         let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise.
@@ -377,5 +382,54 @@ mod x86 {
         }
         // SAFETY: by the caller's promise.
         unsafe { store(&rows, c, tile) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every loop, every number of columns: the tile is written, and nothing beside it.
+    #[test]
+    fn a_tile_writes_its_rows_and_columns_alone() {
+        const STEPS: usize = 3;
+        const STRIDE: usize = MAX_COLUMNS + 5;
+        for isa in Isa::available() {
+            for compute in [Compute::Bf16, Compute::F32] {
+                for (low, narrow) in [(false, false), (false, true), (true, false)] {
+                    let kernel = Kernel::of(isa, compute, low, narrow);
+                    // One, in every place.
+                    let one = if kernel.bf16_pairs { 0x3f80_3f80 } else { 1.0_f32.to_bits() };
+                    let a = vec![one; STEPS * kernel.n_rows];
+                    let b = vec![one; STEPS * kernel.n_columns];
+                    let sum = (STEPS * if kernel.bf16_pairs { 2 } else { 1 }) as f32;
+                    for n_rows in 1..=kernel.n_rows {
+                        for n_columns in 1..=kernel.n_columns {
+                            for overwrite in [false, true] {
+                                let (stride, factor) = (STRIDE, 0.5);
+                                let tile = Tile { n_rows, n_columns, stride, factor, overwrite };
+                                let mut c = vec![7.0_f32; (MAX_ROWS + 2) * STRIDE];
+                                let start = c[STRIDE..].as_mut_ptr();
+                                // SAFETY: C has more rows and columns than the tile.
+                                unsafe { kernel.run(STEPS, &a, &b, start, tile) };
+                                for (at, c) in c.into_iter().enumerate() {
+                                    let (row, column) = (at / STRIDE, at % STRIDE);
+                                    let inside = (1..=n_rows).contains(&row) && column < n_columns;
+                                    let expected = match (inside, overwrite) {
+                                        (false, _) => 7.0,
+                                        (true, true) => 0.5 * sum,
+                                        (true, false) => 7.0 + 0.5 * sum,
+                                    };
+                                    assert_eq!(
+                                        c, expected,
+                                        "{isa} {compute:?} {n_rows} x {n_columns}"
+                                    );
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }
