@@ -202,7 +202,7 @@ mod x86 {
         c: *mut f32,
         tile: Tile,
     ) {
-        prefetch::<VECTORS>(c, tile, 16);
+        prefetch::<VECTORS>(c, tile);
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise. Bits of one vector type are
@@ -243,7 +243,7 @@ mod x86 {
         tile: Tile,
     ) {
         let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
-        prefetch::<VECTORS>(c, tile, 16);
+        prefetch::<VECTORS>(c, tile);
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise.
@@ -264,17 +264,19 @@ mod x86 {
         unsafe { store_avx512(&sums, c, tile) };
     }
 
-    /// Asks for the tile's part of C, in vectors of `lanes`, which the sums will need when they are done; to
-    /// be written, so that another core gives up what it holds of it now rather than then.
+    /// Asks for the tile's part of C, which the sums will need when they are done; to be written, so that
+    /// another core gives up what it holds of it now rather than then.
     #[inline(always)]
-    fn prefetch<const VECTORS: usize>(c: *const f32, tile: Tile, lanes: usize) {
+    fn prefetch<const LINES: usize>(c: *const f32, tile: Tile) {
+        /// Elements of a cache line.
+        const LINE: usize = 16;
         for row in 0..tile.n_rows {
-            for vector in 0..VECTORS {
+            for line in 0..LINES {
                 // What is beyond may be another thread's.
-                if vector * lanes >= tile.n_columns {
+                if line * LINE >= tile.n_columns {
                     break;
                 }
-                let address = c.wrapping_add(row * tile.stride + vector * lanes);
+                let address = c.wrapping_add(row * tile.stride + line * LINE);
                 // SAFETY: a prefetch may be of any address, and changes nothing; a processor that has
                 // vectors and not this instruction (Intel's before 2014) does nothing for it. By its name,
                 // since the compiler makes the intrinsic one for reading where it is not told otherwise.
@@ -355,7 +357,7 @@ mod x86 {
     ) {
         const { assert!(VECTORS == 2) };
         let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
-        prefetch::<1>(c, tile, 16);
+        prefetch::<1>(c, tile);
         let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
         for step in 0..steps {
             // SAFETY: inside the panels, by the caller's promise.
