@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use half::bf16;
 use nibble_kernels::{
-    Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError,
-    adamw::{AdamW, AdamWStep, Moments, Parameters, QuantizedMoment, n_moment_blocks},
+    Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Floats, Isa, Memory, MemoryError,
+    adamw::{AdamW, AdamWStep, Moments, QuantizedMoment, n_moment_blocks},
     cpu::ceilings,
 };
 
@@ -69,15 +69,16 @@ fn measure(profile: DeviceProfile) -> Result<(), Box<dyn std::error::Error>> {
         Ok(QuantizedMoment { codes, absmax })
     };
     let (first8, second8) = (quantized()?, quantized()?);
-    let parameters = [("f32", 8.0, Parameters::F32(w)), ("bf16", 4.0, Parameters::Bf16(w_bf16))];
+    let parameters = [("f32", 8.0, Floats::F32(w)), ("bf16", 4.0, Floats::Bf16(w_bf16))];
     let moments = [
         ("f32", 16.0, Moments::F32 { first, second }),
         ("8-bit", 4.0 + 4.0 / 64.0, Moments::Blockwise8 { first: first8, second: second8 }),
     ];
     for (parameter_name, parameter_bytes, parameters) in parameters {
         for (moment_name, moment_bytes, moments) in moments {
-            let secs =
-                ceilings::fastest(MEASUREMENT, || device.adamw(STEP, parameters, g, moments));
+            let secs = ceilings::fastest(MEASUREMENT, || {
+                device.adamw(STEP, parameters, g.into(), moments)
+            });
             let rate = N as f64 / secs;
             let bytes = rate * (4.0 + parameter_bytes + moment_bytes);
             println!(

@@ -97,7 +97,7 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
         });
         let gradient = ceilings::fastest(MEASUREMENT, || {
             let dweight = Gradient { values: dweight, store };
-            device.linear_weight_gradient(shape, x, dy, dweight, workspace);
+            device.linear_weight_gradient(shape, x, dy, dweight.into(), workspace);
         });
         line.print([forward, input, gradient].map(|secs| n_operations / secs));
     }

@@ -38,7 +38,9 @@ pub mod random;
 pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use device::{Capability, Compute, DeviceKind, DeviceProfile, Isa};
-pub use memory::{DeviceSlice, Element, Gradient, Memory, MemoryError, MemoryId, Store};
+pub use memory::{
+    DeviceSlice, Element, Floats, Gradient, Memory, MemoryError, MemoryId, Store, WeightGradient,
+};
 pub use paging::Paging;
 pub use profile::OperationProfile;
 

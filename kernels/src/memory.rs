@@ -134,6 +134,69 @@ pub struct Gradient {
     pub store: Store,
 }
 
+/// Where the gradient of a weight matrix goes.
+#[derive(Clone, Copy, Debug)]
+pub enum WeightGradient {
+    /// In f32.
+    F32(Gradient),
+    /// Each number rounded once to bf16, over what is there: sums over micro-batches would lose in every
+    /// addition what is below the rounding.
+    Bf16(DeviceSlice<bf16>),
+}
+
+impl From<Gradient> for WeightGradient {
+    fn from(gradient: Gradient) -> Self {
+        Self::F32(gradient)
+    }
+}
+
+/// Numbers as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Floats {
+    /// Four bytes a number.
+    F32(DeviceSlice<f32>),
+    /// Two bytes a number.
+    Bf16(DeviceSlice<bf16>),
+}
+
+impl Floats {
+    /// Numbers.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(slice) => slice.len(),
+            Self::Bf16(slice) => slice.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A part.
+    ///
+    /// # Panics
+    /// When `range` leaves the slice.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(slice) => Self::F32(slice.slice(range)),
+            Self::Bf16(slice) => Self::Bf16(slice.slice(range)),
+        }
+    }
+}
+
+impl From<DeviceSlice<f32>> for Floats {
+    fn from(slice: DeviceSlice<f32>) -> Self {
+        Self::F32(slice)
+    }
+}
+
+impl From<DeviceSlice<bf16>> for Floats {
+    fn from(slice: DeviceSlice<bf16>) -> Self {
+        Self::Bf16(slice)
+    }
+}
+
 /// Why device memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {

@@ -1,9 +1,10 @@
 """Trains a random model of a given shape with PEFT and bitsandbytes, and times it.
 
-    python bench_peft.py --config CONFIG.json --method full|lora|qlora --sequence N --steps N
+    python bench_peft.py --config CONFIG.json --method full|lora|qlora --sequence N --steps N [--weights bf16]
     python bench_peft.py --device cuda --model FOLDER --method qlora --sequence N --steps N
 
-The usual settings of each method: full with f32 weights under bf16 autocast; LoRA on a bf16 base;
+The usual settings of each method: full with f32 weights under bf16 autocast, or with weights, gradients
+and moments in bf16 (--weights bf16: their fastest and smallest, in which small updates are lost); LoRA on a bf16 base;
 QLoRA on an NF4 base with double quantisation and bf16 products; adapters and optimizer states f32.
 A processor without bf16 products emulates them, slowly: there, products are in f32, as nobody who
 has tried both would do otherwise, and LoRA's base is too, which autocast spares a copy of.
@@ -37,10 +38,10 @@ def save_random_model(config, folder, dtype):
     model.save_pretrained(folder)
 
 
-def load(folder, method, rank, recompute, compute, device):
+def load(folder, method, weights, rank, recompute, compute, device):
     settings = {"device_map": {"": device}, "dtype": compute}
     if method == "full":
-        settings["dtype"] = torch.float32
+        settings["dtype"] = weights
     if method == "qlora":
         settings["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -133,6 +134,7 @@ def main():
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--recompute", action="store_true", help="with gradient checkpointing")
     parser.add_argument("--compute", choices=("auto", "bf16", "f32"), default="auto")
+    parser.add_argument("--weights", choices=("bf16", "f32"), default="f32", help="of full")
     parser.add_argument("--save-only", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -142,12 +144,13 @@ def main():
     compute = "bf16" if has_bf16 or arguments.device == "cuda" else "f32"
     if arguments.compute != "auto":
         compute = arguments.compute
-    compute = {"bf16": torch.bfloat16, "f32": torch.float32}[compute]
-    dtype = torch.float32 if arguments.method == "full" else torch.bfloat16
+    precisions = {"bf16": torch.bfloat16, "f32": torch.float32}
+    compute, weights = precisions[compute], precisions[arguments.weights]
+    dtype = weights if arguments.method == "full" else torch.bfloat16
     if arguments.save_only:
         save_random_model(arguments.config, arguments.save_only, dtype)
         return
-    settings = (arguments.method, arguments.rank, arguments.recompute, compute, arguments.device)
+    settings = (arguments.method, weights, arguments.rank, arguments.recompute, compute, arguments.device)
     if arguments.model:
         model = load(arguments.model, *settings)
     else:

@@ -15,7 +15,7 @@ use std::{
 use nibble_engine::{
     adapter::{AdapterConfig, AdapterLayout, peft::AdapterFolder},
     devices::RunDevice,
-    optimizer::StateFormat,
+    optimizer::{GradientFormat, StateFormat},
     plan::{MemoryPlan, Residency, Trainable, TrainingShape},
     residency::open_store,
     train::{MicroBatch, Trainer},
@@ -139,6 +139,8 @@ pub struct Setup {
     pub n_threads: usize,
     /// The most tokens of a micro-batch.
     pub n_rows: usize,
+    /// How the gradients of the layers' matrices are kept.
+    pub gradients: GradientFormat,
     /// How the optimizer's states are stored.
     pub states: StateFormat,
     /// What lies outside the device.
@@ -153,6 +155,7 @@ impl Default for Setup {
             recompute: true,
             n_threads: 2,
             n_rows: 64,
+            gradients: GradientFormat::F32,
             states: StateFormat::F32,
             residency: Residency::default(),
         }
@@ -190,6 +193,7 @@ pub fn open_trainer_on<B: RunDevice>(
         batch: 1,
         recompute: setup.recompute,
         sample_tokens: setup.n_rows,
+        gradients: setup.gradients,
         states: setup.states,
         residency: setup.residency,
         profile,

@@ -5,7 +5,7 @@ use nibble_engine::{
     decoder::DropoutMask,
     devices::RunDevice,
     model::ModelSpec,
-    optimizer::{MomentParts, OptimizerConfig, StateFormat},
+    optimizer::{GradientFormat, MomentParts, OptimizerConfig, StateFormat},
     plan::{Outside, Residency, Trainable, TrainingShape},
     residency::Stored,
     train::Trainer,
@@ -66,11 +66,15 @@ pub fn methods(
         spec: spec.clone(),
         weight_format,
         embedding_format: EmbeddingFormat::beside(weight_format),
-        trainable,
         sequence: 48,
         batch: 1,
         recompute: true,
         sample_tokens: 0,
+        gradients: match (&trainable, weight_format) {
+            (Trainable::Everything, WeightFormat::Bf16) => GradientFormat::Bf16,
+            _ => GradientFormat::F32,
+        },
+        trainable,
         states,
         residency: Residency { outside: Outside::of(&profile), ..Residency::default() },
         profile,
@@ -101,11 +105,19 @@ pub fn sequences() -> Vec<Sequences> {
         .collect()
 }
 
-/// Two micro-batches and an update; returns loss and norm.
+/// Micro-batches of a step: several where their gradients may be added up.
+pub fn n_batches(shape: &TrainingShape) -> usize {
+    match shape.gradients {
+        GradientFormat::F32 => 2,
+        GradientFormat::Bf16 => 1,
+    }
+}
+
+/// The micro-batches of a step and an update; returns loss and norm.
 pub fn step<B: RunDevice>(trainer: &mut Trainer<B>, number: u64) -> (f64, f64) {
     let mut loss = 0.0;
     let mut store = Store::Overwrite;
-    for batch in &sequences()[..2] {
+    for batch in &sequences()[..n_batches(trainer.shape())] {
         let dropout = DropoutMask { probability: 0.1, seed: number };
         let dropout = trainer.decoder().adapter.is_some().then_some(dropout);
         loss += trainer.accumulate(&batch.batch(), 1.0 / 92.0, dropout, store).unwrap();

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nibble_kernels::{
     Cpu, DeviceSlice, Element, Memory,
     adamw::{
-        AdamW, AdamWStep, MOMENT_BLOCK, Moments, Parameters, QuantizedMoment, first_moment_code,
+        AdamW, AdamWStep, MOMENT_BLOCK, Moments, QuantizedMoment, first_moment_code,
         n_moment_blocks, second_moment_code,
     },
     blockwise::DynamicCode,
@@ -63,7 +63,7 @@ impl State {
             absmax: place(&mut device, &moment.absmax),
         });
         let moments = Moments::Blockwise8 { first, second };
-        device.adamw(step, Parameters::F32(parameters), gradient, moments);
+        device.adamw(step, parameters.into(), gradient.into(), moments);
         let [first, second] = [first, second].map(|moment| Moment {
             codes: fetch(&device, moment.codes),
             absmax: fetch(&device, moment.absmax),

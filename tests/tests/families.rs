@@ -5,9 +5,12 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use nibble_engine::{generate, train::Trainer};
-use nibble_kernels::{Cpu, Store};
-use nibble_tests::{Sequences, Setup, golden, golden_json, golden_tensors, open_trainer, rms};
+use half::bf16;
+use nibble_engine::{generate, optimizer::GradientFormat, train::Trainer};
+use nibble_kernels::{Cpu, Floats, Store};
+use nibble_tests::{
+    Sequences, Setup, golden, golden_json, golden_tensors, open_trainer, paging::OPTIMIZER, rms,
+};
 use serde_json::Value;
 
 const FAMILIES: [&str; 6] =
@@ -102,7 +105,7 @@ fn adapter_gradients_are_those_of_peft() {
             let (_, layout) = adapter.unwrap();
             let weight = 1.0 / family.sequences.targets.len() as f32;
             trainer.accumulate(&family.sequences.batch(), weight, None, Store::Overwrite).unwrap();
-            let gradients = trainer.layout().trainable.gradients;
+            let gradients = trainer.layout().trainable.gradients.cast();
             let mut values = vec![0.0; gradients.len()];
             trainer.download(gradients, &mut values);
             for tensor in layout.tensors() {
@@ -146,6 +149,53 @@ fn weight_gradients_are_those_of_transformers() {
     }
 }
 
+/// The layers' matrices alone have them in bf16; and their norm is that of all together.
+#[test]
+fn weight_gradients_in_bf16_are_rounded_once() {
+    for family in families() {
+        let (mut of_f32, mut rounded) = (Vec::new(), Vec::new());
+        let (mut n_rounded, mut norms) = (0, Vec::new());
+        for format in [GradientFormat::F32, GradientFormat::Bf16] {
+            let setup = Setup { gradients: format, ..family.setup(false) };
+            let (mut trainer, _) = open_trainer(&family.folder, setup);
+            for _ in 0..2 {
+                let batch = family.sequences.batch();
+                trainer.accumulate(&batch, 0.25, None, Store::Overwrite).unwrap();
+            }
+            let all = trainer.layout().trainable.gradients;
+            for tensor in trainer.shape().trained_tensors() {
+                match tensor.gradient(all) {
+                    Floats::F32(slice) => {
+                        let mut values = vec![0.0; slice.len()];
+                        trainer.download(slice, &mut values);
+                        if format == GradientFormat::F32 { &mut of_f32 } else { &mut rounded }
+                            .push(values);
+                    }
+                    Floats::Bf16(slice) => {
+                        let mut values = vec![bf16::ZERO; slice.len()];
+                        trainer.download(slice, &mut values);
+                        rounded.push(values.into_iter().map(f32::from).collect());
+                        // What it must be.
+                        for value in &mut of_f32[rounded.len() - 1] {
+                            *value = bf16::from_f32(*value).into();
+                        }
+                        n_rounded += 1;
+                    }
+                }
+            }
+            norms.push(trainer.update(&OPTIMIZER, 1e-3, 1, 1).unwrap());
+        }
+        assert!(of_f32 == rounded, "{}", family.name);
+        let n_layers = rounded.len() / 9;
+        assert!(n_rounded >= 7 && n_rounded % 7 == 0 && n_rounded <= 7 * n_layers);
+        let squares = rounded.iter().flatten().map(|&g| f64::from(g) * f64::from(g));
+        let expected = squares.sum::<f64>().sqrt();
+        let n = rounded.iter().map(Vec::len).sum::<usize>() as f64;
+        assert!((norms[1] - expected).abs() <= n * f64::EPSILON * expected, "{}", family.name);
+        assert!(norms[0] != norms[1]);
+    }
+}
+
 /// A step's first micro-batch writes over what the step before left, whatever that had seen; later ones
 /// are added; and one in which nothing is trained has a gradient of zero.
 #[test]
@@ -154,7 +204,7 @@ fn gradients_are_those_of_the_step_alone() {
         for with_adapter in [false, true] {
             let trainer = || open_trainer(&family.folder, family.setup(with_adapter)).0;
             let gradients = |trainer: &Trainer<Cpu>| {
-                let gradients = trainer.layout().trainable.gradients;
+                let gradients = trainer.layout().trainable.gradients.cast();
                 let mut values = vec![0.0; gradients.len()];
                 trainer.download(gradients, &mut values);
                 values

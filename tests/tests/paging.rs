@@ -13,7 +13,7 @@ use nibble_kernels::{Cpu, Paging as _, Store};
 use nibble_run::{Paging, Recompute};
 use nibble_tests::{
     f32_profile,
-    paging::{N_LAYERS, methods, model, open, run, sequences, step},
+    paging::{N_LAYERS, methods, model, n_batches, open, run, sequences, step},
 };
 
 /// So high a rank that the states take several pages.
@@ -100,7 +100,7 @@ fn what_is_planned_is_allocated_and_crosses() {
             let before = trainer.transferred_bytes();
             step(&mut trainer, 2);
             let crossed = trainer.transferred_bytes() - before;
-            assert_eq!(crossed, plan.step_bytes(2), "{name} {residency:?}");
+            assert_eq!(crossed, plan.step_bytes(n_batches(&shape)), "{name} {residency:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use nibble_engine::{
     adapter::Targets,
     catalog,
     model::Projection,
-    optimizer::StateFormat,
+    optimizer::{GradientFormat, StateFormat},
     plan::{
         self, Allowance, MemoryPlan, PageRates, PlanError, PlanSettings, Residency, Trainable,
         TrainingShape,
@@ -28,6 +28,10 @@ fn shapes(id: &str) -> Vec<TrainingShape> {
         batch: 3,
         recompute,
         sample_tokens: 100,
+        gradients: match weight_format {
+            WeightFormat::Bf16 => GradientFormat::Bf16,
+            _ => GradientFormat::F32,
+        },
         states: StateFormat::F32,
         residency: Residency::default(),
         profile: DeviceProfile::native_cpu(),

@@ -15,7 +15,7 @@ use crate::{
     devices::{self, RunDevice, on_device},
     generate::{GenerateError, SessionSettings},
     model::ModelSpec,
-    optimizer::StateFormat,
+    optimizer::{GradientFormat, StateFormat},
     plan::{EvaluationLayout, Regions, Residency, Trainable, TrainingShape},
     train::MicroBatch,
     weights::{
@@ -131,6 +131,7 @@ impl<B: RunDevice> Evaluator<B> {
             batch: 1,
             recompute: true,
             sample_tokens: 0,
+            gradients: GradientFormat::F32,
             states: StateFormat::F32,
             residency: Residency::default(),
             profile: settings.profile,

@@ -62,8 +62,8 @@ __device__ __forceinline__ void store(const Factors& factors, bf16* place, const
 }
 
 // A thread has four elements.
-template <class Stored>
-__device__ __forceinline__ void adamw(Stored* w, const f32* g, f32* m, f32* v, u64 n,
+template <class Stored, class Gradient>
+__device__ __forceinline__ void adamw(Stored* w, const Gradient* g, f32* m, f32* v, u64 n,
                                       const Factors& factors) {
     const u64 i = 4 * (static_cast<u64>(blockIdx.x) * N_THREADS + threadIdx.x);
     if (i >= n) return;
@@ -78,25 +78,25 @@ __device__ __forceinline__ void adamw(Stored* w, const f32* g, f32* m, f32* v, u
     store_quad(v + i, second, n_left, aligned);
 }
 
-extern "C" __global__ void __launch_bounds__(N_THREADS)
-    adamw_f32(f32* __restrict__ w, const f32* __restrict__ g, f32* __restrict__ m,
-              f32* __restrict__ v, u64 n, Factors factors) {
-    adamw(w, g, m, v, n, factors);
-}
-
-extern "C" __global__ void __launch_bounds__(N_THREADS)
-    adamw_bf16(bf16* __restrict__ w, const f32* __restrict__ g, f32* __restrict__ m,
-               f32* __restrict__ v, u64 n, Factors factors) {
-    adamw(w, g, m, v, n, factors);
-}
+// Named by how parameters and gradients are stored.
+#define ADAMW(name, STORED, GRADIENT)                                                              \
+    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+        adamw_##name(STORED* __restrict__ w, const GRADIENT* __restrict__ g, f32* __restrict__ m,  \
+                     f32* __restrict__ v, u64 n, Factors factors) {                                \
+        adamw(w, g, m, v, n, factors);                                                             \
+    }
+ADAMW(f32_f32, f32, f32)
+ADAMW(f32_bf16, f32, bf16)
+ADAMW(bf16_f32, bf16, f32)
+ADAMW(bf16_bf16, bf16, bf16)
 
 __device__ __forceinline__ f32 from_first_lane(f32 value) {
     return __shfl_sync(ALL_LANES, value, 0);
 }
 
 // A warp has one block of both moments after another.
-template <class Stored>
-__device__ __forceinline__ void adamw_blockwise(Stored* w, const f32* g, u8* m_codes, f32* m_absmax,
+template <class Stored, class Gradient>
+__device__ __forceinline__ void adamw_blockwise(Stored* w, const Gradient* g, u8* m_codes, f32* m_absmax,
                                                 u8* v_codes, f32* v_absmax, u64 n,
                                                 const Factors& factors) {
     __shared__ DynamicCode m_code;
@@ -148,16 +148,15 @@ __device__ __forceinline__ void adamw_blockwise(Stored* w, const f32* g, u8* m_c
     }
 }
 
-extern "C" __global__ void __launch_bounds__(N_THREADS)
-    adamw_blockwise_f32(f32* __restrict__ w, const f32* __restrict__ g, u8* __restrict__ m_codes,
-                        f32* __restrict__ m_absmax, u8* __restrict__ v_codes,
-                        f32* __restrict__ v_absmax, u64 n, Factors factors) {
-    adamw_blockwise(w, g, m_codes, m_absmax, v_codes, v_absmax, n, factors);
-}
-
-extern "C" __global__ void __launch_bounds__(N_THREADS)
-    adamw_blockwise_bf16(bf16* __restrict__ w, const f32* __restrict__ g, u8* __restrict__ m_codes,
-                         f32* __restrict__ m_absmax, u8* __restrict__ v_codes,
-                         f32* __restrict__ v_absmax, u64 n, Factors factors) {
-    adamw_blockwise(w, g, m_codes, m_absmax, v_codes, v_absmax, n, factors);
-}
+#define ADAMW_BLOCKWISE(name, STORED, GRADIENT)                                                    \
+    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+        adamw_blockwise_##name(STORED* __restrict__ w, const GRADIENT* __restrict__ g,             \
+                               u8* __restrict__ m_codes, f32* __restrict__ m_absmax,               \
+                               u8* __restrict__ v_codes, f32* __restrict__ v_absmax, u64 n,        \
+                               Factors factors) {                                                  \
+        adamw_blockwise(w, g, m_codes, m_absmax, v_codes, v_absmax, n, factors);                   \
+    }
+ADAMW_BLOCKWISE(f32_f32, f32, f32)
+ADAMW_BLOCKWISE(f32_bf16, f32, bf16)
+ADAMW_BLOCKWISE(bf16_f32, bf16, f32)
+ADAMW_BLOCKWISE(bf16_bf16, bf16, bf16)

@@ -3,18 +3,20 @@
 use half::bf16;
 
 use super::{
-    AdamW, AdamWStep, MOMENT_BLOCK, Moments, Parameters, QuantizedMoment, factors::Factors,
-    first_moment_code, n_moment_blocks, second_moment_code,
+    AdamW, AdamWStep, MOMENT_BLOCK, Moments, QuantizedMoment, factors::Factors, first_moment_code,
+    n_moment_blocks, second_moment_code,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::blockwise::Avx512;
 use crate::{
-    Cpu, Element,
-    blockwise::{DynamicCode, dequantize_block, largest_magnitude, quantize_block},
+    Cpu, Isa,
+    blockwise::{Blocks, DynamicCode, Plain, largest_magnitude, quantize_block},
     cpu::{
         Access,
-        math::for_each_isa,
+        math::{Widen, for_each_isa},
         parallel::{CHUNK, Output, Shared, for_each_part},
     },
-    memory::DeviceSlice,
+    memory::{DeviceSlice, Floats},
     random::hash,
 };
 
@@ -46,18 +48,12 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// How parameters are stored.
-trait Stored: Element {
-    /// The number in f32.
-    fn widen(self) -> f32;
+trait Stored: Widen {
     /// The stored form of an updated number; `draw` is 16 uniform bits.
     fn store(updated: f32, draw: u16) -> Self;
 }
 
 impl Stored for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
     #[inline(always)]
     fn store(updated: f32, _draw: u16) -> Self {
         updated
@@ -65,11 +61,6 @@ impl Stored for f32 {
 }
 
 impl Stored for bf16 {
-    /// Without a branch for NaN.
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
     #[inline(always)]
     fn store(updated: f32, draw: u16) -> Self {
         round_stochastically(updated, draw)
@@ -98,11 +89,11 @@ fn round_stochastically(value: f32, draw: u16) -> bf16 {
 
 for_each_isa! {
     /// `first`: where in its region the first element stands.
-    fn update_f32<W: Stored>(
+    fn update_f32<W: Stored, G: Widen>(
         factors: Factors,
         first: usize,
         w: &mut [W],
-        g: &[f32],
+        g: &[G],
         m: &mut [f32],
         v: &mut [f32],
     ) {
@@ -110,7 +101,7 @@ for_each_isa! {
         let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
         for i in 0..n {
             let updated;
-            (updated, m[i], v[i]) = factors.update(w[i].widen(), g[i], m[i], v[i]);
+            (updated, m[i], v[i]) = factors.update(w[i].widen(), g[i].widen(), m[i], v[i]);
             w[i] = W::store(updated, draw(factors.rounding_seed, first + i));
         }
     }
@@ -124,54 +115,81 @@ struct MomentPart<'a> {
 }
 
 for_each_isa! {
-    /// `first`: where in its region the first element stands.
-    fn update_blockwise<W: Stored>(
+    /// [`update_blocks`] without instructions of its own.
+    fn update_blockwise<W: Stored, G: Widen>(
         factors: Factors,
         first: usize,
         w: &mut [W],
-        g: &[f32],
+        g: &[G],
         m: MomentPart<'_>,
         v: MomentPart<'_>,
     ) {
-        let (w, w_rest) = w.as_chunks_mut::<MOMENT_BLOCK>();
-        let (g, g_rest) = g.as_chunks::<MOMENT_BLOCK>();
-        let (m_codes, m_rest) = m.codes.as_chunks_mut::<MOMENT_BLOCK>();
-        let (v_codes, v_rest) = v.codes.as_chunks_mut::<MOMENT_BLOCK>();
-        let n_whole = w.len();
-        for block in 0..n_whole {
-            update_block(
-                &factors,
-                first + block * MOMENT_BLOCK,
-                &mut w[block],
-                &g[block],
-                (m.code, &mut m_codes[block], &mut m.absmax[block]),
-                (v.code, &mut v_codes[block], &mut v.absmax[block]),
-                false,
-            );
-        }
-        if !w_rest.is_empty() {
-            // Filled up with elements that are and stay zero.
-            let n = w_rest.len();
-            let (mut w, mut g) = ([W::zeroed(); MOMENT_BLOCK], [0.0; MOMENT_BLOCK]);
-            let mut m_codes = [m.code.zero(); MOMENT_BLOCK];
-            let mut v_codes = [v.code.zero(); MOMENT_BLOCK];
-            w[..n].copy_from_slice(w_rest);
-            g[..n].copy_from_slice(g_rest);
-            m_codes[..n].copy_from_slice(m_rest);
-            v_codes[..n].copy_from_slice(v_rest);
-            update_block(
-                &factors,
-                first + n_whole * MOMENT_BLOCK,
-                &mut w,
-                &g,
-                (m.code, &mut m_codes, &mut m.absmax[n_whole]),
-                (v.code, &mut v_codes, &mut v.absmax[n_whole]),
-                true,
-            );
-            w_rest.copy_from_slice(&w[..n]);
-            m_rest.copy_from_slice(&m_codes[..n]);
-            v_rest.copy_from_slice(&v_codes[..n]);
-        }
+        update_blocks::<W, G, Plain>(factors, first, w, g, m, v);
+    }
+}
+
+/// [`update_blocks`] with those of AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn update_blockwise_avx512<W: Stored, G: Widen>(
+    factors: Factors,
+    first: usize,
+    w: &mut [W],
+    g: &[G],
+    m: MomentPart<'_>,
+    v: MomentPart<'_>,
+) {
+    update_blocks::<W, G, Avx512>(factors, first, w, g, m, v);
+}
+
+/// `first`: where in its region the first element stands.
+#[inline(always)]
+fn update_blocks<W: Stored, G: Widen, B: Blocks>(
+    factors: Factors,
+    first: usize,
+    w: &mut [W],
+    g: &[G],
+    m: MomentPart<'_>,
+    v: MomentPart<'_>,
+) {
+    let (w, w_rest) = w.as_chunks_mut::<MOMENT_BLOCK>();
+    let (g, g_rest) = g.as_chunks::<MOMENT_BLOCK>();
+    let (m_codes, m_rest) = m.codes.as_chunks_mut::<MOMENT_BLOCK>();
+    let (v_codes, v_rest) = v.codes.as_chunks_mut::<MOMENT_BLOCK>();
+    let n_whole = w.len();
+    for block in 0..n_whole {
+        update_block::<W, G, B>(
+            &factors,
+            first + block * MOMENT_BLOCK,
+            &mut w[block],
+            &g[block],
+            (m.code, &mut m_codes[block], &mut m.absmax[block]),
+            (v.code, &mut v_codes[block], &mut v.absmax[block]),
+            false,
+        );
+    }
+    if !w_rest.is_empty() {
+        // Filled up with elements that are and stay zero.
+        let n = w_rest.len();
+        let (mut w, mut g) = ([W::zeroed(); MOMENT_BLOCK], [G::zeroed(); MOMENT_BLOCK]);
+        let mut m_codes = [m.code.zero(); MOMENT_BLOCK];
+        let mut v_codes = [v.code.zero(); MOMENT_BLOCK];
+        w[..n].copy_from_slice(w_rest);
+        g[..n].copy_from_slice(g_rest);
+        m_codes[..n].copy_from_slice(m_rest);
+        v_codes[..n].copy_from_slice(v_rest);
+        update_block::<W, G, B>(
+            &factors,
+            first + n_whole * MOMENT_BLOCK,
+            &mut w,
+            &g,
+            (m.code, &mut m_codes, &mut m.absmax[n_whole]),
+            (v.code, &mut v_codes, &mut v.absmax[n_whole]),
+            true,
+        );
+        w_rest.copy_from_slice(&w[..n]);
+        m_rest.copy_from_slice(&m_codes[..n]);
+        v_rest.copy_from_slice(&v_codes[..n]);
     }
 }
 
@@ -180,54 +198,50 @@ type MomentBlock<'a> = (&'static DynamicCode, &'a mut [u8; MOMENT_BLOCK], &'a mu
 
 /// Updates one block; nothing is written before it is known that all can be.
 #[inline(always)]
-fn update_block<W: Stored>(
+fn update_block<W: Stored, G: Widen, B: Blocks>(
     factors: &Factors,
     first: usize,
     w: &mut [W; MOMENT_BLOCK],
-    g: &[f32; MOMENT_BLOCK],
+    g: &[G; MOMENT_BLOCK],
     (m_code, m_codes, m_absmax): MomentBlock<'_>,
     (v_code, v_codes, v_absmax): MomentBlock<'_>,
     is_short: bool,
 ) {
     let [mut updated, mut m, mut v] = [[0.0; MOMENT_BLOCK]; 3];
-    dequantize_block(m_code, m_codes, *m_absmax, &mut m);
-    dequantize_block(v_code, v_codes, *v_absmax, &mut v);
+    B::dequantize(m_code, m_codes, *m_absmax, &mut m);
+    B::dequantize(v_code, v_codes, *v_absmax, &mut v);
     for i in 0..MOMENT_BLOCK {
-        (updated[i], m[i], v[i]) = factors.update(w[i].widen(), g[i], m[i], v[i]);
+        (updated[i], m[i], v[i]) = factors.update(w[i].widen(), g[i].widen(), m[i], v[i]);
     }
     let (m_largest, v_largest) = (largest_magnitude(&m), largest_magnitude(&v));
     if !(m_largest.is_finite() && v_largest.is_finite()) {
         return;
     }
-    *m_absmax = quantize_block(m_code, &m, m_largest, is_short, m_codes);
-    *v_absmax = quantize_block(v_code, &v, v_largest, is_short, v_codes);
+    *m_absmax = quantize_block::<B>(m_code, &m, m_largest, is_short, m_codes);
+    *v_absmax = quantize_block::<B>(v_code, &v, v_largest, is_short, v_codes);
     for i in 0..MOMENT_BLOCK {
         w[i] = W::store(updated[i], draw(factors.rounding_seed, first + i));
     }
 }
 
 impl AdamW for Cpu {
-    fn adamw(
-        &mut self,
-        step: AdamWStep,
-        parameters: Parameters,
-        gradient: DeviceSlice<f32>,
-        moments: Moments,
-    ) {
-        match parameters {
-            Parameters::F32(w) => self.update_stored(step, w, gradient, moments),
-            Parameters::Bf16(w) => self.update_stored(step, w, gradient, moments),
+    fn adamw(&mut self, step: AdamWStep, parameters: Floats, gradient: Floats, moments: Moments) {
+        match (parameters, gradient) {
+            (Floats::F32(w), Floats::F32(g)) => self.update_stored(step, w, g, moments),
+            (Floats::F32(w), Floats::Bf16(g)) => self.update_stored(step, w, g, moments),
+            (Floats::Bf16(w), Floats::F32(g)) => self.update_stored(step, w, g, moments),
+            (Floats::Bf16(w), Floats::Bf16(g)) => self.update_stored(step, w, g, moments),
         }
     }
 }
 
 impl Cpu {
-    /// The update of parameters of either form.
-    fn update_stored<W: Stored>(
+    /// The update of parameters and gradients of either form.
+    fn update_stored<W: Stored, G: Widen>(
         &mut self,
         step: AdamWStep,
         w: DeviceSlice<W>,
-        g: DeviceSlice<f32>,
+        g: DeviceSlice<G>,
         moments: Moments,
     ) {
         let isa = self.isa();
@@ -254,6 +268,12 @@ impl Cpu {
                 let v = MomentPart::of(&mut access, second, second_moment_code());
                 for_each_part(access.pool(), (w, m, v), PART, |task, (w, m, v)| {
                     let g = &g[task * PART..][..w.len()];
+                    #[cfg(target_arch = "x86_64")]
+                    if isa >= Isa::Avx512 {
+                        // SAFETY: the device was made with instructions that this processor has.
+                        unsafe { update_blockwise_avx512(factors, first_of(task), w, g, m, v) };
+                        return;
+                    }
                     update_blockwise(isa, factors, first_of(task), w, g, m, v);
                 });
             }

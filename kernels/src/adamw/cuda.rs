@@ -1,13 +1,12 @@
 //! The update on a card.
 
 use super::{
-    AdamW, AdamWStep, MOMENT_BLOCK, Moments, Parameters, QuantizedMoment, factors::Factors,
-    n_moment_blocks,
+    AdamW, AdamWStep, MOMENT_BLOCK, Moments, QuantizedMoment, factors::Factors, n_moment_blocks,
 };
 use crate::{
     Cuda,
-    cuda::{self, Address, Call, Launch},
-    memory::DeviceSlice,
+    cuda::{Address, Call, Launch, Parameters},
+    memory::Floats,
 };
 
 const N_THREADS: u32 = 256;
@@ -18,27 +17,25 @@ const MAX_BLOCKWISE_LAUNCH: usize = 4096;
 const MOMENT_BLOCKS_AT_A_TIME: usize = N_THREADS as usize / 32;
 
 impl AdamW for Cuda {
-    fn adamw(
-        &mut self,
-        step: AdamWStep,
-        parameters: Parameters,
-        gradient: DeviceSlice<f32>,
-        moments: Moments,
-    ) {
+    fn adamw(&mut self, step: AdamWStep, parameters: Floats, gradient: Floats, moments: Moments) {
         let n = gradient.len();
         assert_eq!(parameters.len(), n, "parameters for {n} gradients");
         let mut call = self.call("adamw");
-        let (w, kernels) = match parameters {
-            Parameters::F32(w) => (call.write(w), ["adamw_f32", "adamw_blockwise_f32"]),
-            Parameters::Bf16(w) => (call.write(w), ["adamw_bf16", "adamw_blockwise_bf16"]),
+        let (w, w_form) = match parameters {
+            Floats::F32(w) => (call.write(w), "f32"),
+            Floats::Bf16(w) => (call.write(w), "bf16"),
         };
-        let arguments = cuda::Parameters::new().address(w).address(call.read(gradient));
+        let (g, g_form) = match gradient {
+            Floats::F32(g) => (call.read(g), "f32"),
+            Floats::Bf16(g) => (call.read(g), "bf16"),
+        };
+        let arguments = Parameters::new().address(w).address(g);
         let (kernel, launch, arguments) = match moments {
             Moments::F32 { first, second } => {
                 assert!(first.len() == n && second.len() == n, "moments for {n} gradients");
                 let arguments = arguments.address(call.write(first)).address(call.write(second));
                 // Four elements a thread.
-                (kernels[0], Launch::covering(n.div_ceil(4), N_THREADS), arguments)
+                ("adamw", Launch::covering(n.div_ceil(4), N_THREADS), arguments)
             }
             Moments::Blockwise8 { first, second } => {
                 assert!(
@@ -52,12 +49,13 @@ impl AdamW for Cuda {
                     arguments.address(m_codes).address(m_absmax).address(v_codes).address(v_absmax);
                 let n_blocks = n_moment_blocks(n).div_ceil(MOMENT_BLOCKS_AT_A_TIME);
                 let launch = Launch::linear(n_blocks.min(MAX_BLOCKWISE_LAUNCH), N_THREADS);
-                (kernels[1], launch, arguments)
+                ("adamw_blockwise", launch, arguments)
             }
         };
+        let kernel = format!("{kernel}_{w_form}_{g_form}");
         let arguments = with_factors(arguments.u64(n as u64), &step);
         // SAFETY: parameters, gradient and moments are all of `n` elements, as asserted.
-        unsafe { call.launch(kernel, launch, arguments) };
+        unsafe { call.launch(&kernel, launch, arguments) };
     }
 }
 
@@ -71,7 +69,7 @@ fn quantized(call: &mut Call<'_>, moment: QuantizedMoment, n: usize) -> [Address
 }
 
 /// `Factors` of `adamw.cu`, in its order.
-fn with_factors(arguments: cuda::Parameters, step: &AdamWStep) -> cuda::Parameters {
+fn with_factors(arguments: Parameters, step: &AdamWStep) -> Parameters {
     let Factors {
         gradient_scale,
         decay,

@@ -16,6 +16,10 @@
 //!
 //! **A fresh state is all zero bytes**, in either form: an absmax of 0 makes every code mean 0.
 //!
+//! **Parameters in bf16** are rounded stochastically (up with the probability of the remainder), so that
+//! updates smaller than half a unit in the last place still move them on average. The draw is a hash of the
+//! seed and the element's index in its region. A gradient in bf16 is read as the number that it is.
+//!
 //! A buffer may be updated in parts, in any order, with the bits of the whole:
 //! [`AdamWStep::first_element`] says which part.
 
@@ -27,11 +31,9 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use half::bf16;
-
 use crate::{
     blockwise::{self, DynamicCode},
-    memory::{DeviceSlice, Memory},
+    memory::{DeviceSlice, Floats, Memory},
 };
 
 /// Elements that share one absmax of an eight-bit moment.
@@ -76,32 +78,6 @@ pub struct AdamWStep {
     pub first_element: usize,
 }
 
-/// The parameters of a flat buffer, as stored.
-#[derive(Clone, Copy, Debug)]
-pub enum Parameters {
-    /// Four bytes a number.
-    F32(DeviceSlice<f32>),
-    /// Two bytes a number, rounded stochastically (up with the probability of the remainder), so
-    /// that updates smaller than half a unit in the last place still move them on average. The
-    /// draw is a hash of the seed and the element's index in its region.
-    Bf16(DeviceSlice<bf16>),
-}
-
-impl Parameters {
-    /// Elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(slice) => slice.len(),
-            Self::Bf16(slice) => slice.len(),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
 /// One moment in eight bits.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizedMoment {
@@ -137,11 +113,5 @@ pub trait AdamW: Memory {
     /// A gradient that is not finite makes its own element so. With eight-bit moments it would undo
     /// the whole block, which has one absmax: there a block whose new m or v is not finite
     /// everywhere is left as it was, parameters and moments.
-    fn adamw(
-        &mut self,
-        step: AdamWStep,
-        parameters: Parameters,
-        gradient: DeviceSlice<f32>,
-        moments: Moments,
-    );
+    fn adamw(&mut self, step: AdamWStep, parameters: Floats, gradient: Floats, moments: Moments);
 }

@@ -1,3 +1,5 @@
+use half::bf16;
+
 use super::*;
 use crate::testing::{
     Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch, on_every_device,
@@ -41,7 +43,7 @@ fn run_f32(device: &mut impl AdamW, n: usize) -> [Vec<f32>; 3] {
     let [m, v] = [(); 2].map(|()| place(device, &vec![0.0; n]));
     for step in steps() {
         let g = place(device, &gradient(n, &step));
-        device.adamw(step, Parameters::F32(w), g, Moments::F32 { first: m, second: v });
+        device.adamw(step, Floats::F32(w), g.into(), Moments::F32 { first: m, second: v });
     }
     [w, m, v].map(|slice| fetch(device, slice))
 }
@@ -83,7 +85,7 @@ fn run_bf16(device: &mut impl AdamW, n: usize) -> Vec<f32> {
     let moments = fresh_f32(device, n);
     for step in steps() {
         let g = place(device, &gradient(n, &step));
-        device.adamw(step, Parameters::Bf16(w), g, moments);
+        device.adamw(step, Floats::Bf16(w), g.into(), moments);
     }
     fetch(device, w).into_iter().map(f32::from).collect()
 }
@@ -97,7 +99,7 @@ fn rounding_moves_bf16_parameters_by_the_update_on_average(device: &mut impl Ada
             let w = place(device, &vec![bf16::from_f32(start); N]);
             let g = place(device, &vec![sign; N]);
             let moments = fresh_f32(device, N);
-            device.adamw(step, Parameters::Bf16(w), g, moments);
+            device.adamw(step, Floats::Bf16(w), g.into(), moments);
             let before = reference::State { w: f64::from(start), ..Default::default() };
             let expected = reference::update(&step, before, f64::from(sign), to_f32).w;
             let rounded = fetch(device, w);
@@ -127,7 +129,7 @@ fn draws_differ_between_elements_and_seeds(device: &mut impl AdamW) {
         let w = place(device, &vec![bf16::from_f32(1.0); N]);
         let g = place(device, &vec![1.0; N]);
         let moments = fresh_f32(device, N);
-        device.adamw(step, Parameters::Bf16(w), g, moments);
+        device.adamw(step, Floats::Bf16(w), g.into(), moments);
         fetch(device, w).into_iter().map(|w| w == bf16::from_f32(1.0)).collect::<Vec<_>>()
     };
     let [first, again, second] = [5, 5, 6].map(&mut draws);
@@ -147,7 +149,7 @@ fn values_bf16_holds_exactly_are_not_rounded(device: &mut impl AdamW) {
     let w = place(device, &values);
     let g = place(device, &vec![1.0; values.len()]);
     let moments = fresh_f32(device, values.len());
-    device.adamw(step, Parameters::Bf16(w), g, moments);
+    device.adamw(step, Floats::Bf16(w), g.into(), moments);
     assert_eq!(fetch(device, w), values);
 }
 
@@ -193,7 +195,7 @@ fn blockwise_steps_quantise_the_reference_to_the_nearest_code(device: &mut impl 
             let [old_m, old_v] = [0, 1].map(|which| expand(device, which));
             let gradient = uneven_gradient(n, &step);
             let g = place(device, &gradient);
-            device.adamw(step, Parameters::F32(w), g, blockwise(moments));
+            device.adamw(step, Floats::F32(w), g.into(), blockwise(moments));
 
             let update = |round: fn(f64) -> f64| {
                 let state = |i: usize| reference::State {
@@ -274,9 +276,9 @@ fn run_in_parts(
             let end = cuts.get(part + 1).copied().unwrap_or(n);
             let range = first..end;
             let parameters = if is_bf16 {
-                Parameters::Bf16(w_bf16.slice(range.clone()))
+                Floats::Bf16(w_bf16.slice(range.clone()))
             } else {
-                Parameters::F32(w.slice(range.clone()))
+                Floats::F32(w.slice(range.clone()))
             };
             let moments = if is_blockwise {
                 blockwise(moments.map(|moment| QuantizedMoment {
@@ -287,7 +289,7 @@ fn run_in_parts(
                 Moments::F32 { first: m.slice(range.clone()), second: v.slice(range.clone()) }
             };
             let step = AdamWStep { first_element: first, ..step };
-            device.adamw(step, parameters, g.slice(range), moments);
+            device.adamw(step, parameters, g.slice(range).into(), moments);
         }
     }
     let [first, second] = moments;
@@ -307,6 +309,44 @@ fn parts_give_the_bits_of_the_whole(device: &mut impl AdamW) {
         let whole = run_in_parts(device, N, is_bf16, true, &[0]);
         let parts = run_in_parts(device, N, is_bf16, true, &[0, 256, 768, 16_640, 39_936]);
         assert!(whole == parts, "eight-bit moments, bf16 parameters: {is_bf16}");
+    }
+}
+
+/// A gradient in bf16 counts as the f32 that it stands for, with parameters and moments of either form.
+fn a_bf16_gradient_is_read_as_the_number_that_it_is(device: &mut impl AdamW) {
+    const N: usize = 5_003;
+    let start = Random::new(0).normal(N);
+    let narrow: Vec<_> = start.iter().map(|&w| bf16::from_f32(w)).collect();
+    for (is_bf16, is_blockwise) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut run = |gradient_is_bf16: bool| {
+            let (w, w_bf16) = (place(device, &start), place(device, &narrow));
+            let quantized = fresh_blockwise(device, N);
+            let [m, v] = [(); 2].map(|()| place(device, &vec![0.0; N]));
+            for step in steps().take(3) {
+                let gradient = uneven_gradient(N, &step);
+                let rounded: Vec<_> = gradient.iter().map(|&g| bf16::from_f32(g)).collect();
+                let gradient = if gradient_is_bf16 {
+                    Floats::Bf16(place(device, &rounded))
+                } else {
+                    let values: Vec<_> = rounded.into_iter().map(f32::from).collect();
+                    Floats::F32(place(device, &values))
+                };
+                let parameters = if is_bf16 { Floats::Bf16(w_bf16) } else { Floats::F32(w) };
+                let moments = if is_blockwise {
+                    blockwise(quantized)
+                } else {
+                    Moments::F32 { first: m, second: v }
+                };
+                device.adamw(step, parameters, gradient, moments);
+            }
+            let mut written: Vec<Vec<u8>> =
+                vec![fetch(device, w.cast()), fetch(device, w_bf16.cast())];
+            written.extend([m, v].map(|moment| fetch(device, moment.cast())));
+            written.extend(quantized.map(|moment| fetch(device, moment.codes)));
+            written.extend(quantized.map(|moment| fetch(device, moment.absmax.cast())));
+            written
+        };
+        assert!(run(true) == run(false), "bf16 parameters: {is_bf16}, 8 bits: {is_blockwise}");
     }
 }
 
@@ -333,10 +373,10 @@ fn run_behind(
     });
     for step in steps().take(3) {
         let g = behind(device, &uneven_gradient(n, &step), offset);
-        let parameters = if is_bf16 { Parameters::Bf16(w_bf16) } else { Parameters::F32(w) };
+        let parameters = if is_bf16 { Floats::Bf16(w_bf16) } else { Floats::F32(w) };
         let moments =
             if is_blockwise { blockwise(quantized) } else { Moments::F32 { first: m, second: v } };
-        device.adamw(step, parameters, g, moments);
+        device.adamw(step, parameters, g.into(), moments);
     }
     let mut written = vec![fetch(device, w.cast()), fetch(device, w_bf16.cast())];
     written.extend([m, v].map(|moment| fetch(device, moment.cast())));
@@ -398,7 +438,7 @@ fn a_block_that_would_not_be_finite_is_left_as_it_was(device: &mut impl AdamW) {
                         gradient[at] = wrong;
                     }
                     let g = place(device, &gradient);
-                    device.adamw(step, Parameters::F32(w), g, blockwise(moments));
+                    device.adamw(step, Floats::F32(w), g.into(), blockwise(moments));
                 }
                 (before, state(device))
             };
@@ -425,7 +465,7 @@ fn a_wrong_gradient_stays_in_its_element_with_f32_moments(device: &mut impl Adam
         let mut gradient = gradient(N, &STEP);
         gradient[37] = wrong.unwrap_or(gradient[37]);
         let g = place(device, &gradient);
-        device.adamw(STEP, Parameters::F32(w), g, moments);
+        device.adamw(STEP, Floats::F32(w), g.into(), moments);
         fetch(device, w)
     };
     let (right, wrong) = (run(None), run(Some(f32::NAN)));
@@ -447,7 +487,7 @@ fn zero_bytes_are_moments_of_zero(device: &mut impl AdamW) {
         for step in steps().take(2) {
             let gradient = if step.step == 1 { vec![0.0; N] } else { gradient(N, &step) };
             let g = place(device, &gradient);
-            device.adamw(step, Parameters::F32(w), g, blockwise(moments));
+            device.adamw(step, Floats::F32(w), g.into(), blockwise(moments));
             results.extend(fetch(device, w.cast::<u8>()));
             for moment in moments {
                 results.extend(fetch(device, moment.codes));
@@ -463,7 +503,7 @@ fn zero_bytes_are_moments_of_zero(device: &mut impl AdamW) {
     let w = place(device, &start);
     let moments = fresh_blockwise(device, N);
     let g = place(device, &[0.0; N]);
-    device.adamw(STEP, Parameters::F32(w), g, blockwise(moments));
+    device.adamw(STEP, Floats::F32(w), g.into(), blockwise(moments));
     let decay = (1.0 - STEP.learning_rate * STEP.weight_decay) as f32;
     assert_eq!(fetch(device, w), start.iter().map(|w| w * decay).collect::<Vec<_>>());
     for (moment, code) in moments.iter().zip([first_moment_code(), second_moment_code()]) {
@@ -477,6 +517,7 @@ on_every_device! {
     twenty_steps_match_the_reference,
     blockwise_steps_quantise_the_reference_to_the_nearest_code,
     parts_give_the_bits_of_the_whole,
+    a_bf16_gradient_is_read_as_the_number_that_it_is,
     a_buffer_may_lie_anywhere,
     no_elements_are_updated,
     a_block_that_would_not_be_finite_is_left_as_it_was,
@@ -509,7 +550,7 @@ fn a_part_may_not_begin_within_a_block() {
     let [w, g] = [(); 2].map(|()| place(&mut device, &[0.0; 10]));
     let moments = blockwise(fresh_blockwise(&mut device, 10));
     let step = AdamWStep { first_element: 128, ..STEP };
-    device.adamw(step, Parameters::F32(w), g, moments);
+    device.adamw(step, Floats::F32(w), g.into(), moments);
 }
 
 #[test]

@@ -1,5 +1,30 @@
 //! Elementary functions and loops that the compiler turns into vector code.
 
+use half::bf16;
+
+use crate::Element;
+
+/// What loops read in f32, however it is stored.
+pub(crate) trait Widen: Element {
+    /// The number in f32.
+    fn widen(self) -> f32;
+}
+
+impl Widen for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Widen for bf16 {
+    /// Without a branch for NaN.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
 /// `a · b + c`, rounded once where `FUSED`: where there is an instruction for that.
 #[inline(always)]
 fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -113,34 +138,34 @@ pub(crate) fn dot_of_three(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
 }
 
 /// Defines `fn name(isa, args)` that runs `body` compiled for each instruction set: plain loops,
-/// vectorised by the compiler with the registers that the processor really has. `name` may have one
-/// parameter, `<T: Bound>`. Within `body`, `FUSED` tells whether a multiplication and an addition are one
+/// vectorised by the compiler with the registers that the processor really has. `name` may have
+/// parameters, `<T: Bound>`. Within `body`, `FUSED` tells whether a multiplication and an addition are one
 /// instruction.
 macro_rules! for_each_isa {
     (
         $(#[$doc:meta])*
-        $visibility:vis fn $name:ident $(<$generic:ident: $bound:path>)?(
+        $visibility:vis fn $name:ident $(<$($generic:ident: $bound:path),+>)?(
             $($argument:ident: $type:ty),* $(,)?
         ) $body:block
     ) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $visibility fn $name$(<$generic: $bound>)?(isa: $crate::Isa, $($argument: $type),*) {
+        $visibility fn $name$(<$($generic: $bound),+>)?(isa: $crate::Isa, $($argument: $type),*) {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body<const FUSED: bool $(, $generic: $bound)?>($($argument: $type),*) $body
+            fn body<const FUSED: bool $($(, $generic: $bound)+)?>($($argument: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx2$(<$generic: $bound>)?($($argument: $type),*) {
-                    body::<true $(, $generic)?>($($argument),*);
+                fn avx2$(<$($generic: $bound),+>)?($($argument: $type),*) {
+                    body::<true $($(, $generic)+)?>($($argument),*);
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512$(<$generic: $bound>)?($($argument: $type),*) {
-                    body::<true $(, $generic)?>($($argument),*);
+                fn avx512$(<$($generic: $bound),+>)?($($argument: $type),*) {
+                    body::<true $($(, $generic)+)?>($($argument),*);
                 }
                 match isa {
                     $crate::Isa::Portable => {}
@@ -153,7 +178,7 @@ macro_rules! for_each_isa {
                 }
             }
             let _ = isa;
-            body::<false $(, $generic)?>($($argument),*);
+            body::<false $($(, $generic)+)?>($($argument),*);
         }
     };
 }

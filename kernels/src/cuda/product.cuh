@@ -53,6 +53,10 @@ struct Product {
     f32 low_scale;
     // Whether 16 bytes of low_b's rows may be read at once.
     u32 low_is_regular;
+    // Whether c is in bf16, and then not added to.
+    u32 is_rounded;
+    // Parts of k.
+    u32 n_parts;
 };
 
 // ---- Tiles in shared memory ----
@@ -316,6 +320,14 @@ __device__ __forceinline__ f32 finished(const Product& p, u32 row, u32 column, f
     return value;
 }
 
+// Stores a finished sum.
+__device__ __forceinline__ void store(const Product& p, u64 at, f32 value) {
+    if (p.is_rounded)
+        reinterpret_cast<bf16*>(p.c)[at] = to_bf16(value);
+    else
+        p.c[at] = value;
+}
+
 template <u32 M, u32 N, bool A_ACROSS, bool B_ACROSS, class Form>
 __device__ __forceinline__ void multiply(const Product& p) {
     typedef Tile<M, N, A_ACROSS, B_ACROSS> T;
@@ -438,11 +450,15 @@ __device__ __forceinline__ void multiply(const Product& p) {
                     part[0] = lower;
                     if (column + 1 < p.n) part[1] = upper;
                 } else if (in_pairs && reinterpret_cast<u64>(p.c) % 8 == 0) {
-                    *reinterpret_cast<float2*>(p.c + at) =
-                        make_float2(finished(p, row, column, lower), finished(p, row, column + 1, upper));
+                    const f32 first = finished(p, row, column, lower);
+                    const f32 second = finished(p, row, column + 1, upper);
+                    if (p.is_rounded)
+                        reinterpret_cast<u32*>(p.c)[at / 2] = pack_bf16(first, second);
+                    else
+                        *reinterpret_cast<float2*>(p.c + at) = make_float2(first, second);
                 } else {
-                    p.c[at] = finished(p, row, column, lower);
-                    if (column + 1 < p.n) p.c[at + 1] = finished(p, row, column + 1, upper);
+                    store(p, at, finished(p, row, column, lower));
+                    if (column + 1 < p.n) store(p, at + 1, finished(p, row, column + 1, upper));
                 }
             }
 }

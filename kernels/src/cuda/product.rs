@@ -120,8 +120,9 @@ pub(crate) struct Product {
     pub dropout: Option<Dropout>,
     pub bias: Option<Address>,
     pub store: Store,
-    /// `m × n` in f32.
+    /// `m × n` in f32; or in bf16, rounded and not added to.
     pub c: Address,
+    pub is_rounded: bool,
 }
 
 /// What is added beside a product in bf16, of little depth.
@@ -255,7 +256,7 @@ fn drop_parameters(dropout: Option<Dropout>) -> (u32, f32, u64) {
 }
 
 impl Product {
-    fn parameters(&self, steps_of_part: usize, parts: Address) -> Parameters {
+    fn parameters(&self, steps_of_part: usize, n_parts: usize, parts: Address) -> Parameters {
         let (absmax_codes, absmax_scales, absmax_offset) = match self.b.0.form {
             Form::Nf4 { absmax_codes, absmax_scales, absmax_offset } => {
                 (absmax_codes, absmax_scales, absmax_offset)
@@ -297,6 +298,8 @@ impl Product {
             .f32(self.scale)
             .f32(low_scale)
             .u32(u32::from(low_b.is_some_and(|low_b| low_b.is_regular())))
+            .u32(u32::from(self.is_rounded))
+            .extent(n_parts)
     }
 
     /// Queues the product. What `scratch` has left may be used by the next one too.
@@ -325,7 +328,7 @@ impl Product {
             assert!(self.low_rank.is_none(), "a pair beside a product in f32");
             let n_blocks = m.div_ceil(SMALL_TILE) * n.div_ceil(SMALL_TILE);
             let kernel = format!("product_in_f32_{turns}_{form}");
-            let parameters = self.parameters(0, Address::NULL);
+            let parameters = self.parameters(0, 1, Address::NULL);
             // SAFETY: as the caller promises.
             unsafe { call.launch(&kernel, Launch::linear(n_blocks, 256), parameters) };
             return;
@@ -347,7 +350,7 @@ impl Product {
             1 => Address::NULL,
             _ => scratch.take(n_parts * m * n * size_of::<f32>()),
         };
-        let parameters = self.parameters(steps_of_part, parts);
+        let parameters = self.parameters(steps_of_part, n_parts, parts);
         let kernel = format!("product_{turns}_{form}_{side}");
         let n_threads = if side == LARGE_TILE { 256 } else { 128 };
         let n_blocks = m.div_ceil(side) * n.div_ceil(side);
@@ -360,7 +363,6 @@ impl Product {
         unsafe {
             call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
             if n_parts > 1 {
-                let parameters = parameters.extent(n_parts);
                 call.launch("product_add_parts", Launch::covering(m * n, 256), parameters);
             }
         }

@@ -3,15 +3,29 @@
 use super::GradientNorm;
 use crate::{
     Cpu,
-    cpu::{math::for_each_isa, parallel::for_each_part},
-    memory::DeviceSlice,
+    cpu::{
+        math::{Widen, for_each_isa},
+        parallel::for_each_part,
+    },
+    memory::{DeviceSlice, Floats},
 };
 
 /// Sums of a level; with the chunks of the next, enough for any buffer at little stack.
 const N_SUMS: usize = 256;
 
 impl GradientNorm for Cpu {
-    fn squared_norm(&mut self, gradient: DeviceSlice<f32>) -> f64 {
+    fn squared_norm(&mut self, gradients: &[Floats]) -> f64 {
+        let norms = gradients.iter().map(|gradient| match *gradient {
+            Floats::F32(values) => self.squared_norm_of(values),
+            Floats::Bf16(values) => self.squared_norm_of(values),
+        });
+        norms.sum()
+    }
+}
+
+impl Cpu {
+    /// Of one region.
+    fn squared_norm_of<T: Widen>(&mut self, gradient: DeviceSlice<T>) -> f64 {
         let isa = self.isa();
         let mut access = self.access("gradient norm");
         let gradient = access.read(gradient);
@@ -29,17 +43,18 @@ impl GradientNorm for Cpu {
 
 for_each_isa! {
     /// `sum = Σ x²` in f64.
-    fn squared(values: &[f32], sum: &mut f64) {
+    fn squared<T: Widen>(values: &[T], sum: &mut f64) {
         /// Running sums: more than the latency of an addition needs.
         const LANES: usize = 32;
         let mut lanes = [0.0_f64; LANES];
         let (chunks, rest) = values.as_chunks::<LANES>();
         for chunk in chunks {
             for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                *lane += f64::from(x) * f64::from(x);
+                let x = f64::from(x.widen());
+                *lane += x * x;
             }
         }
-        let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let rest: f64 = rest.iter().map(|&x| f64::from(x.widen()) * f64::from(x.widen())).sum();
         *sum = lanes.iter().sum::<f64>() + rest;
     }
 }

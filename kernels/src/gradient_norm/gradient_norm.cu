@@ -3,8 +3,8 @@
 #include "quads.cuh"
 
 // A block has one chunk: `chunk` numbers, a multiple of four, fewer at the end.
-extern "C" __global__ void __launch_bounds__(256)
-    gradient_norm_chunks(const f32* __restrict__ gradient, f64* __restrict__ sums, u64 n, u64 chunk) {
+template <class Stored>
+__device__ __forceinline__ void sum_of_chunk(const Stored* gradient, f64* sums, u64 n, u64 chunk) {
     const bool aligned = are_aligned(gradient);
     const u64 start = blockIdx.x * chunk;
     const u64 end = smaller(start + chunk, n);
@@ -19,4 +19,14 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     const f64 sum = block_sum<256>((squares[0] + squares[1]) + (squares[2] + squares[3]));
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gradient_norm_chunks_f32(const f32* __restrict__ gradient, f64* __restrict__ sums, u64 n, u64 chunk) {
+    sum_of_chunk(gradient, sums, n, chunk);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gradient_norm_chunks_bf16(const bf16* __restrict__ gradient, f64* __restrict__ sums, u64 n, u64 chunk) {
+    sum_of_chunk(gradient, sums, n, chunk);
 }

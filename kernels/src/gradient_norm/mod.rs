@@ -1,7 +1,7 @@
 //! The squared norm of a gradient, for clipping and for the log.
 //!
 //! ```text
-//! Σ g²      in f64 over fixed chunks, the chunks summed in order
+//! Σ g²      in f64 over fixed chunks of each region, the chunks summed in order
 //! ```
 
 mod cpu;
@@ -11,10 +11,10 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::memory::{DeviceSlice, Memory};
+use crate::memory::{Floats, Memory};
 
 /// The norm.
 pub trait GradientNorm: Memory {
-    /// `Σ g²` of one region. Not finite when any element is not.
-    fn squared_norm(&mut self, gradient: DeviceSlice<f32>) -> f64;
+    /// `Σ g²` of all regions, added up in their order. Not finite when any element is not.
+    fn squared_norm(&mut self, gradients: &[Floats]) -> f64;
 }

@@ -9,7 +9,8 @@ use crate::{
     cpu::{
         Access,
         gemm::{
-            self, Extents, Layout, LowRank, MOST_AT_ONCE, Operand, Place, Rows, Sums, Term, Values,
+            self, Extents, Layout, LowRank, MOST_AT_ONCE, Operand, Place, Rows, Sums, Target, Term,
+            Values,
         },
         math::for_each_isa,
         parallel::{Shared, for_each_part, for_each_task},
@@ -265,7 +266,9 @@ impl Layers for Cpu {
         gemm::multiply_all(place, n_rows, &[rows], &mut sums, scratch);
         for (sums, bias) in sums.iter_mut().zip(biases) {
             for y in &mut sums.c {
-                add_bias(place.pool, bias, &mut y[..n_rows * sums.n]);
+                if let Target::F32(y) = y {
+                    add_bias(place.pool, bias, &mut y[..n_rows * sums.n]);
+                }
             }
         }
     }
@@ -321,7 +324,7 @@ impl Layers for Cpu {
                     });
                     terms.push(Term { rows: number, b, factor: 1.0, beside });
                 }
-                let c = ArrayVec::from_iter([&mut **dx]);
+                let c = ArrayVec::from_iter([Target::F32(dx)]);
                 let sums = Sums { n: n_in, store: *store, terms, c };
                 gemm::multiply_all(place, n_rows, &rows, &mut [sums], scratch);
                 *store = Store::Accumulate;
@@ -370,7 +373,7 @@ fn pair_gradients(
         let number = rows.len();
         match sums.first_mut() {
             // All see the same x.
-            Some(sums) if !dropout => sums.c.push(da),
+            Some(sums) if !dropout => sums.c.push(Target::F32(da)),
             _ => sums.push(Sums::of(of_x(number, *mask), n_in, gradients, da)),
         }
         rows.push(columns(&**dxa));

@@ -10,7 +10,7 @@ use crate::{
         parallel::for_each_part,
         pool::Pool,
     },
-    memory::{DeviceSlice, Gradient, Store},
+    memory::{DeviceSlice, Gradient, Store, WeightGradient},
 };
 
 /// A weight `[n_out, n_in]` as an operand: along k in `layout`.
@@ -99,7 +99,7 @@ impl Linear for Cpu {
         shape: LinearShape,
         x: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
-        dweight: Gradient,
+        dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
     ) {
         let mut access = self.access("weight gradient");
@@ -109,9 +109,16 @@ impl Linear for Cpu {
         let x = Operand::f32(access.read(x), Layout::Lanes, n_in);
         let extents = Extents { m: n_out, n: n_in, k: n_rows };
         access.count_product(n_out, n_in, n_rows);
-        let Gradient { values, store } = dweight;
-        let (dweight, workspace) = (access.write(values), access.write(workspace.cast()));
-        gemm::multiply(place, extents, 1.0, dy, x, store, dweight, workspace);
+        let workspace = access.write(workspace.cast());
+        match dweight {
+            WeightGradient::F32(Gradient { values, store }) => {
+                let dweight = access.write(values);
+                gemm::multiply(place, extents, 1.0, dy, x, store, dweight, workspace);
+            }
+            WeightGradient::Bf16(values) => {
+                gemm::multiply_rounded(place, extents, dy, x, access.write(values), workspace);
+            }
+        }
     }
 
     fn linear_bias_gradient(

@@ -7,7 +7,7 @@ use crate::{
         Launch, Parameters,
         product::{self, Matrix, Product, Staging, Turn},
     },
-    memory::{DeviceSlice, Gradient, Store},
+    memory::{DeviceSlice, Gradient, Store, WeightGradient},
 };
 
 /// Bytes of workspace that any of the three products needs: both activations as they are staged, and
@@ -27,8 +27,8 @@ pub(crate) fn plain(
     store: Store,
     c: crate::cuda::Address,
 ) -> Product {
-    let (scale, low_rank, dropout, bias) = (1.0, None, None, None);
-    Product { m, n, k, a, b, scale, low_rank, dropout, bias, store, c }
+    let (scale, low_rank, dropout, bias, is_rounded) = (1.0, None, None, None, false);
+    Product { m, n, k, a, b, scale, low_rank, dropout, bias, store, c, is_rounded }
 }
 
 impl Linear for Cuda {
@@ -83,22 +83,27 @@ impl Linear for Cuda {
         shape: LinearShape,
         x: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
-        dweight: Gradient,
+        dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
     ) {
         let LinearShape { n_rows, n_in, n_out } = shape;
         let mut call = self.call("weight gradient");
         let x = call.read(x.first(n_rows * n_in));
         let dy = call.read(dy.first(n_rows * n_out));
-        let Gradient { values, store } = dweight;
-        let dweight = call.write(values.first(n_out * n_in));
+        let n = n_out * n_in;
+        let (dweight, store, is_rounded) = match dweight {
+            WeightGradient::F32(Gradient { values, store }) => {
+                (call.write(values.first(n)), store, false)
+            }
+            WeightGradient::Bf16(values) => (call.write(values.first(n)), Store::Overwrite, true),
+        };
         let mut staging = Staging::new(&mut call, workspace);
         let x = staging.operand(&call, x, (n_rows, n_in), None);
         let dy = staging.operand(&call, dy, (n_rows, n_out), None);
         let extents = (n_out, n_in, n_rows);
         let product = plain(extents, (dy, Turn::Across), (x, Turn::Across), store, dweight);
         // SAFETY: every argument was cut to these extents.
-        unsafe { product.multiply(&mut call, &staging) };
+        unsafe { Product { is_rounded, ..product }.multiply(&mut call, &staging) };
     }
 
     fn linear_bias_gradient(

@@ -30,13 +30,13 @@ PRODUCT_OF_BOTH_SIZES(across_across_copied, true, true, Copied)
 
 // Adds the parts of k in their order. A thread has one number.
 extern "C" __global__ void __launch_bounds__(256)
-    product_add_parts(const __grid_constant__ Product p, u32 n_parts) {
+    product_add_parts(const __grid_constant__ Product p) {
     const u64 at = static_cast<u64>(blockIdx.x) * 256 + threadIdx.x;
     const u64 n_numbers = static_cast<u64>(p.m) * p.n;
     if (at >= n_numbers) return;
     f32 sum = 0.0f;
-    for (u32 part = 0; part < n_parts; part++) sum += p.parts[part * n_numbers + at];
-    p.c[at] = finished(p, static_cast<u32>(at / p.n), static_cast<u32>(at % p.n), sum);
+    for (u32 part = 0; part < p.n_parts; part++) sum += p.parts[part * n_numbers + at];
+    store(p, at, finished(p, static_cast<u32>(at / p.n), static_cast<u32>(at % p.n), sum));
 }
 
 // Rows of an f32 matrix in bf16, padded with zeros to `stride`; as they are or dropped from. A thread has
@@ -142,7 +142,7 @@ __device__ __forceinline__ void multiply_f32(const Product& p) {
         for (u32 j = 0; j < 4; j++) {
             const u32 r = m0 + row + 16 * i, c = n0 + column + 16 * j;
             if (r < p.m && c < p.n)
-                p.c[static_cast<u64>(r) * p.n + c] = finished(p, r, c, sums[i][j]);
+                store(p, static_cast<u64>(r) * p.n + c, finished(p, r, c, sums[i][j]));
         }
 }
 

@@ -25,7 +25,7 @@ use half::bf16;
 use crate::{
     DeviceProfile,
     cpu::gemm::{self, Extents},
-    memory::{DeviceSlice, Gradient, Memory, Store},
+    memory::{DeviceSlice, Floats, Gradient, Memory, Store, WeightGradient},
     nf4::Nf4Weight,
 };
 
@@ -49,6 +49,20 @@ pub enum Weight {
     Bf16(DeviceSlice<bf16>),
     /// Half a byte a number.
     Nf4(Nf4Weight),
+}
+
+impl Weight {
+    /// A weight that is trained, or its gradient.
+    ///
+    /// # Panics
+    /// When it is quantised.
+    pub fn into_floats(self) -> Floats {
+        match self {
+            Self::F32(values) => Floats::F32(values),
+            Self::Bf16(values) => Floats::Bf16(values),
+            Self::Nf4(_) => panic!("a quantised weight is not trained"),
+        }
+    }
 }
 
 /// The three products.
@@ -81,7 +95,7 @@ pub trait Linear: Memory {
         workspace: DeviceSlice<u8>,
     );
 
-    /// `dweight (store) dyᵀ · x`.
+    /// `dweight (store) dyᵀ · x`, or the sums rounded to bf16.
     ///
     /// `x` `[n_rows, n_in]`, `dy` `[n_rows, n_out]`, `dweight` `[n_out, n_in]`.
     fn linear_weight_gradient(
@@ -89,7 +103,7 @@ pub trait Linear: Memory {
         shape: LinearShape,
         x: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
-        dweight: Gradient,
+        dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
     );
 
@@ -106,7 +120,7 @@ pub trait Linear: Memory {
 }
 
 /// Bytes of workspace that any of the three products needs on `profile`, for `shape` or for fewer
-/// rows.
+/// rows, with the gradient of the weight in f32.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: LinearShape) -> usize {
     if profile.is_cuda() {
         return cuda::workspace_bytes(profile, shape);
@@ -117,6 +131,16 @@ pub fn workspace_bytes(profile: &DeviceProfile, shape: LinearShape) -> usize {
         .saturating_add(few_rows_bytes(shape))
         .max(bytes(n_rows, n_in, n_out))
         .max(bytes(n_out, n_in, n_rows))
+}
+
+/// The same where the gradient of the weight may be in bf16.
+pub fn workspace_bytes_with_bf16_gradient(profile: &DeviceProfile, shape: LinearShape) -> usize {
+    let bytes = workspace_bytes(profile, shape);
+    if profile.is_cuda() {
+        return bytes;
+    }
+    let LinearShape { n_rows, n_in, n_out } = shape;
+    bytes.max(gemm::rounded_workspace_bytes(profile, Extents { m: n_out, n: n_in, k: n_rows }))
 }
 
 /// Bytes at the front of the workspace for products with very few rows; a multiple of a cache line.

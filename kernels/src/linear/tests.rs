@@ -71,7 +71,7 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         }
         let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
         let gradient = Gradient { values: dweight, store: Store::Overwrite };
-        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient, scratch);
+        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient.into(), scratch);
         let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
         check(&format!("weight gradient {shape:?}"), &fetch(device, dweight), &expected);
     }
@@ -137,8 +137,42 @@ fn no_rows_have_a_weight_gradient_of_zero(device: &mut impl Linear) {
     for (store, before, after) in [(Store::Overwrite, f32::NAN, 0.0), (Store::Accumulate, 2.0, 2.0)]
     {
         let values = place(device, &vec![before; 630]);
-        device.linear_weight_gradient(shape, x, dy, Gradient { values, store }, scratch);
+        device.linear_weight_gradient(shape, x, dy, Gradient { values, store }.into(), scratch);
         assert_eq!(fetch(device, values), vec![after; 630]);
+    }
+}
+
+fn bits(values: Vec<bf16>) -> Vec<u16> {
+    values.into_iter().map(bf16::to_bits).collect()
+}
+
+/// The gradient of a weight in bf16 is the one in f32, rounded once; and nothing beyond it is written.
+fn check_bf16_gradient(device: &mut impl Linear, shape: LinearShape) {
+    let mut random = Random::new(9);
+    let n = shape.n_in * shape.n_out;
+    let x = place(device, &random.normal(shape.n_rows * shape.n_in));
+    let dy = place(device, &random.normal(shape.n_rows * shape.n_out));
+    let scratch = workspace_bytes_with_bf16_gradient(&device.profile(), shape);
+    let scratch = workspace(device, scratch);
+    let values = place(device, &vec![f32::NAN; n]);
+    let gradient = Gradient { values, store: Store::Overwrite };
+    device.linear_weight_gradient(shape, x, dy, gradient.into(), scratch);
+    let expected = fetch(device, values).into_iter().map(bf16::from_f32).collect();
+    // An odd place and an even one, for which a card has stores of its own.
+    for offset in [3, 8] {
+        let around = place(device, &vec![bf16::NAN; offset + n + 5]);
+        let rounded = around.slice(offset..offset + n);
+        device.linear_weight_gradient(shape, x, dy, WeightGradient::Bf16(rounded), scratch);
+        assert!(bits(fetch(device, rounded)) == bits(Vec::clone(&expected)), "{shape:?}");
+        let around = fetch(device, around);
+        assert!(around[..offset].iter().chain(&around[offset + n..]).all(|value| value.is_nan()));
+    }
+}
+
+fn a_bf16_weight_gradient_is_rounded_once(device: &mut impl Linear) {
+    for shape in SHAPES {
+        check_bf16_gradient(device, shape);
+        check_bf16_gradient(device, LinearShape { n_rows: 0, ..shape });
     }
 }
 
@@ -188,7 +222,7 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
         let Weight::F32(_) = weight else { continue };
         let dweight = place(device, &values);
         let gradient = Gradient { values: dweight, store };
-        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient, scratch);
+        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient.into(), scratch);
         let dweight = fetch(device, dweight);
         for _ in 0..3 {
             let i = random.below(values.len());
@@ -207,6 +241,7 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
 
 on_every_device! {
     products_match_the_reference,
+    a_bf16_weight_gradient_is_rounded_once,
     gradients_match_finite_differences,
     accumulating_adds_to_what_is_there,
     the_bias_gradient_sums_rows,
@@ -234,13 +269,23 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 device.linear(shape, x, weight, None, store, y, scratch);
                 device.linear_input_gradient(shape, dy, weight, store, dx, scratch);
                 let gradient = Gradient { values: dweight, store };
-                device.linear_weight_gradient(shape, x, dy, gradient, scratch);
+                device.linear_weight_gradient(shape, x, dy, gradient.into(), scratch);
                 [y, dx, dweight].map(|slice| {
                     fetch(&device, slice).into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 })
             });
             assert!(results.iter().all(|result| *result == results[0]), "{shape:?} {compute:?}");
         }
+    }
+}
+
+/// More steps than are packed at a time where sums are not rounded, in blocks of fewer rows.
+#[test]
+fn a_bf16_weight_gradient_of_many_rows_is_rounded_once() {
+    for profile in crate::testing::profiles() {
+        let mut device = crate::Cpu::new(profile).unwrap();
+        check_bf16_gradient(&mut device, LinearShape { n_rows: 2_500, n_in: 200, n_out: 1_100 });
+        check_bf16_gradient(&mut device, LinearShape { n_rows: 70_000, n_in: 9, n_out: 35 });
     }
 }
 
@@ -327,7 +372,7 @@ fn large_tiles_give_the_bits_of_small_ones() {
     let dweight = place(&mut device, &vec![f32::NAN; 1040 * 1088]);
     let [x_slice, dy_slice] = [&x, &dy].map(|values| place(&mut device, values));
     let gradient = Gradient { values: dweight, store: Store::Overwrite };
-    device.linear_weight_gradient(shape, x_slice, dy_slice, gradient, scratch);
+    device.linear_weight_gradient(shape, x_slice, dy_slice, gradient.into(), scratch);
     let expected = weight_gradient(shape, &x, &dy);
     check("weight gradient in large tiles", &fetch(&device, dweight), &expected);
 }

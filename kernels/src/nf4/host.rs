@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{ABSMAX_GROUP, BLOCK, LEVELS};
 use crate::{
     Isa,
-    blockwise::{DynamicCode, LEAST_ABSMAX, largest_magnitude, quantize_block},
+    blockwise::{DynamicCode, LEAST_ABSMAX, Plain, largest_magnitude, quantize_block},
     cpu::math::for_each_isa,
 };
 
@@ -106,7 +106,7 @@ pub fn quantize_absmax(absmax: &[f32], offset: f32, codes: &mut [u8], scales: &m
         let is_short = absmax.len() < ABSMAX_GROUP;
         let largest = largest_magnitude(&centred);
         let code = DynamicCode::signed();
-        *scale = quantize_block(code, &centred, largest, is_short, &mut coded);
+        *scale = quantize_block::<Plain>(code, &centred, largest, is_short, &mut coded);
         codes.copy_from_slice(&coded[..codes.len()]);
     }
 }

@@ -11,13 +11,12 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Case, measure_nibble, median, random_model, train};
+use super::{Case, QLORA, measure_nibble, median, random_model, train};
 use crate::{Error, nibble};
 
 /// The shape whose start is measured, and the one that trains.
 const LARGE: &str = "tinyllama-1.1b";
 const SMALL: &str = "smollm2-135m";
-const METHOD: &str = "qlora";
 const LENGTHS: [&str; 5] = ["128", "256", "512", "1024", "2048"];
 
 /// Measures and prints three short tables.
@@ -26,11 +25,11 @@ pub fn bench() -> Result<(), Error> {
     starts(&nibble)?;
     let folder = random_model(SMALL)?;
     let speed = |sequence, n_threads| -> Result<f64, Error> {
-        let case = Case { folder: &folder, method: METHOD, sequence, n_threads: Some(n_threads) };
+        let case = Case { folder: &folder, method: QLORA, sequence, n_threads: Some(n_threads) };
         Ok(median(measure_nibble(&nibble, &case)?.tokens_per_s))
     };
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
-    println!("{SMALL} {METHOD}, 256 tokens a step, by threads\n");
+    println!("{SMALL} {QLORA}, 256 tokens a step, by threads\n");
     println!("{:>8} {:>10} {:>8}", "threads", "tokens/s", "ratio");
     let mut alone = f64::NAN;
     let doubled = std::iter::successors(Some(1), |n| Some(2 * n)).take_while(|&n| n <= n_cores);
@@ -41,7 +40,7 @@ pub fn bench() -> Result<(), Error> {
         }
         println!("{n_threads:>8} {speed:>10.1} {:>7.2}x", speed / alone);
     }
-    println!("\n{SMALL} {METHOD}, one sequence a step, by its length\n");
+    println!("\n{SMALL} {QLORA}, one sequence a step, by its length\n");
     println!("{:>8} {:>10} {:>10}", "tokens", "tokens/s", "ms a step");
     for sequence in LENGTHS {
         let speed = speed(sequence, n_cores)?;
@@ -63,10 +62,10 @@ fn starts(nibble: &Path) -> Result<(), Error> {
     if cache.exists() {
         fs::remove_dir_all(&cache).map_err(|source| Error::File { path: cache.clone(), source })?;
     }
-    println!("{LARGE} {METHOD}, {:.1} GB in bf16: seconds from the start\n", n_bytes / 1e9);
+    println!("{LARGE} {QLORA}, {:.1} GB in bf16: seconds from the start\n", n_bytes / 1e9);
     println!("{:<24} {:>8} {:>12}", "", "ready", "first step");
     for what in ["quantised, image written", "from the image"] {
-        let case = Case { folder: &folder, method: METHOD, sequence: "256", n_threads: None };
+        let case = Case { folder: &folder, method: QLORA, sequence: "256", n_threads: None };
         let mut command = train(nibble, &case, &folder.join("run-start"))?;
         let [ready, step] = when(command.env("NIBBLE_CACHE", &cache), ["ready", "step"])?;
         println!("{what:<24} {ready:>8.2} {step:>12.2}");

@@ -7,7 +7,7 @@ mod paging;
 mod plan;
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -19,7 +19,20 @@ use crate::{Error, carried_programs, nibble, reference, root, run};
 /// Shapes unless others are named: the starter model's, and ids of the catalog.
 const SHAPES: [&str; 4] = [STARTER, "smollm2-135m", "qwen2.5-0.5b", "tinyllama-1.1b"];
 const STARTER: &str = "starter";
-const METHODS: [&str; 3] = ["full", "lora", "qlora"];
+/// What is trained beside theirs.
+const METHODS: [Method; 4] = [
+    Method { name: "full", ours: &["--method", "full"], theirs: &["--method", "full"] },
+    // By either in the form that takes it least memory. Theirs is their fastest form as well; ours is not.
+    Method {
+        name: "full, bf16",
+        ours: &["--method", "full", "--weights", "bf16", "--optimizer", "adamw-8bit"],
+        theirs: &["--method", "full", "--weights", "bf16"],
+    },
+    Method { name: "lora", ours: &["--method", "lora"], theirs: &["--method", "lora"] },
+    QLORA,
+];
+const QLORA: Method =
+    Method { name: "qlora", ours: &["--method", "qlora"], theirs: &["--method", "qlora"] };
 /// Tokens of a step, one sequence.
 const SEQUENCES: [&str; 2] = ["256", "1024"];
 /// Tokens of an example of the data; a shorter sequence is the beginning of one.
@@ -32,6 +45,20 @@ const ROUNDS: usize = 2;
 /// The share that a step must have had of the cores that the best of its run had: less, and another program
 /// was timed. (Not of all cores: an optimizer that keeps one busy is what is measured.)
 const LEAST_SHARE: f64 = 0.85;
+
+/// A method, and how either program is asked for it.
+#[derive(Clone, Copy)]
+struct Method {
+    name: &'static str,
+    ours: &'static [&'static str],
+    theirs: &'static [&'static str],
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name)
+    }
+}
 
 /// One measurement.
 #[derive(Default)]
@@ -76,7 +103,7 @@ pub fn bench_training(shapes: &[&str]) -> Result<(), Error> {
          {ROUNDS} rounds by turns\n"
     );
     println!(
-        "{:<16} {:<6} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>7} {:>7}",
+        "{:<16} {:<10} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>7} {:>7}",
         "shape",
         "method",
         "tokens",
@@ -104,7 +131,7 @@ pub fn bench_training(shapes: &[&str]) -> Result<(), Error> {
 /// What is measured.
 struct Case<'a> {
     folder: &'a Path,
-    method: &'a str,
+    method: Method,
     sequence: &'a str,
     /// All that there are unless told.
     n_threads: Option<usize>,
@@ -132,7 +159,7 @@ fn measure(
     let gib = |bytes: f64| bytes / f64::from(1 << 30);
     let speed = median(ours.tokens_per_s);
     print!(
-        "{shape:<16} {method:<6} {sequence:>6} {speed:>10.1} {:>10.2} {:>10.2}",
+        "{shape:<16} {method:<10} {sequence:>6} {speed:>10.1} {:>10.2} {:>10.2}",
         gib(ours.planned_bytes),
         gib(ours.peak_bytes)
     );
@@ -189,7 +216,7 @@ fn train(nibble: &Path, case: &Case<'_>, out: &Path) -> Result<Command, Error> {
         fs::remove_dir_all(out).map_err(|source| Error::File { path: out.to_owned(), source })?;
     }
     let mut command = Command::new(nibble);
-    command.args(["train", "--json", "--method", method, "--seq", sequence, "--rank", "16"]);
+    command.args(["train", "--json", "--seq", sequence, "--rank", "16"]).args(method.ours);
     command.args(["--steps", &STEPS.to_string(), "--recompute", "off", "--device", "cpu"]);
     if let Some(n_threads) = n_threads {
         command.args(["--threads", &n_threads.to_string()]);
@@ -199,7 +226,7 @@ fn train(nibble: &Path, case: &Case<'_>, out: &Path) -> Result<Command, Error> {
 }
 
 fn measure_nibble(nibble: &Path, case: &Case<'_>) -> Result<Measured, Error> {
-    let out = case.folder.join(format!("run-{}", case.method));
+    let out = case.folder.join("run");
     let events = json_lines(&mut train(nibble, case, &out)?)?;
     let steps = events.iter().filter(|event| event["event"] == "step");
     let tokens_per_s = steps.skip(1).filter_map(|event| event["tokens_per_s"].as_f64()).collect();
@@ -216,7 +243,7 @@ fn measure_peft(python: &Path, case: &Case<'_>) -> Result<Measured, Error> {
     let script = root().join("tests").join("reference").join("bench_peft.py");
     let mut command = Command::new(python);
     command.arg(script).arg("--config").arg(folder.join("config.json"));
-    command.args(["--method", method, "--sequence", sequence, "--rank", "16"]);
+    command.args(["--sequence", sequence, "--rank", "16"]).args(method.theirs);
     let events = json_lines(command.args(["--steps", &STEPS.to_string()]))?;
     let steps: Vec<_> = events.iter().filter(|event| event["event"] == "step").skip(1).collect();
     let cores = |event: &Value| event["cores_used"].as_f64().unwrap_or(f64::NAN);

@@ -3,7 +3,7 @@
 
 use arrayvec::ArrayVec;
 use nibble_kernels::{
-    Backend, DeviceSlice, Gradient, MemoryId, Store,
+    Backend, DeviceSlice, Floats, Gradient, MemoryId, Store, WeightGradient,
     embedding::EmbeddingTable,
     layers::{self, Layer, LayerBackward, LayersShape, LoraPair, MAX_LAYERS},
     linear::{LinearShape, Weight},
@@ -337,10 +337,14 @@ impl Decoder {
         for &(projection, dy) in projections {
             let [n_out, n_in] = self.spec.projection_shape(projection);
             let shape = LinearShape { n_rows, n_in, n_out };
-            if let Weight::F32(values) = gradients.matrix(layer, projection) {
-                let dweight = Gradient { values, store };
-                device.linear_weight_gradient(shape, x, dy, dweight, workspace);
-            }
+            let dweight = match gradients.matrix(layer, projection).into_floats() {
+                Floats::F32(values) => WeightGradient::F32(Gradient { values, store }),
+                Floats::Bf16(values) => {
+                    assert_eq!(store, Store::Overwrite, "bf16 gradients of several micro-batches");
+                    WeightGradient::Bf16(values)
+                }
+            };
+            device.linear_weight_gradient(shape, x, dy, dweight, workspace);
             if let Some(values) = gradients.bias(layer, projection) {
                 device.linear_bias_gradient(n_rows, n_out, dy, Gradient { values, store });
             }

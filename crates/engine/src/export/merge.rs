@@ -104,7 +104,7 @@ impl Merger {
                 let shape = LinearShape { n_rows: rank, n_in, n_out };
                 let dense = Gradient { values: dense, store: Store::Accumulate };
                 let workspace = self.workspace;
-                device.linear_weight_gradient(shape, pair.a, b_transposed, dense, workspace);
+                device.linear_weight_gradient(shape, pair.a, b_transposed, dense.into(), workspace);
             }
             on_tensor(&tensor, device, dense)?;
         }

@@ -3,15 +3,27 @@
 mod states;
 mod update;
 
+use nibble_kernels::{DeviceSlice, Floats};
+
 use crate::{
     adapter::AdapterTensor,
-    weights::{TensorPlace, TensorRole, layout::TensorParts},
+    weights::{TensorPlace, TensorRole},
 };
 
 pub use states::{
     LEAST_QUANTIZED, MomentParts, PAGE_ELEMENTS, Page, Piece, StateFormat, StateLayout, StateTensor,
 };
 pub use update::{OptimizerConfig, OptimizerStates, Trained};
+
+/// How the gradients of the layers' matrices are kept in full fine-tuning. All others are in f32, in which
+/// sums of several parts are added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientFormat {
+    /// Four bytes a number.
+    F32,
+    /// Two bytes a number, rounded once: for steps of a single micro-batch.
+    Bf16,
+}
 
 /// Which tensor is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,8 +39,6 @@ pub enum TrainedRole {
 pub struct TrainedTensor {
     /// Which.
     pub role: TrainedRole,
-    /// First element in the flat buffers.
-    pub start: usize,
     /// Elements.
     pub n_elements: usize,
     /// The block of weights it belongs to, by number, in full fine-tuning.
@@ -39,25 +49,28 @@ impl TrainedTensor {
     /// A matrix of an adapter.
     pub(crate) fn of_adapter(tensor: AdapterTensor) -> Self {
         let n_elements = tensor.n_elements();
-        Self { role: TrainedRole::Adapter(tensor), start: tensor.start, n_elements, block: 0 }
+        Self { role: TrainedRole::Adapter(tensor), n_elements, block: 0 }
     }
 
-    /// A weight, by its place in the f32 layout of gradients.
+    /// A weight, by its place in the layout of gradients.
     pub(crate) fn of_weights(place: TensorPlace, n_layers: usize) -> Self {
-        let TensorParts::F32 { offset } = place.parts else {
-            unreachable!("gradients are laid out in f32")
-        };
         let block = match place.role {
             TensorRole::Embedding => 0,
             TensorRole::Layer(layer, _) => 1 + layer,
             TensorRole::FinalNorm => 1 + n_layers,
             TensorRole::Output => 2 + n_layers,
         };
-        Self {
-            role: TrainedRole::Weight(place),
-            start: offset / size_of::<f32>(),
-            n_elements: place.shape.n_elements(),
-            block,
+        Self { role: TrainedRole::Weight(place), n_elements: place.shape.n_elements(), block }
+    }
+
+    /// The tensor's gradient, in the bytes of all gradients.
+    pub fn gradient(&self, all: DeviceSlice<u8>) -> Floats {
+        match self.role {
+            TrainedRole::Adapter(tensor) => {
+                let start = all.offset() + tensor.start * size_of::<f32>();
+                Floats::F32(DeviceSlice::new(all.memory(), start, self.n_elements))
+            }
+            TrainedRole::Weight(place) => place.weight(all.memory(), all.offset()).into_floats(),
         }
     }
 

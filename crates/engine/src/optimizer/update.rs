@@ -1,9 +1,8 @@
 //! The update, page by page.
 
 use nibble_kernels::{
-    Backend, DeviceSlice,
-    adamw::{AdamWStep, Moments, Parameters, QuantizedMoment, n_moment_blocks},
-    linear::Weight,
+    Backend, DeviceSlice, Floats,
+    adamw::{AdamWStep, Moments, QuantizedMoment, n_moment_blocks},
     paging::{PageError, StorePlace},
 };
 
@@ -127,7 +126,7 @@ impl OptimizerStates {
         Ok(here)
     }
 
-    /// Updates `trained` and every state from `gradients`, a flat buffer.
+    /// Updates `trained` and every state from `gradients`, the bytes of all of them.
     ///
     /// # Errors
     /// When a page could not be moved; the parameters are then those of no step.
@@ -135,7 +134,7 @@ impl OptimizerStates {
         &mut self,
         device: &mut impl Backend,
         update: AdamWStep,
-        gradients: DeviceSlice<f32>,
+        gradients: DeviceSlice<u8>,
         mut trained: Trained<'_>,
     ) -> Result<(), PageError> {
         let mut entered = None;
@@ -159,23 +158,14 @@ impl OptimizerStates {
                 let (start, len) = (piece.first_element, piece.len);
                 let parameters = match (&trained, tensor.role) {
                     (Trained::Weights(weights), TrainedRole::Weight(_)) => {
-                        match weights.weight(&self.weight_places[piece.tensor]) {
-                            Weight::F32(slice) => Parameters::F32(slice.slice(start..start + len)),
-                            Weight::Bf16(slice) => {
-                                Parameters::Bf16(slice.slice(start..start + len))
-                            }
-                            Weight::Nf4(_) => unreachable!("quantised weights are not trained"),
-                        }
+                        weights.weight(&self.weight_places[piece.tensor]).into_floats()
                     }
-                    (Trained::Adapter(flat), _) => {
-                        let start = tensor.start + start;
-                        Parameters::F32(flat.slice(start..start + len))
+                    (Trained::Adapter(flat), TrainedRole::Adapter(place)) => {
+                        Floats::F32(flat.slice(place.start..place.start + place.n_elements()))
                     }
-                    (Trained::Weights(_), TrainedRole::Adapter(_)) => {
-                        unreachable!("either weights or an adapter are trained")
-                    }
+                    _ => unreachable!("either weights or an adapter are trained"),
                 };
-                let first = tensor.start + start;
+                let range = start..start + len;
                 let step = AdamWStep {
                     weight_decay: if tensor.decays() { update.weight_decay } else { 0.0 },
                     // Another draw of the rounding for every tensor.
@@ -183,7 +173,8 @@ impl OptimizerStates {
                     first_element: start,
                     ..update
                 };
-                let gradient = gradients.slice(first..first + len);
+                let (parameters, gradient) =
+                    (parameters.slice(range.clone()), tensor.gradient(gradients).slice(range));
                 device.adamw(step, parameters, gradient, moments(states, &piece));
             }
             if let (Some(page), Some(window)) = (self.paged(number), &mut self.window) {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     adapter::Targets,
     model::{ModelSpec, Projection},
-    optimizer::StateFormat,
+    optimizer::{GradientFormat, StateFormat},
     weights::{EmbeddingFormat, WeightFormat},
 };
 
@@ -155,6 +155,11 @@ pub fn training_shape(
         } else {
             // The prompt gets as many tokens again as its answer may have.
             settings.samples.max_tokens.saturating_mul(2).min(spec.max_context)
+        },
+        // Sums over micro-batches would lose in every addition what is below bf16's rounding.
+        gradients: match (method, plain, settings.gradient_accumulation) {
+            (Method::Full, WeightFormat::Bf16, 1) => GradientFormat::Bf16,
+            _ => GradientFormat::F32,
         },
         states: match settings.optimizer {
             Optimizer::AdamW => StateFormat::F32,

@@ -6,7 +6,7 @@ use super::residency::{Outside, Residency, is_spread};
 use crate::{
     adapter::{AdapterLayout, Targets},
     model::{ModelSpec, Projection},
-    optimizer::{StateFormat, StateLayout, TrainedTensor},
+    optimizer::{GradientFormat, StateFormat, StateLayout, TrainedTensor},
     weights::{EmbeddingFormat, PagedLayers, WeightFormat, WeightLayout},
 };
 
@@ -45,6 +45,8 @@ pub struct TrainingShape {
     pub recompute: bool,
     /// The longest sample written during the run, prompt included; 0: none.
     pub sample_tokens: usize,
+    /// How the gradients of the layers' matrices are kept, when everything is trained.
+    pub gradients: GradientFormat,
     /// How the optimizer's states are stored.
     pub states: StateFormat,
     /// What lies outside the device.
@@ -74,9 +76,13 @@ impl TrainingShape {
         }
     }
 
-    /// The layout of the gradients (and moments) of full fine-tuning: every weight in f32.
+    /// The layout of the gradients of full fine-tuning.
     pub fn gradient_layout(&self) -> WeightLayout {
-        WeightLayout::new(&self.spec, WeightFormat::F32)
+        let format = match self.gradients {
+            GradientFormat::F32 => WeightFormat::F32,
+            GradientFormat::Bf16 => WeightFormat::Bf16,
+        };
+        WeightLayout::with_embedding_format(&self.spec, format, EmbeddingFormat::F32)
     }
 
     /// The layout of the optimizer's states.

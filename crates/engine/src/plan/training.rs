@@ -25,7 +25,7 @@ use super::{
 use crate::{
     adapter::Targets,
     model::{ModelSpec, Projection},
-    optimizer::StateLayout,
+    optimizer::{GradientFormat, StateLayout},
 };
 
 /// The inputs of one micro-batch and its losses.
@@ -54,14 +54,14 @@ pub struct RopeTables {
     pub sin: DeviceSlice<f32>,
 }
 
-/// What the optimizer reads and writes: flat buffers of one layout, an [`AdapterLayout`] or, in
-/// full fine-tuning, the f32 [`WeightLayout`].
+/// What the optimizer reads and writes.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainableSlices {
-    /// The adapter's parameters; `None` in full fine-tuning, whose parameters are the weights.
+    /// The adapter's parameters, by its [`AdapterLayout`]; `None` in full fine-tuning, whose parameters
+    /// are the weights.
     pub parameters: Option<DeviceSlice<f32>>,
-    /// Gradients.
-    pub gradients: DeviceSlice<f32>,
+    /// The bytes of the gradients, by the adapter's layout or [`TrainingShape::gradient_layout`].
+    pub gradients: DeviceSlice<u8>,
     /// The optimizer's states.
     pub states: StateSlices,
 }
@@ -247,15 +247,16 @@ fn trainable(
     layout: &StateLayout,
 ) -> TrainableSlices {
     let adapter = shape.adapter_layout();
-    let len = match &adapter {
-        Some(layout) => layout.len(),
-        None => shape.gradient_layout().n_bytes() / size_of::<f32>(),
+    let parameters = adapter
+        .as_ref()
+        .map(|layout| regions.region("adapter", Category::Adapters, layout.len(), Moments::ALWAYS));
+    let n_bytes = match &adapter {
+        Some(layout) => layout.len() * size_of::<f32>(),
+        None => shape.gradient_layout().n_bytes(),
     };
-    let mut flat =
-        |name: &'static str, category| regions.region::<f32>(name, category, len, Moments::ALWAYS);
     TrainableSlices {
-        parameters: adapter.is_some().then(|| flat("adapter", Category::Adapters)),
-        gradients: flat("gradients", Category::Gradients),
+        parameters,
+        gradients: regions.region("gradients", Category::Gradients, n_bytes, Moments::ALWAYS),
         states: states(regions, shape, layout),
     }
 }
@@ -500,10 +501,14 @@ pub(super) fn layer_workspace_bytes(shape: &TrainingShape, backward: bool) -> us
     };
     bytes = bytes.max(products_workspace_bytes(spec, profile, n_rows, adapter, dropout));
     if adapter.is_none() && backward {
+        let gradients = shape.gradients;
         for projection in Projection::ALL {
             let [n_out, n_in] = spec.projection_shape(projection);
             let shape = LinearShape { n_rows, n_in, n_out };
-            bytes = bytes.max(linear::workspace_bytes(profile, shape));
+            bytes = bytes.max(match gradients {
+                GradientFormat::F32 => linear::workspace_bytes(profile, shape),
+                GradientFormat::Bf16 => linear::workspace_bytes_with_bf16_gradient(profile, shape),
+            });
         }
     }
     bytes

@@ -5,7 +5,7 @@
 
 use nibble_data::BatchBuffer;
 use nibble_kernels::{
-    Backend, DeviceSlice, Gradient, MemoryError, Store,
+    Backend, DeviceSlice, Floats, Gradient, MemoryError, Store,
     adamw::AdamWStep,
     attention::Segment,
     cuda::DeviceError,
@@ -19,7 +19,7 @@ use crate::{
         Adapter, BackwardSlices, BaseWeights, Decoder, DropoutMask, Gradients, LossGradient,
         PassRows, StepGradients, Sweep, loss,
     },
-    optimizer::{OptimizerConfig, OptimizerStates, Trained},
+    optimizer::{GradientFormat, OptimizerConfig, OptimizerStates, Trained},
     plan::{BatchSlices, MemoryPlan, TrainingLayout, TrainingShape},
     residency::{LayerInputs, Stored},
 };
@@ -80,6 +80,8 @@ pub struct Trainer<B> {
     inputs: LayerInputs,
     states: OptimizerStates,
     gradients: Gradients,
+    /// All of them, to be measured.
+    gradient_regions: Vec<Floats>,
     /// Losses of one micro-batch on their way to the host.
     losses: Vec<f32>,
 }
@@ -108,7 +110,7 @@ impl<B: Backend> Trainer<B> {
             .map(|(layout, parameters)| Adapter { layout, parameters, scale: adapter_scale });
         let flat = layout.trainable.gradients;
         let gradients = if adapter.is_some() {
-            Gradients::Adapter(flat)
+            Gradients::Adapter(flat.cast())
         } else {
             let layout = shape.gradient_layout();
             let weights = BaseWeights::whole(layout, flat.memory(), flat.offset());
@@ -128,9 +130,16 @@ impl<B: Backend> Trainer<B> {
             states: OptimizerStates::new(&shape, &layout.trainable.states, states_at),
             device,
             decoder,
-            shape,
             layout,
+            gradient_regions: match shape.gradients {
+                // What aligns the tensors is zero.
+                GradientFormat::F32 => vec![flat.cast::<f32>().into()],
+                GradientFormat::Bf16 => {
+                    shape.trained_tensors().map(|tensor| tensor.gradient(flat)).collect()
+                }
+            },
             gradients,
+            shape,
         })
     }
 
@@ -303,7 +312,7 @@ impl<B: Backend> Trainer<B> {
         seed: u64,
     ) -> Result<f64, PageError> {
         let trainable = self.layout.trainable;
-        let norm = self.device.squared_norm(trainable.gradients).sqrt();
+        let norm = self.device.squared_norm(&self.gradient_regions).sqrt();
         if !norm.is_finite() {
             return Ok(norm);
         }

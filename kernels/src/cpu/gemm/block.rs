@@ -3,10 +3,12 @@
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
+use half::bf16;
 
 use super::{
     Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, Sums,
-    TASK_COLUMNS, Term,
+    TASK_COLUMNS, Target, Term,
+    expand::round_row,
     kernels::{Kernel, Tile},
     operand::{Form, Layout},
     products_beside,
@@ -139,13 +141,14 @@ impl<'a> Block<'a> {
         });
     }
 
-    /// Adds every term to its sums.
+    /// Adds every term to its sums. Of the last memory each thread has a part of its own, for a task's
+    /// part of B and of C.
     pub fn add(
         &self,
         rows: &[Rows<'_>],
         sums: &mut [Sums<'_>],
         (packed_a, packed_through): (&[u32], &[u32]),
-        (packed_b, b_len): (&mut [u32], usize),
+        (of_threads, b_len, c_len): (&mut [u32], usize, usize),
     ) {
         let mut throughs = self.throughs.iter().map(|place| &packed_through[place.clone()]);
         let mut ready = ArrayVec::<ReadySums<'_>, MOST_AT_ONCE>::new();
@@ -166,17 +169,22 @@ impl<'a> Block<'a> {
             }
             // What spans before this one left is added to.
             let store = if self.steps.start == 0 { *store } else { Store::Accumulate };
-            let c = c.iter_mut().map(|c| Shared::new(c)).collect();
+            let c = c.iter_mut().map(|c| match c {
+                Target::F32(values) => SharedTarget::F32(Shared::new(values)),
+                Target::Bf16(values) => SharedTarget::Bf16(Shared::new(values)),
+            });
+            let c = c.collect();
             ready.push(ReadySums { n: *n, terms: ready_terms, store, c });
         }
         let (place, kernel) = (self.place, self.kernel);
         let n_threads = place.pool.n_threads();
-        let packed_b = Shared::new(&mut packed_b[..b_len * n_threads]);
+        let len = b_len + c_len;
+        let of_threads = Shared::new(&mut of_threads[..len * n_threads]);
         let widths = || ready.iter().map(|sums| sums.n);
         let tasks = Tasks::cut(kernel, self.lanes.len(), widths, n_threads);
         place.pool.run(tasks.n, |thread, mut task| {
             // SAFETY: each thread has a part of its own, and a thread runs one task at a time.
-            let packed_b = unsafe { packed_b.slice(thread * b_len, b_len) };
+            let own = unsafe { of_threads.slice(thread * len, len) };
             for sums in &ready {
                 let column_tasks = sums.n.div_ceil(tasks.n_columns);
                 let n = column_tasks * tasks.row_tasks;
@@ -188,7 +196,7 @@ impl<'a> Block<'a> {
                 let columns = first..(first + tasks.n_columns).min(sums.n);
                 let top = task / column_tasks * tasks.n_rows;
                 let rows = top..(top + tasks.n_rows).min(self.lanes.len());
-                return self.add_part(sums, rows, columns, packed_b);
+                return self.add_part(sums, rows, columns, own.split_at_mut(b_len));
             }
         });
     }
@@ -199,7 +207,7 @@ impl<'a> Block<'a> {
         sums: &ReadySums<'_>,
         rows: Range<usize>,
         columns: Range<usize>,
-        packed_b: &mut [u32],
+        (packed_b, unrounded): (&mut [u32], &mut [u32]),
     ) {
         let kernel = self.kernel;
         let form = self.place.form(kernel, kernel.n_columns);
@@ -221,20 +229,36 @@ impl<'a> Block<'a> {
                             let b_panel = &packed_b[(column - columns.start) * steps..];
                             for row in near.clone().step_by(kernel.n_rows) {
                                 let a_panel = &a[earlier + row * steps..];
+                                let (stride, start) = match c {
+                                    SharedTarget::F32(_) => {
+                                        (n, (self.lanes.start + row) * n + column)
+                                    }
+                                    SharedTarget::Bf16(_) => {
+                                        let stride = columns.len();
+                                        let from_top = (row - rows.start) * stride;
+                                        (stride, from_top + column - columns.start)
+                                    }
+                                };
                                 let tile = Tile {
                                     n_rows: kernel.n_rows.min(rows.end - row),
                                     n_columns: kernel.n_columns.min(columns.end - column),
-                                    stride: n,
+                                    stride,
                                     factor: *factor,
                                     overwrite,
                                 };
-                                let start = (self.lanes.start + row) * n + column;
-                                let len = (tile.n_rows - 1) * n + tile.n_columns;
+                                let len = (tile.n_rows - 1) * stride + tile.n_columns;
                                 // SAFETY: tasks own disjoint rows or columns of C, and C outlives
-                                // them; `part` checks that the tile ends inside C. The device was
-                                // made with instructions that this processor has.
+                                // them; `part` checks that the tile ends inside C, as the slice of the
+                                // sums to be rounded does. The device was made with instructions that
+                                // this processor has.
                                 unsafe {
-                                    kernel.run(steps, a_panel, b_panel, c.part(start, len), tile);
+                                    let c = match c {
+                                        SharedTarget::F32(c) => c.part(start, len),
+                                        SharedTarget::Bf16(_) => {
+                                            unrounded[start..start + len].as_mut_ptr().cast()
+                                        }
+                                    };
+                                    kernel.run(steps, a_panel, b_panel, c, tile);
                                 }
                             }
                         }
@@ -243,13 +267,24 @@ impl<'a> Block<'a> {
                 overwrite = false;
             }
         }
-        if overwrite {
-            // A sum of nothing.
-            for c in &sums.c {
-                for row in rows.clone() {
-                    let start = (self.lanes.start + row) * n + columns.start;
+        for c in &sums.c {
+            for (number, row) in rows.clone().enumerate() {
+                let start = (self.lanes.start + row) * n + columns.start;
+                let len = columns.len();
+                match c {
+                    // A sum of nothing.
                     // SAFETY: as above.
-                    unsafe { c.slice(start, columns.len()) }.fill(0.0);
+                    SharedTarget::F32(c) if overwrite => unsafe { c.slice(start, len) }.fill(0.0),
+                    SharedTarget::F32(_) => break,
+                    SharedTarget::Bf16(c) => {
+                        let unrounded = &mut unrounded[number * len..][..len];
+                        if overwrite {
+                            unrounded.fill(0);
+                        }
+                        // SAFETY: as above.
+                        let c = unsafe { c.slice(start, len) };
+                        round_row(self.place.isa, bytemuck::cast_slice(unrounded), c);
+                    }
                 }
             }
         }
@@ -284,7 +319,13 @@ struct ReadySums<'a> {
     n: usize,
     terms: ArrayVec<Ready<'a>, { 2 * MOST_SHARING }>,
     store: Store,
-    c: ArrayVec<Shared<f32>, MOST_SHARING>,
+    c: ArrayVec<SharedTarget, MOST_SHARING>,
+}
+
+/// A [`Target`] as all tasks see it.
+enum SharedTarget {
+    F32(Shared<f32>),
+    Bf16(Shared<bf16>),
 }
 
 /// What a block of rows of a low-rank product passes through.

@@ -304,6 +304,15 @@ pub(crate) fn bf16_bits(value: f32) -> u32 {
 }
 
 for_each_isa! {
+    /// A row of sums in bf16.
+    pub(super) fn round_row(sums: &[f32], row: &mut [bf16]) {
+        for (rounded, &sum) in row.iter_mut().zip(sums) {
+            *rounded = bf16::from_bits(bf16_bits(sum) as u16);
+        }
+    }
+}
+
+for_each_isa! {
     /// Rounds to bf16 where products are.
     fn round_bf16(run: &mut [f32]) {
         for value in run {

@@ -27,6 +27,7 @@ pub(crate) use transpose::{LANES as TURNED_LANES, transpose};
 pub(crate) use vector::{few_rows, few_rows_workspace_bytes, is_few_rows};
 
 use arrayvec::ArrayVec;
+use half::bf16;
 
 use super::pool::Pool;
 use crate::{
@@ -83,6 +84,12 @@ impl Blocking {
         (SPAN / (n_a * rows * kernel.packed_depth(self.depth))).max(1) * self.depth
     }
 
+    /// Rows of A packed at a time where sums are rounded, for which all `k` steps must be there.
+    fn rounded_rows(&self, kernel: &Kernel, k: usize) -> usize {
+        let panel = kernel.n_rows * kernel.packed_depth(k).max(1);
+        ((SPAN / panel).max(1) * kernel.n_rows).min(self.rows)
+    }
+
     /// The most steps of k packed at a time.
     fn most_depth(kernel: &Kernel) -> usize {
         if kernel.bf16_pairs { 640 } else { 320 }
@@ -119,12 +126,24 @@ pub(crate) fn workspace_bytes_of_all(
     k: impl IntoIterator<Item = usize>,
     beside: impl IntoIterator<Item = (usize, usize)>,
 ) -> usize {
+    let (kernel, n_threads) = chosen(profile, m, n);
+    Parts::new(&kernel, m, k, beside).bytes(n_threads)
+}
+
+/// The same for a product whose sums are rounded.
+pub(crate) fn rounded_workspace_bytes(profile: &DeviceProfile, extents: Extents) -> usize {
+    let Extents { m, n, k } = extents;
+    let (kernel, n_threads) = chosen(profile, m, n);
+    Parts::new(&kernel, m, [k], []).rounded(&kernel, m, k).bytes(n_threads)
+}
+
+/// The tile for products of these extents on `profile`, and the threads.
+fn chosen(profile: &DeviceProfile, m: usize, n: usize) -> (Kernel, usize) {
     let DeviceKind::Cpu { isa, n_threads } = profile.kind else {
         unreachable!("a workspace of the processor")
     };
     // A profile may ask for more than this processor has; the device would then use less.
-    let kernel = Kernel::choose(isa.min(Isa::best()), profile.compute, m, n);
-    Parts::new(&kernel, m, k, beside).end(n_threads).saturating_mul(size_of::<u32>())
+    (Kernel::choose(isa.min(Isa::best()), profile.compute, m, n), n_threads)
 }
 
 /// Elements (f32, or pairs of bf16) of the parts of a workspace, in order.
@@ -137,6 +156,8 @@ struct Parts {
     down: usize,
     /// One task's part of B; each thread has its own.
     b: usize,
+    /// One task's part of C, where sums are rounded; each thread has its own.
+    c: usize,
 }
 
 impl Parts {
@@ -166,13 +187,23 @@ impl Parts {
             a = a.min(SPAN.max(of(Blocking::most_depth(kernel)).saturating_mul(n_a)));
         }
         let b = panels(TASK_COLUMNS) * kernel.packed_depth(Blocking::most_depth(kernel));
-        Self { a, through, down, b }
+        Self { a, through, down, b, c: 0 }
     }
 
-    fn end(&self, n_threads: usize) -> usize {
-        [self.through, self.down, self.b.saturating_mul(n_threads)]
+    /// The parts of a product with `m` rows and `k` steps, or fewer, whose sums are rounded.
+    fn rounded(self, kernel: &Kernel, m: usize, k: usize) -> Self {
+        // One panel at least, of all steps.
+        let a = self.a.max(MAX_ROWS.saturating_mul(kernel.packed_depth(k.max(1))));
+        let rows = m.min(Blocking::most_rows(kernel)) + MAX_ROWS;
+        Self { a, c: rows * TASK_COLUMNS, ..self }
+    }
+
+    fn bytes(&self, n_threads: usize) -> usize {
+        let of_threads = self.b.saturating_add(self.c).saturating_mul(n_threads);
+        [self.through, self.down, of_threads]
             .into_iter()
             .fold(self.a, usize::saturating_add)
+            .saturating_mul(size_of::<u32>())
     }
 }
 
@@ -226,24 +257,50 @@ pub(crate) struct LowRank<'a> {
     pub up: Option<(Operand<'a>, f32)>,
 }
 
+/// Where a sum goes.
+pub(crate) enum Target<'a> {
+    F32(&'a mut [f32]),
+    /// Rounded once, over what is there.
+    Bf16(&'a mut [bf16]),
+}
+
+impl Target<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    fn is_rounded(&self) -> bool {
+        matches!(self, Self::Bf16(_))
+    }
+}
+
 /// `c (store) Σ terms`, `c` `[m, n]` row-major; several where they share every B.
 pub(crate) struct Sums<'a> {
     pub n: usize,
     pub store: Store,
     pub terms: ArrayVec<Term<'a>, MOST_SHARING>,
-    pub c: ArrayVec<&'a mut [f32], MOST_SHARING>,
+    pub c: ArrayVec<Target<'a>, MOST_SHARING>,
 }
 
 impl<'a> Sums<'a> {
     /// A sum of one term.
     pub fn of(term: Term<'a>, n: usize, store: Store, c: &'a mut [f32]) -> Self {
+        Self::into_target(term, n, store, Target::F32(c))
+    }
+
+    fn into_target(term: Term<'a>, n: usize, store: Store, c: Target<'a>) -> Self {
         Self { n, store, terms: ArrayVec::from_iter([term]), c: ArrayVec::from_iter([c]) }
     }
 
     /// Panics when an operand is smaller than its extents.
     fn check(&self, m: usize, rows: &[Rows<'_>]) {
-        let Self { n, terms, c, .. } = self;
+        let Self { n, terms, c, store } = self;
         assert!(c.iter().all(|c| c.len() >= m * n), "a sum beyond its matrix");
+        let is_rounded = c.iter().any(Target::is_rounded);
+        assert!(!is_rounded || *store == Store::Overwrite, "a rounded sum that is added to");
         for Term { rows: number, b, beside, .. } in terms {
             let k = rows[*number].k;
             assert!(rows[*number..][..c.len()].iter().all(|rows| rows.k == k), "A that differ");
@@ -289,6 +346,23 @@ pub(crate) fn multiply(
     multiply_all(place, m, &[Rows { a, k }], &mut [Sums::of(term, n, store, c)], workspace);
 }
 
+/// `c = a · b`, rounded once; `c` `[m, n]` row-major.
+///
+/// `workspace`: [`rounded_workspace_bytes`], read as 32-bit elements.
+pub(crate) fn multiply_rounded(
+    place: Place<'_>,
+    extents: Extents,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    c: &mut [bf16],
+    workspace: &mut [u32],
+) {
+    let Extents { m, n, k } = extents;
+    let term = Term { rows: 0, b, factor: 1.0, beside: None };
+    let sums = Sums::into_target(term, n, Store::Overwrite, Target::Bf16(c));
+    multiply_all(place, m, &[Rows { a, k }], &mut [sums], workspace);
+}
+
 /// Several products with `m` rows: each A is packed once, each B once for all sums that share it, and
 /// each C is one sum of all its terms.
 ///
@@ -308,17 +382,23 @@ pub(crate) fn multiply_all(
     sums.iter().for_each(|sums| sums.check(m, rows));
     let kernel = Kernel::choose(place.isa, place.compute, m, n);
     let beside = products_beside(sums).map(|(number, beside)| (beside.rank, rows[number].k));
-    let parts = Parts::new(&kernel, m, rows.iter().map(|rows| rows.k), beside);
+    let mut parts = Parts::new(&kernel, m, rows.iter().map(|rows| rows.k), beside);
+    let deepest = rows.iter().map(|rows| rows.k).max().unwrap_or(0).max(1);
+    let blocking = Blocking::new(&kernel, deepest);
+    let is_rounded = sums.iter().flat_map(|sums| &sums.c).any(Target::is_rounded);
+    let (block_rows, span) = if is_rounded {
+        assert!(rows.len() == 1 && parts.through == 0, "a rounded sum beside others");
+        parts = parts.rounded(&kernel, m, deepest);
+        (blocking.rounded_rows(&kernel, deepest), deepest)
+    } else if parts.through == 0 {
+        (blocking.rows, blocking.span(&kernel, m, rows.len()).min(deepest))
+    } else {
+        (blocking.rows, deepest)
+    };
     let (packed_a, rest) = workspace.split_at_mut(parts.a);
     let (packed_through, rest) = rest.split_at_mut(parts.through);
-    let (packed_down, packed_b) = rest.split_at_mut(parts.down);
+    let (packed_down, of_threads) = rest.split_at_mut(parts.down);
 
-    let deepest = rows.iter().map(|rows| rows.k).max().unwrap_or(0).max(1);
-    let span = match parts.through {
-        0 => Blocking::new(&kernel, deepest).span(&kernel, m, rows.len()).min(deepest),
-        _ => deepest,
-    };
-    let block_rows = Blocking::most_rows(&kernel);
     for first_row in (0..m).step_by(block_rows) {
         let lanes = first_row..(first_row + block_rows).min(m);
         for first_step in (0..deepest).step_by(span) {
@@ -326,7 +406,7 @@ pub(crate) fn multiply_all(
             let block = Block::new(&kernel, place, lanes.clone(), steps, rows, sums);
             block.pack(rows, sums, (packed_a, packed_down));
             block.pass_beside(rows, sums, (packed_a, packed_down), packed_through);
-            block.add(rows, sums, (packed_a, packed_through), (packed_b, parts.b));
+            block.add(rows, sums, (packed_a, packed_through), (of_threads, parts.b, parts.c));
         }
     }
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use nibble_kernels::{
-    Cpu, DeviceProfile, DeviceSlice, Element, Gradient, Memory, MemoryError, MemoryId,
-    OperationProfile, Paging, Store, adamw, attention,
+    Cpu, DeviceProfile, DeviceSlice, Element, Floats, Gradient, Memory, MemoryError, MemoryId,
+    OperationProfile, Paging, Store, WeightGradient, adamw, attention,
     cuda::DeviceError,
     embedding, gradient_norm, layers, linear,
     memory::MappedFile,
@@ -160,8 +160,8 @@ impl Paging for Failing {
 }
 
 impl gradient_norm::GradientNorm for Failing {
-    fn squared_norm(&mut self, gradient: DeviceSlice<f32>) -> f64 {
-        if self.works() { self.cpu.squared_norm(gradient) } else { 0.0 }
+    fn squared_norm(&mut self, gradients: &[Floats]) -> f64 {
+        if self.works() { self.cpu.squared_norm(gradients) } else { 0.0 }
     }
 }
 
@@ -187,7 +187,7 @@ forward! {
     linear::Linear {
         fn linear(shape: linear::LinearShape, x: DeviceSlice<f32>, weight: linear::Weight, bias: Option<DeviceSlice<f32>>, store: Store, y: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
         fn linear_input_gradient(shape: linear::LinearShape, dy: DeviceSlice<f32>, weight: linear::Weight, store: Store, dx: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn linear_weight_gradient(shape: linear::LinearShape, x: DeviceSlice<f32>, dy: DeviceSlice<f32>, dweight: Gradient, workspace: DeviceSlice<u8>);
+        fn linear_weight_gradient(shape: linear::LinearShape, x: DeviceSlice<f32>, dy: DeviceSlice<f32>, dweight: WeightGradient, workspace: DeviceSlice<u8>);
         fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: DeviceSlice<f32>, dbias: Gradient);
     }
     layers::Layers {
@@ -223,6 +223,6 @@ forward! {
         fn scatter_rows(width: usize, index: DeviceSlice<u32>, x: DeviceSlice<f32>, y: DeviceSlice<f32>);
     }
     adamw::AdamW {
-        fn adamw(step: adamw::AdamWStep, parameters: adamw::Parameters, gradient: DeviceSlice<f32>, moments: adamw::Moments);
+        fn adamw(step: adamw::AdamWStep, parameters: Floats, gradient: Floats, moments: adamw::Moments);
     }
 }
