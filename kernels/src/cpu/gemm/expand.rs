@@ -1,8 +1,12 @@
 //! Numbers from what they are stored as to runs of f32 or pairs of bf16.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::nf4::{HALF, Nf4Values};
+#[cfg(target_arch = "x86_64")]
+use super::{nf4, operand::Layout};
 use crate::{Compute, Isa, cpu::math::for_each_isa, layers::Dropout, nf4::BLOCK};
 
 /// The most elements that are expanded at a time.
@@ -174,6 +178,44 @@ impl Values<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Values<'_> {
+    /// Packs `lanes` × `depth` of a matrix with rows of `stride` into whole panels of pairs, on AVX-512 with
+    /// bf16; or says that it cannot.
+    pub(super) fn pack_panels(
+        &self,
+        isa: Isa,
+        (layout, stride): (Layout, usize),
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        (packed, width): (&mut [u32], usize),
+    ) -> bool {
+        if let Self::Nf4(values) = self {
+            return width == nf4::PANEL
+                && values.pack_panels(isa, (layout, stride), lanes, depth, packed);
+        }
+        let is_whole = width.is_multiple_of(16)
+            && lanes.len().is_multiple_of(width)
+            && depth.len().is_multiple_of(2);
+        if isa < Isa::Avx512Bf16 || layout != Layout::Lanes || !is_whole {
+            return false;
+        }
+        let end = depth.end.saturating_sub(1) * stride + lanes.end;
+        assert!(self.len() >= end && packed.len() >= lanes.len() * depth.len() / 2);
+        let matrix = (stride, lanes, depth);
+        // SAFETY: the device was made with instructions that this processor has; all that is read and
+        // written is there, as just checked.
+        unsafe {
+            match self {
+                Self::F32(values) => x86::pack_across_f32(values, matrix, (packed, width)),
+                Self::Bf16(values) => x86::pack_across_bf16(values, matrix, (packed, width)),
+                Self::Dropped(..) | Self::Nf4(_) => return false,
+            }
+        }
+        true
+    }
+}
+
 /// Panels side by side, of which one step is written.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -334,7 +376,7 @@ mod x86 {
 
     use half::bf16;
 
-    use super::Panels;
+    use super::{super::operand::STEPS_AHEAD, Panels, Range};
 
     /// Rounds whole vectors to pairs; returns how many pairs that were. (The instruction flushes
     /// denormal numbers, as does the one that multiplies.)
@@ -354,6 +396,99 @@ mod x86 {
         run.len() * 16
     }
 
+    /// Rows of which `pairs` joins two at 16 places, into whole panels: see [`super::Values::pack_panels`].
+    ///
+    /// # Safety
+    /// The matrix and the panels must be as large as is asked for.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn pack_across<T>(
+        values: &[T],
+        (stride, columns, depth): (usize, Range<usize>, Range<usize>),
+        (packed, width): (&mut [u32], usize),
+        pairs: unsafe fn(*const T, *const T) -> __m512i,
+    ) {
+        let n_steps = depth.len() / 2;
+        let row = |k: usize| values.as_ptr().wrapping_add(k * stride + columns.start);
+        for step in 0..n_steps {
+            let k = depth.start + 2 * step;
+            for ahead in [0, 1] {
+                let row = row(k + 2 * STEPS_AHEAD + ahead);
+                for lane in (0..columns.len()).step_by(64 / size_of::<T>()) {
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(lane).cast());
+                }
+            }
+            let (first, second) = (row(k), row(k + 1));
+            for (panel, lane) in (0..columns.len()).step_by(width).enumerate() {
+                for column in (0..width).step_by(16) {
+                    // SAFETY: by the caller's promise.
+                    unsafe {
+                        let pairs = pairs(first.add(lane + column), second.add(lane + column));
+                        let place = (panel * n_steps + step) * width + column;
+                        _mm512_storeu_si512(packed.as_mut_ptr().add(place).cast(), pairs);
+                    }
+                }
+            }
+        }
+    }
+
+    /// [`pack_across`] of f32, rounded.
+    ///
+    /// # Safety
+    /// As there.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn pack_across_f32(
+        values: &[f32],
+        matrix: (usize, Range<usize>, Range<usize>),
+        panels: (&mut [u32], usize),
+    ) {
+        // SAFETY: by the caller's promise.
+        unsafe { pack_across(values, matrix, panels, round_pairs) };
+    }
+
+    /// [`pack_across`] of bf16.
+    ///
+    /// # Safety
+    /// As there.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn pack_across_bf16(
+        values: &[bf16],
+        matrix: (usize, Range<usize>, Range<usize>),
+        panels: (&mut [u32], usize),
+    ) {
+        // SAFETY: by the caller's promise.
+        unsafe { pack_across(values, matrix, panels, join_pairs) };
+    }
+
+    /// 16 numbers of each run, rounded, as pairs.
+    ///
+    /// # Safety
+    /// They must be there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn round_pairs(first: *const f32, second: *const f32) -> __m512i {
+        // SAFETY: by the caller's promise; bits of one vector type are valid for another.
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second), _mm512_loadu_ps(first));
+            interleaved(std::mem::transmute::<__m512bh, __m512i>(both))
+        }
+    }
+
+    /// 16 numbers of each run as pairs.
+    ///
+    /// # Safety
+    /// They must be there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn join_pairs(first: *const bf16, second: *const bf16) -> __m512i {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
+            _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+        }
+    }
+
     /// Words 0, 16, 1, 17, … of a vector.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -365,16 +500,14 @@ mod x86 {
         _mm512_permutexvar_epi16(turned, both)
     }
 
-    /// 16 numbers of each run, rounded, as pairs.
+    /// 16 numbers of each run, rounded, to 16 pairs.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn rounded_pairs(first: &[f32; 16], second: &[f32; 16], pairs: &mut [u32; 16]) {
-        // SAFETY: 16 elements of each are there; bits of one vector type are valid for another.
+    fn store_pairs(pairs: &mut [u32; 16], first: &[f32; 16], second: &[f32; 16]) {
+        // SAFETY: 16 elements of each are there.
         unsafe {
-            let low = _mm512_loadu_ps(first.as_ptr());
-            let high = _mm512_loadu_ps(second.as_ptr());
-            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(pairs.as_mut_ptr().cast(), interleaved(both));
+            let both = round_pairs(first.as_ptr(), second.as_ptr());
+            _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
         }
     }
 
@@ -385,7 +518,7 @@ mod x86 {
         let n = pairs.len() * 16;
         let runs = first.as_chunks().0.iter().zip(second.as_chunks().0);
         for (pairs, (first, second)) in pairs.iter_mut().zip(runs) {
-            rounded_pairs(first, second, pairs);
+            store_pairs(pairs, first, second);
         }
         n
     }
@@ -398,7 +531,7 @@ mod x86 {
             let packed = packed[panel * panels.stride..][..panels.width].as_chunks_mut().0;
             let runs = first.as_chunks().0.iter().zip(second.as_chunks().0);
             for (pairs, (first, second)) in packed.iter_mut().zip(runs) {
-                rounded_pairs(first, second, pairs);
+                store_pairs(pairs, first, second);
             }
         }
     }
@@ -443,9 +576,7 @@ mod x86 {
             for (pairs, (first, second)) in packed.iter_mut().zip(runs) {
                 // SAFETY: 16 elements of each are there.
                 unsafe {
-                    let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.as_ptr().cast()));
-                    let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.as_ptr().cast()));
-                    let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    let both = join_pairs(first.as_ptr(), second.as_ptr());
                     _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
                 }
             }

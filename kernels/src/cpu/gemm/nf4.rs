@@ -1,13 +1,19 @@
 //! Blocks of four-bit normal floats to runs of f32 or pairs of bf16; the format is that of
 //! [`crate::nf4`].
 
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 use super::expand::Panels;
-use super::expand::bf16_bits;
+use super::{expand::bf16_bits, operand::Layout};
 use crate::{
     Compute, Isa,
     nf4::{ABSMAX_GROUP, BLOCK, LEVELS, restore_absmax},
 };
+
+/// Lanes of the panels that are packed as a whole.
+#[cfg(target_arch = "x86_64")]
+pub(super) const PANEL: usize = 32;
 
 /// Elements that are expanded at a time: 16 bytes of codes.
 pub(super) const HALF: usize = BLOCK / 2;
@@ -131,6 +137,47 @@ impl Nf4Values<'_> {
         }
     }
 
+    /// Packs `lanes` × `depth` of a matrix with rows of `stride` into panels of pairs, [`PANEL`] lanes wide
+    /// and as deep as `depth`, on AVX-512 with bf16; or says that it cannot: where blocks begin within them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn pack_panels(
+        &self,
+        isa: Isa,
+        (layout, stride): (Layout, usize),
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        packed: &mut [u32],
+    ) -> bool {
+        let is_whole = |n: usize, range: &Range<usize>| {
+            range.start.is_multiple_of(n) && range.len().is_multiple_of(n)
+        };
+        let fits = match layout {
+            Layout::Depth => is_whole(BLOCK, &depth),
+            Layout::Lanes => is_whole(PANEL, &lanes) && depth.len().is_multiple_of(2),
+        };
+        if isa < Isa::Avx512Bf16 || !stride.is_multiple_of(BLOCK) || !fits {
+            return false;
+        }
+        let (rows, columns) = match layout {
+            Layout::Depth => (&lanes, &depth),
+            Layout::Lanes => (&depth, &lanes),
+        };
+        let end = rows.end.saturating_sub(1) * stride + columns.end;
+        let there = [2 * self.codes.len(), BLOCK * self.absmax_codes.len(), self.n_elements];
+        assert!(there.iter().all(|&n| n >= end), "{end} elements of {there:?}");
+        assert!(self.absmax_scales.len() * ABSMAX_GROUP * BLOCK >= end);
+        assert!(packed.len() >= lanes.len().next_multiple_of(PANEL) * depth.len() / 2);
+        // SAFETY: the device was made with instructions that this processor has; all that is read and
+        // written is there, as just checked.
+        unsafe {
+            match layout {
+                Layout::Depth => x86::pack_along(self, stride, lanes, depth, packed),
+                Layout::Lanes => x86::pack_across(self, stride, lanes, depth, packed),
+            }
+        }
+        true
+    }
+
     /// The same of `n` elements into panels of whole halves, on AVX-512.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn halves_into_panels(
@@ -153,7 +200,14 @@ impl Nf4Values<'_> {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, Compute, HALF, LEVELS, Nf4Values, Panels};
+    use super::{
+        super::{
+            operand::{LANES_AHEAD, STEPS_AHEAD},
+            transpose::LANES,
+        },
+        ABSMAX_GROUP, BLOCK, Compute, HALF, LEVELS, Nf4Values, PANEL, Panels, Range,
+    };
+    use crate::blockwise::DynamicCode;
 
     /// 16 bytes, one a lane.
     #[inline]
@@ -269,6 +323,226 @@ mod x86 {
                 unsafe { _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both) };
             }
         }
+    }
+
+    /// [`Nf4Values::absmax`].
+    ///
+    /// # Safety
+    /// There must be as many blocks.
+    #[inline]
+    unsafe fn absmax_of(values: &Nf4Values<'_>, code: &[f32; 256], block: usize) -> f32 {
+        // SAFETY: the block is there, by the caller's promise.
+        let (scale, coded) = unsafe {
+            (
+                *values.absmax_scales.get_unchecked(block / ABSMAX_GROUP),
+                *values.absmax_codes.get_unchecked(block),
+            )
+        };
+        code[usize::from(coded)] * scale + values.absmax_offset
+    }
+
+    /// [`table`] in bf16: the bits of each in the lower half of a lane.
+    ///
+    /// # Safety
+    /// There must be as many blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn narrow_table(values: &Nf4Values<'_>, code: &[f32; 256], block: usize) -> __m512i {
+        // SAFETY: the block is there, by the caller's promise; bits of one vector type are valid for
+        // another.
+        unsafe {
+            let absmax = _mm512_set1_ps(absmax_of(values, code, block));
+            let levels = _mm512_mul_ps(_mm512_loadu_ps(LEVELS.as_ptr()), absmax);
+            let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(levels));
+            _mm512_cvtepu16_epi32(rounded)
+        }
+    }
+
+    /// The 16 bytes of codes from element `start` on, one a lane.
+    ///
+    /// # Safety
+    /// They must be there.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn lanes_at(values: &Nf4Values<'_>, start: usize) -> __m512i {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            _mm512_cvtepu8_epi32(_mm_loadu_si128(values.codes.as_ptr().add(start / 2).cast()))
+        }
+    }
+
+    /// Asks for a line of codes and the absmax codes beside it.
+    #[inline]
+    fn ask_for(values: &Nf4Values<'_>, start: usize) {
+        // SAFETY: a prefetch may be of any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(values.codes.as_ptr().wrapping_add(start / 2).cast());
+            let absmax = values.absmax_codes.as_ptr().wrapping_add(start / BLOCK);
+            _mm_prefetch::<_MM_HINT_T0>(absmax.cast());
+        }
+    }
+
+    /// [`Nf4Values::pack_panels`] where neighbours are neighbouring lanes.
+    ///
+    /// # Safety
+    /// The matrix and the panels must be as large as is asked for.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn pack_across(
+        values: &Nf4Values<'_>,
+        stride: usize,
+        columns: Range<usize>,
+        depth: Range<usize>,
+        packed: &mut [u32],
+    ) {
+        let n_steps = depth.len() / 2;
+        let code = DynamicCode::signed().values();
+        let (mut first, mut second) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+        for step in 0..n_steps {
+            let row = depth.start + 2 * step;
+            for ahead in 0..2 {
+                let row = (row + 2 * STEPS_AHEAD + ahead) * stride;
+                for start in columns.clone().step_by(2 * BLOCK) {
+                    ask_for(values, row + start);
+                }
+            }
+            for (panel, lane) in columns.clone().step_by(PANEL).enumerate() {
+                let starts = [row * stride + lane, (row + 1) * stride + lane];
+                // SAFETY: rows and columns are there, and so is the step of the panel.
+                unsafe {
+                    if panel == 0 || lane.is_multiple_of(BLOCK) {
+                        first = narrow_table(values, code, starts[0] / BLOCK);
+                        second =
+                            _mm512_slli_epi32::<16>(narrow_table(values, code, starts[1] / BLOCK));
+                    }
+                    let [a, b] = [lanes_at(values, starts[0]), lanes_at(values, starts[1])];
+                    let even = _mm512_or_si512(
+                        _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(a), first),
+                        _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(b), second),
+                    );
+                    let odd = _mm512_or_si512(
+                        _mm512_permutexvar_epi32(a, first),
+                        _mm512_permutexvar_epi32(b, second),
+                    );
+                    let pairs = packed.as_mut_ptr().add((panel * n_steps + step) * PANEL);
+                    store_interleaved(even, odd, &mut *pairs.cast());
+                }
+            }
+        }
+    }
+
+    /// [`Nf4Values::pack_panels`] where neighbours are neighbours in k. A byte holds a pair, so that bytes are
+    /// turned and not pairs: 16 of 16 lanes at a time.
+    ///
+    /// # Safety
+    /// The matrix and the panels must be as large as is asked for.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn pack_along(
+        values: &Nf4Values<'_>,
+        stride: usize,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        packed: &mut [u32],
+    ) {
+        let n_steps = depth.len() / 2;
+        let code = DynamicCode::signed().values();
+        // SAFETY: 16 elements are there.
+        let levels = unsafe { _mm512_loadu_ps(LEVELS.as_ptr()) };
+        // The lower and the upper half of a register, word by word.
+        let halves: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
+        // SAFETY: 32 elements are there.
+        let interleaved = unsafe { _mm512_loadu_si512(halves.as_ptr().cast()) };
+        for (group, lane) in rows.clone().step_by(LANES).enumerate() {
+            let n_lanes = LANES.min(rows.end - lane);
+            let mask = ((1_u32 << n_lanes) - 1) as u16;
+            let panel = &mut packed[group / 2 * n_steps * PANEL + group % 2 * LANES..];
+            for k in depth.clone().step_by(BLOCK) {
+                // Of lanes that do not exist, the last one that does. Nothing is gathered in an array, which
+                // the compiler would put in memory and read back before it is there.
+                let start = |i: usize| (lane + i.min(n_lanes - 1)) * stride + k;
+                let at = |i| {
+                    ask_for(values, start(i) + LANES_AHEAD * stride);
+                    // SAFETY: the row is there.
+                    unsafe { absmax_of(values, code, start(i) / BLOCK) }
+                };
+                let absmax = _mm512_setr_ps(
+                    at(0),
+                    at(1),
+                    at(2),
+                    at(3),
+                    at(4),
+                    at(5),
+                    at(6),
+                    at(7),
+                    at(8),
+                    at(9),
+                    at(10),
+                    at(11),
+                    at(12),
+                    at(13),
+                    at(14),
+                    at(15),
+                );
+                for half in [0, HALF] {
+                    let row = |i| {
+                        let codes = values.codes.as_ptr().wrapping_add((start(i) + half) / 2);
+                        // SAFETY: the row is there.
+                        unsafe { _mm_loadu_si128(codes.cast()) }
+                    };
+                    // In quarter q row 4q + i.
+                    let fours = |i| {
+                        let all = _mm512_castsi128_si512(row(i));
+                        let all = _mm512_inserti32x4::<1>(all, row(4 + i));
+                        let all = _mm512_inserti32x4::<2>(all, row(8 + i));
+                        _mm512_inserti32x4::<3>(all, row(12 + i))
+                    };
+                    let codes = turned_bytes(fours(0), fours(1), fours(2), fours(3));
+                    let first = (k - depth.start + half) / 2;
+                    for (step, codes) in codes.into_iter().enumerate() {
+                        let low = _mm512_cvtepu8_epi32(codes);
+                        let high = _mm512_srli_epi32::<4>(low);
+                        let number =
+                            |code| _mm512_mul_ps(_mm512_permutexvar_ps(code, levels), absmax);
+                        let both = _mm512_cvtne2ps_pbh(number(low), number(high));
+                        // SAFETY: bits of one vector type are valid for another; the step's lanes are
+                        // there.
+                        unsafe {
+                            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                            let pairs = _mm512_permutexvar_epi16(interleaved, both);
+                            let place = panel.as_mut_ptr().add((first + step) * PANEL);
+                            _mm512_mask_storeu_epi32(place.cast(), mask, pairs);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sixteen rows of bytes as their columns: rows are interleaved by bytes, then by twos; then the fours of
+    /// one column come together. Of the rows `a` has 0, 4, 8 and 12, `b` the next of each, and so on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn turned_bytes(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> [__m128i; LANES] {
+        let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let (low_next, high_next) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+        // In quarter q four columns, of each the bytes of rows 4q to 4q + 3.
+        let fours = [
+            _mm512_unpacklo_epi16(low, low_next),
+            _mm512_unpackhi_epi16(low, low_next),
+            _mm512_unpacklo_epi16(high, high_next),
+            _mm512_unpackhi_epi16(high, high_next),
+        ];
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let mut columns = [_mm_setzero_si128(); LANES];
+        for (fours, columns) in fours.into_iter().zip(columns.as_chunks_mut::<4>().0) {
+            let turned = _mm512_permutexvar_epi32(order, fours);
+            *columns = [
+                _mm512_castsi512_si128(turned),
+                _mm512_extracti32x4_epi32::<1>(turned),
+                _mm512_extracti32x4_epi32::<2>(turned),
+                _mm512_extracti32x4_epi32::<3>(turned),
+            ];
+        }
+        columns
     }
 
     /// Whole halves of blocks of two runs as pairs, into panels of whole halves; a run of pairs is

@@ -47,8 +47,8 @@ impl Form {
 
 /// How far ahead of their use stored rows are asked for: about the latency of memory, at the rate
 /// of packing.
-const LANES_AHEAD: usize = 16;
-const STEPS_AHEAD: usize = 16;
+pub(super) const LANES_AHEAD: usize = 32;
+pub(super) const STEPS_AHEAD: usize = 40;
 
 impl<'a> Operand<'a> {
     /// An f32 matrix `[lanes, k]`, or `[k, lanes]` in the other layout.
@@ -82,6 +82,13 @@ impl<'a> Operand<'a> {
         let packed = &mut packed[..n_panels * width * steps];
         if !lanes.len().is_multiple_of(width) {
             packed[(n_panels - 1) * width * steps..].fill(0);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if form.bf16_pairs {
+            let (matrix, panels) = ((self.layout, self.stride), (&mut *packed, width));
+            if self.values.pack_panels(form.isa, matrix, lanes.clone(), depth.clone(), panels) {
+                return;
+            }
         }
         match self.layout {
             Layout::Depth => self.pack_depth(form, lanes, depth, steps, packed),
@@ -212,5 +219,84 @@ fn spread<const WIDTH: usize>(elements: &[u32], packed: &mut [u32], steps: usize
     }
     if !rest.is_empty() {
         packed[start..start + rest.len()].copy_from_slice(rest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cpu::gemm::{Nf4Values, bf16_bits},
+        testing::{Nf4Parts, Random, fetch},
+    };
+
+    /// Every instruction set, form, layout and width; whole panels and blocks, and not.
+    #[test]
+    fn panels_hold_the_rounded_elements_and_nothing_else_is_written() {
+        const N_ROWS: usize = 200;
+        const STRIDE: usize = 192;
+        let mut random = Random::new(4);
+        let plain = random.normal(N_ROWS * STRIDE);
+        let narrow: Vec<_> = plain.iter().map(|&value| half::bf16::from_f32(value)).collect();
+        let parts = Nf4Parts::quantize(&plain);
+        let mut device = crate::Cpu::new(crate::DeviceProfile::native_cpu()).unwrap();
+        let weight = parts.place(&mut device);
+        let codes = fetch(&device, weight.codes);
+        let absmax_codes = fetch(&device, weight.absmax_codes);
+        let absmax_scales = fetch(&device, weight.absmax_scales);
+        let nf4 = Nf4Values {
+            n_elements: plain.len(),
+            codes: &codes,
+            absmax_codes: &absmax_codes,
+            absmax_scales: &absmax_scales,
+            absmax_offset: fetch(&device, weight.absmax_offset)[0],
+        };
+        let stored = [
+            (Values::F32(&plain), plain.clone()),
+            (Values::Bf16(&narrow), plain.clone()),
+            (Values::Nf4(nf4), parts.values()),
+        ];
+        let ranges = [0..64, 64..192, 32..96, 96..192, 0..16, 5..70, 3..4, 128..191];
+        let mut packed = Vec::new();
+        for isa in Isa::available() {
+            for (values, expected) in &stored {
+                let bits: Vec<_> = expected.iter().map(|&value| bf16_bits(value)).collect();
+                for layout in [Layout::Depth, Layout::Lanes] {
+                    let operand = Operand { values: *values, layout, stride: STRIDE };
+                    for width in [8, 14, 16, 32] {
+                        for (lanes, depth) in ranges.iter().flat_map(|lanes| {
+                            ranges.iter().map(move |depth| (lanes.clone(), depth.clone()))
+                        }) {
+                            let form =
+                                Form { isa, compute: Compute::Bf16, bf16_pairs: true, width };
+                            let steps = depth.len().div_ceil(2);
+                            let len = lanes.len().next_multiple_of(width) * steps;
+                            packed.clear();
+                            packed.resize(len + 40, u32::MAX);
+                            operand.pack(form, lanes.clone(), depth.clone(), &mut packed);
+                            let at = |lane: usize, k: usize| match layout {
+                                _ if lane >= lanes.end || k >= depth.end => 0,
+                                Layout::Depth => bits[lane * STRIDE + k],
+                                Layout::Lanes => bits[k * STRIDE + lane],
+                            };
+                            for (i, &pair) in packed.iter().enumerate() {
+                                let (panel, step) = (i / width / steps, i / width % steps);
+                                let lane = lanes.start + panel * width + i % width;
+                                let k = depth.start + 2 * step;
+                                let expected = if i < len {
+                                    at(lane, k) | at(lane, k + 1) << 16
+                                } else {
+                                    u32::MAX
+                                };
+                                assert_eq!(
+                                    pair, expected,
+                                    "{isa} {layout:?} {width}: {lanes:?} x {depth:?} at {i}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -167,15 +167,34 @@ pub(super) mod x86 {
         for first in (0..n).step_by(2 * LANES) {
             let n_there = (n - first).min(2 * LANES);
             let there = ((1_u64 << n_there) - 1) as u32;
-            let mut block = [_mm512_setzero_si512(); LANES];
-            for (lane, row) in block.iter_mut().enumerate().take(n_lanes) {
-                let start = rows[lane * stride + first..][..n_there].as_ptr();
+            // Of lanes that do not exist, the last one that does. One by one, as the compiler would put what a
+            // loop or a closure of an array makes in memory.
+            let row = |lane: usize| {
+                let start = rows[lane.min(n_lanes - 1) * stride + first..][..n_there].as_ptr();
                 for line in (0..2 * LANES).step_by(64 / size_of::<T>()) {
                     ask_for(start.wrapping_add(n_lanes * stride + line));
                 }
                 // SAFETY: what the mask names is there.
-                *row = unsafe { load(start, there) };
-            }
+                unsafe { load(start, there) }
+            };
+            let block = [
+                row(0),
+                row(1),
+                row(2),
+                row(3),
+                row(4),
+                row(5),
+                row(6),
+                row(7),
+                row(8),
+                row(9),
+                row(10),
+                row(11),
+                row(12),
+                row(13),
+                row(14),
+                row(15),
+            ];
             store(turned(block), first / 2, n_lanes, n.div_ceil(2), panel, width);
         }
     }
