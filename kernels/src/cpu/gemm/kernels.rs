@@ -22,7 +22,7 @@ pub(super) fn packed_depth(bf16_pairs: bool, depth: usize) -> usize {
 /// What happens to a finished tile.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    /// Rows that exist; the panel may have more, of zeros.
+    /// Rows that exist; the panel may have more, of anything.
     pub n_rows: usize,
     /// Columns that exist.
     pub n_columns: usize,
