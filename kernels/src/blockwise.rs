@@ -44,8 +44,10 @@ pub struct DynamicCode {
     places: [i32; N_PLACES],
     /// Of each decade a line, `slope · magnitude + offset`. The least of them, rounded to a whole number, is
     /// how many borders lie below the magnitude, or one less.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     lines: [(f32, f32); N_DECADES],
     /// The border above so many of them; infinite above the last.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     borders: [f32; 256],
 }
 
@@ -165,10 +167,26 @@ pub(crate) fn largest_magnitude<const N: usize>(values: &[f32; N]) -> f32 {
 /// the same bits.
 pub(crate) trait Blocks {
     /// The codes of a whole block whose numbers are multiplied by `factor`.
-    fn nearest(code: &DynamicCode, values: &[f32; BLOCK], factor: f32, codes: &mut [u8; BLOCK]);
+    ///
+    /// # Safety
+    /// The processor must be one that this is for.
+    unsafe fn nearest(
+        code: &DynamicCode,
+        values: &[f32; BLOCK],
+        factor: f32,
+        codes: &mut [u8; BLOCK],
+    );
 
     /// The numbers that `codes` stand for.
-    fn dequantize(code: &DynamicCode, codes: &[u8; BLOCK], absmax: f32, values: &mut [f32; BLOCK]);
+    ///
+    /// # Safety
+    /// As [`Blocks::nearest`].
+    unsafe fn dequantize(
+        code: &DynamicCode,
+        codes: &[u8; BLOCK],
+        absmax: f32,
+        values: &mut [f32; BLOCK],
+    );
 }
 
 /// Loops that the compiler turns into vector code.
@@ -176,14 +194,24 @@ pub(crate) struct Plain;
 
 impl Blocks for Plain {
     #[inline(always)]
-    fn nearest(code: &DynamicCode, values: &[f32; BLOCK], factor: f32, codes: &mut [u8; BLOCK]) {
+    unsafe fn nearest(
+        code: &DynamicCode,
+        values: &[f32; BLOCK],
+        factor: f32,
+        codes: &mut [u8; BLOCK],
+    ) {
         for (coded, &value) in codes.iter_mut().zip(values) {
             *coded = code.nearest(value * factor);
         }
     }
 
     #[inline(always)]
-    fn dequantize(code: &DynamicCode, codes: &[u8; BLOCK], absmax: f32, values: &mut [f32; BLOCK]) {
+    unsafe fn dequantize(
+        code: &DynamicCode,
+        codes: &[u8; BLOCK],
+        absmax: f32,
+        values: &mut [f32; BLOCK],
+    ) {
         for (value, &coded) in values.iter_mut().zip(codes) {
             *value = code.values[usize::from(coded)] * absmax;
         }
@@ -195,8 +223,11 @@ impl Blocks for Plain {
 /// `is_short`: whether the block is the short end of a tensor, filled up with zeros. The format's
 /// one irregularity: a short block is divided by its absmax where a whole one is multiplied by the
 /// reciprocal, and keeps the raised absmax.
+///
+/// # Safety
+/// The processor must be one that `B` is for.
 #[inline(always)]
-pub(crate) fn quantize_block<B: Blocks>(
+pub(crate) unsafe fn quantize_block<B: Blocks>(
     code: &DynamicCode,
     values: &[f32; BLOCK],
     absmax: f32,
@@ -210,7 +241,8 @@ pub(crate) fn quantize_block<B: Blocks>(
         }
         return raised;
     }
-    B::nearest(code, values, 1.0 / raised, codes);
+    // SAFETY: by the caller's promise.
+    unsafe { B::nearest(code, values, 1.0 / raised, codes) };
     absmax
 }
 
@@ -224,7 +256,7 @@ mod x86 {
     use super::{BLOCK, Blocks, DynamicCode};
 
     /// With AVX-512: tables of 256 numbers are sixteen registers, in which a look-up takes a third of the time
-    /// that it takes in memory. To be used by functions that are compiled for it.
+    /// that it takes in memory. To be inlined in functions that are compiled for it.
     pub(crate) struct Avx512;
 
     /// Numbers of a register.
@@ -326,13 +358,13 @@ mod x86 {
 
     impl Blocks for Avx512 {
         #[inline(always)]
-        fn nearest(
+        unsafe fn nearest(
             code: &DynamicCode,
             values: &[f32; BLOCK],
             factor: f32,
             codes: &mut [u8; BLOCK],
         ) {
-            // SAFETY: whoever names this type is compiled for AVX-512, and called where that is.
+            // SAFETY: by the caller's promise.
             unsafe {
                 if code.zero > 0 {
                     // No more than 128 borders on either side of 0.
@@ -344,7 +376,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn dequantize(
+        unsafe fn dequantize(
             code: &DynamicCode,
             codes: &[u8; BLOCK],
             absmax: f32,
@@ -352,7 +384,7 @@ mod x86 {
         ) {
             let codes = codes.as_chunks::<LANES>().0;
             let values = values.as_chunks_mut::<LANES>().0;
-            // SAFETY: as above; every access is of 16 numbers of an array.
+            // SAFETY: by the caller's promise; every access is of 16 numbers of an array.
             unsafe {
                 let table = Table::<16>::new(&code.values);
                 for (codes, values) in codes.iter().zip(values) {
@@ -396,12 +428,14 @@ mod tests {
     /// Runs `test` with every way that this processor has.
     macro_rules! every_way {
         ($test:ident) => {{
-            $test::<Plain>();
+            // SAFETY: it is for every processor.
+            unsafe { $test::<Plain>() };
             #[cfg(target_arch = "x86_64")]
             if crate::Isa::best() >= crate::Isa::Avx512 {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
                 fn with_avx512() {
-                    $test::<Avx512>();
+                    // SAFETY: this function is compiled for it.
+                    unsafe { $test::<Avx512>() };
                 }
                 // SAFETY: as just asked.
                 unsafe { with_avx512() };
@@ -415,7 +449,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn the_nearest_values_are_found<B: Blocks>() {
+    unsafe fn the_nearest_values_are_found<B: Blocks>() {
         for code in codes() {
             let mut xs = vec![0.0, 1.0, 1.0_f32.next_up(), f32::MIN_POSITIVE, 1e-45, 1e-30];
             xs.extend(code.values);
@@ -434,7 +468,8 @@ mod tests {
                 values[..xs.len()].copy_from_slice(xs);
                 for factor in [1.0, 0.5] {
                     let mut nearest = [0; BLOCK];
-                    B::nearest(code, &values, factor, &mut nearest);
+                    // SAFETY: by the caller's promise.
+                    unsafe { B::nearest(code, &values, factor, &mut nearest) };
                     for (x, nearest) in values.into_iter().zip(nearest) {
                         assert_eq!(nearest, by_counting(code, x * factor), "{x:e} · {factor}");
                     }
@@ -454,9 +489,9 @@ mod tests {
                 for end in [lowest, highest] {
                     let lines = code.lines.iter().map(|&(slope, offset)| slope * end + offset);
                     let least = lines.fold(f32::INFINITY, f32::min);
-                    // Rounded, n or n − 1.
-                    let n = n as f32;
-                    assert!(n - 1.4 < least && least < n + 0.4, "{n}: {least}");
+                    // Rounded, n or n − 1, and never less than 0.
+                    let (lowest, highest) = ((n as f32 - 1.4).max(-0.4), n as f32 + 0.4);
+                    assert!(lowest < least && least < highest, "{n}: {least}");
                 }
             }
         }
@@ -477,17 +512,20 @@ mod tests {
     }
 
     #[inline(always)]
-    fn codes_come_back<B: Blocks>() {
+    unsafe fn codes_come_back<B: Blocks>() {
         for code in codes() {
             let codes: [u8; BLOCK] = std::array::from_fn(|i| i as u8);
             for absmax in [1.0, 3e-38, 1e-20, 0.3, 7e30] {
                 let mut values = [0.0; BLOCK];
-                B::dequantize(code, &codes, absmax, &mut values);
+                // SAFETY: by the caller's promise.
+                unsafe { B::dequantize(code, &codes, absmax, &mut values) };
                 assert_eq!(values, code.values.map(|value| value * absmax));
                 assert_eq!(largest_magnitude(&values), absmax);
                 for is_short in [false, true] {
                     let mut again = [0; BLOCK];
-                    let kept = quantize_block::<B>(code, &values, absmax, is_short, &mut again);
+                    // SAFETY: as above.
+                    let kept =
+                        unsafe { quantize_block::<B>(code, &values, absmax, is_short, &mut again) };
                     assert_eq!(kept, absmax);
                     assert_eq!(again, codes);
                 }

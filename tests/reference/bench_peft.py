@@ -1,13 +1,13 @@
 """Trains a random model of a given shape with PEFT and bitsandbytes, and times it.
 
-    python bench_peft.py --config CONFIG.json --method full|lora|qlora --sequence N --steps N [--weights bf16]
+    python bench_peft.py --config CONFIG.json --method full|lora|qlora --sequence N --steps N
     python bench_peft.py --device cuda --model FOLDER --method qlora --sequence N --steps N
 
-The usual settings of each method: full with f32 weights under bf16 autocast, or with weights, gradients
-and moments in bf16 (--weights bf16: their fastest and smallest, in which small updates are lost); LoRA on a bf16 base;
+The usual settings of each method: full with f32 weights under bf16 autocast, or, with --weights bf16,
+with weights, gradients and moments in bf16, in which small updates are lost; LoRA on a bf16 base;
 QLoRA on an NF4 base with double quantisation and bf16 products; adapters and optimizer states f32.
-A processor without bf16 products emulates them, slowly: there, products are in f32, as nobody who
-has tried both would do otherwise, and LoRA's base is too, which autocast spares a copy of.
+A processor without bf16 products emulates them, slowly: there, products are in f32 but for full in bf16,
+as nobody who has tried both would do otherwise, and LoRA's base is too, which autocast spares a copy of.
 On a card weights and products are bf16, and the model is one that lies on the disk.
 One JSON line when the model is in place, one a step, then one with `"event": "done"`. The base is made
 and saved by a process of its own, so that the peak memory is that of loading and training.

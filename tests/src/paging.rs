@@ -83,6 +83,13 @@ pub fn methods(
         (Trainable::Everything, StateFormat::F32, StateFormat::Blockwise8);
     vec![
         ("full in f32", shape(everything.clone(), WeightFormat::F32, f32)),
+        (
+            "full in bf16, of several micro-batches",
+            TrainingShape {
+                gradients: GradientFormat::F32,
+                ..shape(everything.clone(), WeightFormat::Bf16, f32)
+            },
+        ),
         ("full in bf16 with 8-bit states", shape(everything, WeightFormat::Bf16, eight)),
         ("LoRA", shape(trainable.clone(), WeightFormat::Bf16, f32)),
         ("QLoRA with 8-bit states", shape(trainable, WeightFormat::Nf4, eight)),

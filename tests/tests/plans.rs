@@ -13,8 +13,8 @@ use nibble_engine::{
     },
     weights::{EmbeddingFormat, WeightFormat},
 };
-use nibble_kernels::{DeviceProfile, MemoryId};
-use nibble_run::{LoraSettings, Method, Paging, Recompute, RunSettings};
+use nibble_kernels::{DeviceProfile, DeviceSlice, Floats, MemoryId};
+use nibble_run::{LoraSettings, Method, Paging, Recompute, RunSettings, WeightPrecision};
 use nibble_tests::{Setup, golden, open_trainer};
 
 fn shapes(id: &str) -> Vec<TrainingShape> {
@@ -23,15 +23,15 @@ fn shapes(id: &str) -> Vec<TrainingShape> {
         spec: spec.clone(),
         weight_format,
         embedding_format: EmbeddingFormat::beside(weight_format),
-        trainable,
         sequence: 384,
         batch: 3,
         recompute,
         sample_tokens: 100,
-        gradients: match weight_format {
-            WeightFormat::Bf16 => GradientFormat::Bf16,
+        gradients: match (&trainable, weight_format) {
+            (Trainable::Everything, WeightFormat::Bf16) => GradientFormat::Bf16,
             _ => GradientFormat::F32,
         },
+        trainable,
         states: StateFormat::F32,
         residency: Residency::default(),
         profile: DeviceProfile::native_cpu(),
@@ -205,4 +205,42 @@ fn unknown_targets_and_long_sequences_are_refused() {
     assert!(error.contains("banana") && error.contains("q_proj"), "{error}");
     let error = refused(&RunSettings { sequence: 1 << 20, ..RunSettings::default() });
     assert!(error.contains(&spec.max_context.to_string()), "{error}");
+}
+
+/// In bf16, sums over micro-batches would lose what is below its rounding.
+#[test]
+fn gradients_are_in_bf16_where_none_are_added_up() {
+    let spec = catalog::find("tinyllama-1.1b").unwrap().spec().unwrap();
+    let gradients = |method, weights, gradient_accumulation| {
+        let settings = RunSettings { weights, gradient_accumulation, ..RunSettings::default() };
+        let settings = PlanSettings {
+            settings: &settings,
+            profile: DeviceProfile::native_cpu(),
+            page_rates: PageRates::default(),
+        };
+        let plan = plan::method_plan(&spec, method, settings, u64::MAX).unwrap();
+        (plan.categories.gradients, plan::training_shape(&spec, method, settings).unwrap())
+    };
+    let (in_f32, shape) = gradients(Method::Full, WeightPrecision::F32, 1);
+    assert_eq!(shape.gradients, GradientFormat::F32);
+    for n_batches in [1, 2, 8] {
+        let (bytes, shape) = gradients(Method::Full, WeightPrecision::Bf16, n_batches);
+        let expected = if n_batches == 1 { GradientFormat::Bf16 } else { GradientFormat::F32 };
+        assert_eq!(shape.gradients, expected, "{n_batches}");
+        // All but the embedding, the output matrix and the norms.
+        let matrices = shape.trained_tensors().filter(|tensor| {
+            matches!(
+                tensor.gradient(DeviceSlice::new(MemoryId(0), 0, bytes as usize)),
+                Floats::Bf16(_)
+            )
+        });
+        let saved: usize = matrices.map(|tensor| 2 * tensor.n_elements).sum();
+        assert_eq!(bytes + saved as u64, in_f32, "{n_batches}");
+        assert_eq!(saved > 0, n_batches == 1);
+    }
+    // An adapter's are in f32, whatever lies beside it.
+    for method in [Method::Lora, Method::Qlora] {
+        let (_, shape) = gradients(method, WeightPrecision::Bf16, 1);
+        assert_eq!(shape.gradients, GradientFormat::F32);
+    }
 }

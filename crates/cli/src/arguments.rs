@@ -75,7 +75,7 @@ pub enum ComputeArgument {
 pub enum WeightsArgument {
     /// f32 when trained, else as precise as the products.
     Auto,
-    /// Two bytes a weight, and for its gradient in steps of one micro-batch.
+    /// Two bytes a weight; a layer's gradients too, in steps of one micro-batch.
     Bf16,
     /// Four bytes a weight.
     F32,

@@ -6,10 +6,8 @@ use super::{
     AdamW, AdamWStep, MOMENT_BLOCK, Moments, QuantizedMoment, factors::Factors, first_moment_code,
     n_moment_blocks, second_moment_code,
 };
-#[cfg(target_arch = "x86_64")]
-use crate::blockwise::Avx512;
 use crate::{
-    Cpu, Isa,
+    Cpu,
     blockwise::{Blocks, DynamicCode, Plain, largest_magnitude, quantize_block},
     cpu::{
         Access,
@@ -19,6 +17,8 @@ use crate::{
     memory::{DeviceSlice, Floats},
     random::hash,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::{Isa, blockwise::Avx512};
 
 /// Elements of a task: of seven reads and writes each, so that a quarter of another operation's outweighs
 /// handing it out, and an adapter's small matrices keep several cores busy.
@@ -124,7 +124,8 @@ for_each_isa! {
         m: MomentPart<'_>,
         v: MomentPart<'_>,
     ) {
-        update_blocks::<W, G, Plain>(factors, first, w, g, m, v);
+        // SAFETY: it is for every processor.
+        unsafe { update_blocks::<W, G, Plain>(factors, first, w, g, m, v) };
     }
 }
 
@@ -139,12 +140,16 @@ fn update_blockwise_avx512<W: Stored, G: Widen>(
     m: MomentPart<'_>,
     v: MomentPart<'_>,
 ) {
-    update_blocks::<W, G, Avx512>(factors, first, w, g, m, v);
+    // SAFETY: for processors that have what this function is compiled for.
+    unsafe { update_blocks::<W, G, Avx512>(factors, first, w, g, m, v) };
 }
 
 /// `first`: where in its region the first element stands.
+///
+/// # Safety
+/// The processor must be one that `B` is for.
 #[inline(always)]
-fn update_blocks<W: Stored, G: Widen, B: Blocks>(
+unsafe fn update_blocks<W: Stored, G: Widen, B: Blocks>(
     factors: Factors,
     first: usize,
     w: &mut [W],
@@ -158,15 +163,13 @@ fn update_blocks<W: Stored, G: Widen, B: Blocks>(
     let (v_codes, v_rest) = v.codes.as_chunks_mut::<MOMENT_BLOCK>();
     let n_whole = w.len();
     for block in 0..n_whole {
-        update_block::<W, G, B>(
-            &factors,
-            first + block * MOMENT_BLOCK,
-            &mut w[block],
-            &g[block],
-            (m.code, &mut m_codes[block], &mut m.absmax[block]),
-            (v.code, &mut v_codes[block], &mut v.absmax[block]),
-            false,
-        );
+        let m = (m.code, &mut m_codes[block], &mut m.absmax[block]);
+        let v = (v.code, &mut v_codes[block], &mut v.absmax[block]);
+        let first = first + block * MOMENT_BLOCK;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            update_block::<W, G, B>(&factors, first, &mut w[block], &g[block], m, v, false);
+        }
     }
     if !w_rest.is_empty() {
         // Filled up with elements that are and stay zero.
@@ -178,15 +181,11 @@ fn update_blocks<W: Stored, G: Widen, B: Blocks>(
         g[..n].copy_from_slice(g_rest);
         m_codes[..n].copy_from_slice(m_rest);
         v_codes[..n].copy_from_slice(v_rest);
-        update_block::<W, G, B>(
-            &factors,
-            first + n_whole * MOMENT_BLOCK,
-            &mut w,
-            &g,
-            (m.code, &mut m_codes, &mut m.absmax[n_whole]),
-            (v.code, &mut v_codes, &mut v.absmax[n_whole]),
-            true,
-        );
+        let m = (m.code, &mut m_codes, &mut m.absmax[n_whole]);
+        let v = (v.code, &mut v_codes, &mut v.absmax[n_whole]);
+        let first = first + n_whole * MOMENT_BLOCK;
+        // SAFETY: as above.
+        unsafe { update_block::<W, G, B>(&factors, first, &mut w, &g, m, v, true) };
         w_rest.copy_from_slice(&w[..n]);
         m_rest.copy_from_slice(&m_codes[..n]);
         v_rest.copy_from_slice(&v_codes[..n]);
@@ -197,8 +196,11 @@ fn update_blocks<W: Stored, G: Widen, B: Blocks>(
 type MomentBlock<'a> = (&'static DynamicCode, &'a mut [u8; MOMENT_BLOCK], &'a mut f32);
 
 /// Updates one block; nothing is written before it is known that all can be.
+///
+/// # Safety
+/// The processor must be one that `B` is for.
 #[inline(always)]
-fn update_block<W: Stored, G: Widen, B: Blocks>(
+unsafe fn update_block<W: Stored, G: Widen, B: Blocks>(
     factors: &Factors,
     first: usize,
     w: &mut [W; MOMENT_BLOCK],
@@ -208,8 +210,11 @@ fn update_block<W: Stored, G: Widen, B: Blocks>(
     is_short: bool,
 ) {
     let [mut updated, mut m, mut v] = [[0.0; MOMENT_BLOCK]; 3];
-    B::dequantize(m_code, m_codes, *m_absmax, &mut m);
-    B::dequantize(v_code, v_codes, *v_absmax, &mut v);
+    // SAFETY: by the caller's promise.
+    unsafe {
+        B::dequantize(m_code, m_codes, *m_absmax, &mut m);
+        B::dequantize(v_code, v_codes, *v_absmax, &mut v);
+    }
     for i in 0..MOMENT_BLOCK {
         (updated[i], m[i], v[i]) = factors.update(w[i].widen(), g[i].widen(), m[i], v[i]);
     }
@@ -217,8 +222,11 @@ fn update_block<W: Stored, G: Widen, B: Blocks>(
     if !(m_largest.is_finite() && v_largest.is_finite()) {
         return;
     }
-    *m_absmax = quantize_block::<B>(m_code, &m, m_largest, is_short, m_codes);
-    *v_absmax = quantize_block::<B>(v_code, &v, v_largest, is_short, v_codes);
+    // SAFETY: as above.
+    unsafe {
+        *m_absmax = quantize_block::<B>(m_code, &m, m_largest, is_short, m_codes);
+        *v_absmax = quantize_block::<B>(v_code, &v, v_largest, is_short, v_codes);
+    }
     for i in 0..MOMENT_BLOCK {
         w[i] = W::store(updated[i], draw(factors.rounding_seed, first + i));
     }

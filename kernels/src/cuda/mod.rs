@@ -47,7 +47,7 @@ pub const MAX_SHARED_BYTES: usize = 99 << 10;
 
 /// Memory that every device takes for itself, and that is no plan's: for results that go to the host
 /// at once, such as the sums of the gradient norm.
-pub const SCRATCH_BYTES: usize = 8 << 10;
+pub const SCRATCH_BYTES: usize = 64 << 10;
 
 /// One block of memory.
 #[derive(Debug)]

@@ -321,8 +321,8 @@ __device__ __forceinline__ f32 finished(const Product& p, u32 row, u32 column, f
 }
 
 // Stores a finished sum.
-__device__ __forceinline__ void store(const Product& p, u64 at, f32 value) {
-    if (p.is_rounded)
+__device__ __forceinline__ void store(const Product& p, bool is_rounded, u64 at, f32 value) {
+    if (is_rounded)
         reinterpret_cast<bf16*>(p.c)[at] = to_bf16(value);
     else
         p.c[at] = value;
@@ -434,6 +434,8 @@ __device__ __forceinline__ void multiply(const Product& p) {
     }
 
     const bool in_pairs = p.n % 2 == 0 && p.parts == nullptr;
+    // Gradients of weights alone.
+    const bool is_rounded = A_ACROSS && B_ACROSS && p.is_rounded;
 #pragma unroll
     for (u32 i = 0; i < T::TILES_M; i++)
 #pragma unroll
@@ -452,13 +454,14 @@ __device__ __forceinline__ void multiply(const Product& p) {
                 } else if (in_pairs && reinterpret_cast<u64>(p.c) % 8 == 0) {
                     const f32 first = finished(p, row, column, lower);
                     const f32 second = finished(p, row, column + 1, upper);
-                    if (p.is_rounded)
+                    if (is_rounded)
                         reinterpret_cast<u32*>(p.c)[at / 2] = pack_bf16(first, second);
                     else
                         *reinterpret_cast<float2*>(p.c + at) = make_float2(first, second);
                 } else {
-                    store(p, at, finished(p, row, column, lower));
-                    if (column + 1 < p.n) store(p, at + 1, finished(p, row, column + 1, upper));
+                    store(p, is_rounded, at, finished(p, row, column, lower));
+                    if (column + 1 < p.n)
+                        store(p, is_rounded, at + 1, finished(p, row, column + 1, upper));
                 }
             }
 }

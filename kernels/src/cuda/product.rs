@@ -308,6 +308,10 @@ impl Product {
     /// The operands, `bias` and `c` are arguments of `call` of the extents given here.
     pub unsafe fn multiply(&self, call: &mut Call<'_>, scratch: &Staging) {
         let Self { m, n, k, .. } = *self;
+        assert!(
+            !self.is_rounded || self.store == Store::Overwrite,
+            "a rounded product that is added to"
+        );
         if m == 0 || n == 0 {
             return;
         }

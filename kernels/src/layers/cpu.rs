@@ -266,9 +266,8 @@ impl Layers for Cpu {
         gemm::multiply_all(place, n_rows, &[rows], &mut sums, scratch);
         for (sums, bias) in sums.iter_mut().zip(biases) {
             for y in &mut sums.c {
-                if let Target::F32(y) = y {
-                    add_bias(place.pool, bias, &mut y[..n_rows * sums.n]);
-                }
+                let Target::F32(y) = y else { unreachable!("outputs are not rounded") };
+                add_bias(place.pool, bias, &mut y[..n_rows * sums.n]);
             }
         }
     }

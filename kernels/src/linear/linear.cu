@@ -36,7 +36,8 @@ extern "C" __global__ void __launch_bounds__(256)
     if (at >= n_numbers) return;
     f32 sum = 0.0f;
     for (u32 part = 0; part < p.n_parts; part++) sum += p.parts[part * n_numbers + at];
-    store(p, at, finished(p, static_cast<u32>(at / p.n), static_cast<u32>(at % p.n), sum));
+    const f32 value = finished(p, static_cast<u32>(at / p.n), static_cast<u32>(at % p.n), sum);
+    store(p, p.is_rounded, at, value);
 }
 
 // Rows of an f32 matrix in bf16, padded with zeros to `stride`; as they are or dropped from. A thread has
@@ -142,7 +143,8 @@ __device__ __forceinline__ void multiply_f32(const Product& p) {
         for (u32 j = 0; j < 4; j++) {
             const u32 r = m0 + row + 16 * i, c = n0 + column + 16 * j;
             if (r < p.m && c < p.n)
-                store(p, static_cast<u64>(r) * p.n + c, finished(p, r, c, sums[i][j]));
+                store(p, A_ACROSS && B_ACROSS && p.is_rounded, static_cast<u64>(r) * p.n + c,
+                      finished(p, r, c, sums[i][j]));
         }
 }
 

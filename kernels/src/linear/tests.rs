@@ -375,4 +375,5 @@ fn large_tiles_give_the_bits_of_small_ones() {
     device.linear_weight_gradient(shape, x_slice, dy_slice, gradient.into(), scratch);
     let expected = weight_gradient(shape, &x, &dy);
     check("weight gradient in large tiles", &fetch(&device, dweight), &expected);
+    check_bf16_gradient(&mut device, shape);
 }

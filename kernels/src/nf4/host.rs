@@ -106,7 +106,8 @@ pub fn quantize_absmax(absmax: &[f32], offset: f32, codes: &mut [u8], scales: &m
         let is_short = absmax.len() < ABSMAX_GROUP;
         let largest = largest_magnitude(&centred);
         let code = DynamicCode::signed();
-        *scale = quantize_block::<Plain>(code, &centred, largest, is_short, &mut coded);
+        // SAFETY: it is for every processor.
+        *scale = unsafe { quantize_block::<Plain>(code, &centred, largest, is_short, &mut coded) };
         codes.copy_from_slice(&coded[..codes.len()]);
     }
 }

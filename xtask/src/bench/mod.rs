@@ -22,7 +22,8 @@ const STARTER: &str = "starter";
 /// What is trained beside theirs.
 const METHODS: [Method; 4] = [
     Method { name: "full", ours: &["--method", "full"], theirs: &["--method", "full"] },
-    // By either in the form that takes it least memory. Theirs is their fastest form as well; ours is not.
+    // By either in the form that takes it least memory; theirs is their fastest as well, where the processor
+    // multiplies bf16.
     Method {
         name: "full, bf16",
         ours: &["--method", "full", "--weights", "bf16", "--optimizer", "adamw-8bit"],

@@ -19,7 +19,7 @@ use crate::{
 pub enum Gradients {
     /// The flat buffer of the adapter.
     Adapter(DeviceSlice<f32>),
-    /// Every weight, in the f32 layout.
+    /// Every weight, by the layout of gradients.
     Weights(Box<BaseWeights>),
 }
 

@@ -67,8 +67,8 @@ impl TrainedTensor {
     pub fn gradient(&self, all: DeviceSlice<u8>) -> Floats {
         match self.role {
             TrainedRole::Adapter(tensor) => {
-                let start = all.offset() + tensor.start * size_of::<f32>();
-                Floats::F32(DeviceSlice::new(all.memory(), start, self.n_elements))
+                let range = tensor.start..tensor.start + self.n_elements;
+                Floats::F32(all.cast::<f32>().slice(range))
             }
             TrainedRole::Weight(place) => place.weight(all.memory(), all.offset()).into_floats(),
         }

@@ -73,7 +73,7 @@ impl OptimizerStates {
         }
     }
 
-    /// What is trained, in the order of the flat buffers.
+    /// What is trained, in the order of their layout.
     pub fn tensors(&self) -> &[TrainedTensor] {
         &self.tensors
     }

@@ -96,7 +96,7 @@ impl TrainingShape {
         }
     }
 
-    /// Everything that is trained, in the order of the flat buffers.
+    /// Everything that is trained, in the order of their layout.
     pub fn trained_tensors(&self) -> impl Iterator<Item = TrainedTensor> {
         let adapter = self.adapter_layout();
         let weights = adapter.is_none().then(|| self.gradient_layout());

@@ -251,7 +251,7 @@ fn trainable(
         .as_ref()
         .map(|layout| regions.region("adapter", Category::Adapters, layout.len(), Moments::ALWAYS));
     let n_bytes = match &adapter {
-        Some(layout) => layout.len() * size_of::<f32>(),
+        Some(layout) => layout.len().saturating_mul(size_of::<f32>()),
         None => shape.gradient_layout().n_bytes(),
     };
     TrainableSlices {

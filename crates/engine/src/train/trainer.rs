@@ -187,7 +187,7 @@ impl<B: Backend> Trainer<B> {
 
     /// The summed loss of a micro-batch in nats. Its gradients, each target weighted by
     /// `target_weight`, replace those of the step before with [`Store::Overwrite`], as those of a step's
-    /// first micro-batch must, or else are added to the step's.
+    /// first micro-batch must, or else are added to the step's, unless they are in bf16.
     ///
     /// # Errors
     /// When a page could not be moved; the step's gradients are then incomplete.
@@ -198,13 +198,17 @@ impl<B: Backend> Trainer<B> {
         dropout: Option<DropoutMask>,
         store: Store,
     ) -> Result<f64, PageError> {
+        assert!(
+            store == Store::Overwrite || self.shape.gradients == GradientFormat::F32,
+            "gradients in bf16 are of one micro-batch"
+        );
         let pass = self.upload(batch, dropout);
         self.forward(&pass, true)?;
         let (output, final_norm) = match &self.gradients {
             Gradients::Adapter(_) => (None, None),
             Gradients::Weights(weights) => {
                 let Weight::F32(output) = weights.output() else {
-                    unreachable!("gradients are laid out in f32")
+                    unreachable!("the output matrix has its gradient in f32")
                 };
                 let gradient = |values| Some(Gradient { values, store });
                 (gradient(output), gradient(weights.final_norm()))

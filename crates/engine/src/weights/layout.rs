@@ -7,8 +7,8 @@
 //! embedding | layer 0 | layer 1 | … | final norm | output projection (if it is not the embedding)
 //! ```
 //! Each block begins on a page, so that it can be mapped, copied or paged by itself; each part of a
-//! tensor begins on a cache line. Every layer has the same layout, stored once. A layout in
-//! [`WeightFormat::F32`] also serves gradients and optimizer states of full fine-tuning.
+//! tensor begins on a cache line. Every layer has the same layout, stored once. Gradients of full
+//! fine-tuning lie by such a layout of their own.
 
 use half::bf16;
 use nibble_kernels::{

@@ -267,22 +267,26 @@ impl<'a> Block<'a> {
                 overwrite = false;
             }
         }
+        let len = columns.len();
+        let start = |row: usize| (self.lanes.start + row) * n + columns.start;
         for c in &sums.c {
-            for (number, row) in rows.clone().enumerate() {
-                let start = (self.lanes.start + row) * n + columns.start;
-                let len = columns.len();
-                match c {
-                    // A sum of nothing.
-                    // SAFETY: as above.
-                    SharedTarget::F32(c) if overwrite => unsafe { c.slice(start, len) }.fill(0.0),
-                    SharedTarget::F32(_) => break,
-                    SharedTarget::Bf16(c) => {
-                        let unrounded = &mut unrounded[number * len..][..len];
-                        if overwrite {
-                            unrounded.fill(0);
-                        }
+            match c {
+                // A sum of nothing.
+                SharedTarget::F32(c) if overwrite => {
+                    for row in rows.clone() {
                         // SAFETY: as above.
-                        let c = unsafe { c.slice(start, len) };
+                        unsafe { c.slice(start(row), len) }.fill(0.0);
+                    }
+                }
+                SharedTarget::F32(_) => {}
+                SharedTarget::Bf16(c) => {
+                    let unrounded = &mut unrounded[..rows.len() * len];
+                    if overwrite {
+                        unrounded.fill(0);
+                    }
+                    for (row, unrounded) in rows.clone().zip(unrounded.chunks_exact(len)) {
+                        // SAFETY: as above.
+                        let c = unsafe { c.slice(start(row), len) };
                         round_row(self.place.isa, bytemuck::cast_slice(unrounded), c);
                     }
                 }

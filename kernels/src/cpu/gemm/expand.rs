@@ -1,5 +1,6 @@
 //! Numbers from what they are stored as to runs of f32 or pairs of bf16.
 
+#[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
 use half::bf16;

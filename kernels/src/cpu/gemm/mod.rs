@@ -52,6 +52,9 @@ const NEAR_PANELS: usize = 20;
 /// steps deep.
 const SPAN: usize = 1 << 20;
 
+/// Rows of A packed at a time at least where sums are rounded, however deep: packing B takes as long as sixteen.
+const LEAST_ROUNDED_ROWS: usize = 256;
+
 /// How a product is cut.
 #[derive(Clone, Copy, Debug)]
 struct Blocking {
@@ -86,8 +89,8 @@ impl Blocking {
 
     /// Rows of A packed at a time where sums are rounded, for which all `k` steps must be there.
     fn rounded_rows(&self, kernel: &Kernel, k: usize) -> usize {
-        let panel = kernel.n_rows * kernel.packed_depth(k).max(1);
-        ((SPAN / panel).max(1) * kernel.n_rows).min(self.rows)
+        let fit = SPAN / kernel.packed_depth(k).max(1) / kernel.n_rows * kernel.n_rows;
+        fit.max(LEAST_ROUNDED_ROWS.next_multiple_of(kernel.n_rows)).min(self.rows)
     }
 
     /// The most steps of k packed at a time.
@@ -192,8 +195,8 @@ impl Parts {
 
     /// The parts of a product with `m` rows and `k` steps, or fewer, whose sums are rounded.
     fn rounded(self, kernel: &Kernel, m: usize, k: usize) -> Self {
-        // One panel at least, of all steps.
-        let a = self.a.max(MAX_ROWS.saturating_mul(kernel.packed_depth(k.max(1))));
+        let least = m.min(LEAST_ROUNDED_ROWS) + MAX_ROWS;
+        let a = self.a.max(least.saturating_mul(kernel.packed_depth(k.max(1))));
         let rows = m.min(Blocking::most_rows(kernel)) + MAX_ROWS;
         Self { a, c: rows * TASK_COLUMNS, ..self }
     }

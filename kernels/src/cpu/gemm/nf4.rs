@@ -1,11 +1,12 @@
 //! Blocks of four-bit normal floats to runs of f32 or pairs of bf16; the format is that of
 //! [`crate::nf4`].
 
+#[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
+use super::expand::bf16_bits;
 #[cfg(target_arch = "x86_64")]
-use super::expand::Panels;
-use super::{expand::bf16_bits, operand::Layout};
+use super::{expand::Panels, operand::Layout};
 use crate::{
     Compute, Isa,
     nf4::{ABSMAX_GROUP, BLOCK, LEVELS, restore_absmax},
