@@ -1,7 +1,9 @@
 //! What the operations' tests share: every device, seeded inputs, error measures.
 
 use crate::{
-    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, nf4,
+    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory,
+    cpu::gemm::Nf4Values,
+    nf4,
     random::{Sequence, uniform},
 };
 
@@ -213,6 +215,17 @@ impl Nf4Parts {
         let (scales, offset) = (&self.absmax_scales, self.absmax_offset);
         nf4::dequantize(&self.codes, &self.absmax_codes, scales, offset, &mut values);
         values
+    }
+
+    /// The same as the processor's products read it.
+    pub(crate) fn stored(&self) -> Nf4Values<'_> {
+        Nf4Values {
+            n_elements: self.n_elements,
+            codes: &self.codes,
+            absmax_codes: &self.absmax_codes,
+            absmax_scales: &self.absmax_scales,
+            absmax_offset: self.absmax_offset,
+        }
     }
 
     pub(crate) fn place(&self, device: &mut impl Memory) -> nf4::Nf4Weight {

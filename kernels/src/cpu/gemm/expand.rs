@@ -588,7 +588,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Nf4Parts, Random, fetch};
+    use crate::testing::{Nf4Parts, Random};
 
     /// Every way of storing numbers, every instruction set, aligned to blocks and not.
     #[test]
@@ -599,22 +599,10 @@ mod tests {
         plain[..4].copy_from_slice(&[-0.0, f32::NAN, f32::INFINITY, f32::MAX]);
         let narrow: Vec<_> = plain.iter().map(|&value| bf16::from_f32(value)).collect();
         let parts = Nf4Parts::quantize(&random.normal(N));
-        let mut device = crate::Cpu::new(crate::DeviceProfile::native_cpu()).unwrap();
-        let weight = parts.place(&mut device);
-        let (codes, absmax_codes) =
-            (fetch(&device, weight.codes), fetch(&device, weight.absmax_codes));
-        let absmax_scales = fetch(&device, weight.absmax_scales);
-        let nf4 = Nf4Values {
-            n_elements: N,
-            codes: &codes,
-            absmax_codes: &absmax_codes,
-            absmax_scales: &absmax_scales,
-            absmax_offset: fetch(&device, weight.absmax_offset)[0],
-        };
         let stored = [
             (Values::F32(&plain), plain.clone()),
             (Values::Bf16(&narrow), narrow.iter().map(|value| value.to_f32()).collect()),
-            (Values::Nf4(nf4), parts.values()),
+            (Values::Nf4(parts.stored()), parts.values()),
         ];
         for (values, expected) in stored {
             let expected: Vec<_> = expected.into_iter().map(bf16_bits).collect();

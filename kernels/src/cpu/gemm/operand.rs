@@ -228,8 +228,8 @@ fn spread<const WIDTH: usize>(elements: &[u32], packed: &mut [u32], steps: usize
 mod tests {
     use super::*;
     use crate::{
-        cpu::gemm::{Nf4Values, bf16_bits},
-        testing::{Nf4Parts, Random, fetch},
+        cpu::gemm::bf16_bits,
+        testing::{Nf4Parts, Random},
     };
 
     /// Pairs on every instruction set, in every layout; whole panels and blocks, and not.
@@ -241,22 +241,10 @@ mod tests {
         let plain = random.normal(N_ROWS * STRIDE);
         let narrow: Vec<_> = plain.iter().map(|&value| half::bf16::from_f32(value)).collect();
         let parts = Nf4Parts::quantize(&plain);
-        let mut device = crate::Cpu::new(crate::DeviceProfile::native_cpu()).unwrap();
-        let weight = parts.place(&mut device);
-        let codes = fetch(&device, weight.codes);
-        let absmax_codes = fetch(&device, weight.absmax_codes);
-        let absmax_scales = fetch(&device, weight.absmax_scales);
-        let nf4 = Nf4Values {
-            n_elements: plain.len(),
-            codes: &codes,
-            absmax_codes: &absmax_codes,
-            absmax_scales: &absmax_scales,
-            absmax_offset: fetch(&device, weight.absmax_offset)[0],
-        };
         let stored = [
             (Values::F32(&plain), plain.clone()),
             (Values::Bf16(&narrow), plain.clone()),
-            (Values::Nf4(nf4), parts.values()),
+            (Values::Nf4(parts.stored()), parts.values()),
         ];
         let ranges = [0..64, 64..192, 32..96, 96..192, 0..16, 5..70, 3..4, 128..191];
         let mut packed = Vec::new();
