@@ -6,8 +6,8 @@ use arrayvec::ArrayVec;
 use half::bf16;
 
 use super::{
-    Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, Sums,
-    TASK_COLUMNS, Target, Term,
+    Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, Sums, Target,
+    Term,
     expand::round_row,
     kernels::{Kernel, Tile},
     operand::{Form, Layout},
@@ -411,7 +411,8 @@ impl Tasks {
     ) -> Self {
         /// Rows whose products take as long as packing the columns of B.
         const PACKING: usize = 16;
-        let wide = TASK_COLUMNS / kernel.n_columns;
+        let task_columns = Blocking::task_columns(kernel);
+        let wide = task_columns / kernel.n_columns;
         let most_rows = n_rows.div_ceil(4 * kernel.n_rows).clamp(1, 2 * n_threads);
         let cuts = (1..=most_rows).flat_map(|row_tasks| {
             (1..=wide).rev().map(move |panels| {
@@ -432,7 +433,7 @@ impl Tasks {
         let (_, tasks) = cuts
             .map(cut)
             .min_by_key(|(time, _)| *time)
-            .unwrap_or_else(|| cut((n_rows.next_multiple_of(kernel.n_rows), TASK_COLUMNS)));
+            .unwrap_or_else(|| cut((n_rows.next_multiple_of(kernel.n_rows), task_columns)));
         tasks
     }
 }

@@ -39,10 +39,6 @@ use block::Block;
 use kernels::{Kernel, MAX_COLUMNS, MAX_ROWS};
 use operand::Form;
 
-/// Columns of B that a task packs at a time, at most: 128 columns of 640 bf16 are 160 KiB, a sixth of
-/// a second-level cache of 1 MiB.
-const TASK_COLUMNS: usize = 128;
-
 /// Panels of A that pass over one panel of B after another: at most 350 KiB, which with a task's B fit
 /// a second-level cache of 1 MiB. What then stays nearest is the panel of B, the larger of the two.
 const NEAR_PANELS: usize = 20;
@@ -91,6 +87,13 @@ impl Blocking {
     fn rounded_rows(&self, kernel: &Kernel, k: usize) -> usize {
         let fit = SPAN / kernel.packed_depth(k).max(1) / kernel.n_rows * kernel.n_rows;
         fit.max(LEAST_ROUNDED_ROWS.next_multiple_of(kernel.n_rows)).min(self.rows)
+    }
+
+    /// Columns of B that a task packs at a time, at most: 256 columns of 640 bf16 are 320 KiB, a third of the
+    /// second-level cache of a processor that multiplies them, half as many of 320 f32 160 KiB. A weight's
+    /// row is then read 512 bytes at a time, where it is bf16.
+    fn task_columns(kernel: &Kernel) -> usize {
+        if kernel.bf16_pairs { 256 } else { 128 }
     }
 
     /// The most steps of k packed at a time.
@@ -189,7 +192,8 @@ impl Parts {
             // As many spans' as fit, or one block's; and no more for fewer rows.
             a = a.min(SPAN.max(of(Blocking::most_depth(kernel)).saturating_mul(n_a)));
         }
-        let b = panels(TASK_COLUMNS) * kernel.packed_depth(Blocking::most_depth(kernel));
+        let b = panels(Blocking::task_columns(kernel))
+            * kernel.packed_depth(Blocking::most_depth(kernel));
         Self { a, through, down, b, c: 0 }
     }
 
@@ -198,7 +202,7 @@ impl Parts {
         let least = m.min(LEAST_ROUNDED_ROWS) + MAX_ROWS;
         let a = self.a.max(least.saturating_mul(kernel.packed_depth(k.max(1))));
         let rows = m.min(Blocking::most_rows(kernel)) + MAX_ROWS;
-        Self { a, c: rows * TASK_COLUMNS, ..self }
+        Self { a, c: rows * Blocking::task_columns(kernel), ..self }
     }
 
     fn bytes(&self, n_threads: usize) -> usize {
