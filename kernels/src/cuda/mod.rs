@@ -328,7 +328,7 @@ impl Call<'_> {
         address
     }
 
-    /// The device's own [`SCRATCH_BYTES`], which hold nothing from one call to the next.
+    /// The device's own [`SCRATCH_BYTES`], which hold nothing from one operation to the next.
     pub fn scratch(&self) -> Address {
         self.scratch
     }

@@ -25,10 +25,10 @@ impl Cuda {
         let n: usize = gradients.iter().map(Floats::len).sum();
         // What depends on nothing but the lengths; no number is in two of a thread's fours.
         let chunk = n.div_ceil(SHARED_CHUNKS).max(1 << 12).next_multiple_of(4);
-        let mut call = self.call("gradient norm");
-        let mut sums = [0.0_f64; MAX_CHUNKS];
         let mut first = 0;
         for gradient in gradients {
+            // A call each, as one has room for the arguments of an operation and not of a model.
+            let mut call = self.call("gradient norm");
             let n = gradient.len();
             let (values, kernel) = match *gradient {
                 Floats::F32(values) => (call.read(values), "gradient_norm_chunks_f32"),
@@ -44,8 +44,9 @@ impl Cuda {
             unsafe { call.launch(kernel, Launch::linear(n_chunks, 256), parameters) };
             first += n_chunks;
         }
+        let mut sums = [0.0_f64; MAX_CHUNKS];
         let sums = &mut sums[..first];
-        call.download_scratch(bytemuck::cast_slice_mut(sums));
+        self.call("gradient norm").download_scratch(bytemuck::cast_slice_mut(sums));
         sums.iter().sum()
     }
 }

@@ -33,7 +33,7 @@ fn an_element_that_is_not_finite_shows(device: &mut impl GradientNorm) {
     }
 }
 
-/// As many regions as have more chunks than a card's scratch memory has room for.
+/// Of every length, empty ones and ones of several chunks among them.
 fn regions_of_either_form_are_added_up(device: &mut impl GradientNorm) {
     let lengths = [3, 70_001, 0, 5000, (1 << 22) + 3, 4096, 4097];
     let (mut regions, mut all) = (Vec::new(), Vec::new());
@@ -48,6 +48,11 @@ fn regions_of_either_form_are_added_up(device: &mut impl GradientNorm) {
     let (actual, expected) = (device.squared_norm(&regions), reference::squared_norm(&all));
     assert!((actual - expected).abs() <= all.len() as f64 * f64::EPSILON * expected);
     assert_eq!(device.squared_norm(&[]), 0.0);
+    // More than a card measures at a time.
+    let many = vec![regions[0]; 4_100];
+    let one = device.squared_norm(&many[..1]);
+    let error = (device.squared_norm(&many) - 4_100.0 * one).abs();
+    assert!(error <= 4_100.0 * f64::EPSILON * 4_100.0 * one, "{error:e}");
     // Each of them counts.
     for region in regions.iter().filter(|region| !region.is_empty()) {
         match *region {

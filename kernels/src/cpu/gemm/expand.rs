@@ -263,14 +263,6 @@ impl Values<'_> {
                     unsafe { x86::join_into_panels(runs, panels, packed) };
                     return n;
                 }
-                Self::Nf4(values)
-                    if [starts[0], starts[1], panels.width]
-                        .iter()
-                        .all(|at| at.is_multiple_of(HALF)) =>
-                {
-                    values.halves_into_panels(isa, starts, n, panels, packed);
-                    return n;
-                }
                 _ => {}
             }
         }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::expand::bf16_bits;
 #[cfg(target_arch = "x86_64")]
-use super::{expand::Panels, operand::Layout};
+use super::operand::Layout;
 use crate::{
     Compute, Isa,
     nf4::{ABSMAX_GROUP, BLOCK, LEVELS, restore_absmax},
@@ -120,9 +120,8 @@ impl Nf4Values<'_> {
     pub fn halves_across(&self, isa: Isa, starts: [usize; 2], pairs: &mut [u32]) {
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx512 {
-            let panels = Panels { width: pairs.len(), stride: pairs.len(), has_next: false };
             // SAFETY: the device was made with instructions that this processor has.
-            return unsafe { x86::halves_into_panels(self, starts, pairs.len(), panels, pairs) };
+            return unsafe { x86::halves_across(self, starts, pairs) };
         }
         let _ = isa;
         for (i, pairs) in pairs.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
@@ -178,21 +177,6 @@ impl Nf4Values<'_> {
         }
         true
     }
-
-    /// The same of `n` elements into panels of whole halves, on AVX-512.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn halves_into_panels(
-        &self,
-        isa: Isa,
-        starts: [usize; 2],
-        n: usize,
-        panels: Panels,
-        packed: &mut [u32],
-    ) {
-        assert!(isa >= Isa::Avx512);
-        // SAFETY: the device was made with instructions that this processor has.
-        unsafe { x86::halves_into_panels(self, starts, n, panels, packed) };
-    }
 }
 
 /// A byte holds an element of even index in its high nibble and the next in its low one. One
@@ -206,7 +190,7 @@ mod x86 {
             operand::{LANES_AHEAD, STEPS_AHEAD},
             transpose::LANES,
         },
-        ABSMAX_GROUP, BLOCK, Compute, HALF, LEVELS, Nf4Values, PANEL, Panels, Range,
+        ABSMAX_GROUP, BLOCK, Compute, HALF, LEVELS, Nf4Values, PANEL, Range,
     };
     use crate::blockwise::DynamicCode;
 
@@ -546,38 +530,28 @@ mod x86 {
         columns
     }
 
-    /// Whole halves of blocks of two runs as pairs, into panels of whole halves; a run of pairs is
-    /// one panel.
+    /// Whole halves of blocks of two runs as pairs.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn halves_into_panels(
-        values: &Nf4Values<'_>,
-        starts: [usize; 2],
-        n: usize,
-        panels: Panels,
-        packed: &mut [u32],
-    ) {
+    pub fn halves_across(values: &Nf4Values<'_>, starts: [usize; 2], pairs: &mut [u32]) {
         let mut levels = [_mm512_setzero_si512(); 2];
-        for (panel, lane) in (0..n).step_by(panels.width).enumerate() {
-            let packed = &mut packed[panel * panels.stride..][..panels.width.min(n - lane)];
-            for (i, pairs) in packed.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
-                let starts = starts.map(|start| start + lane + i * HALF);
-                for (levels, start) in levels.iter_mut().zip(starts) {
-                    if lane + i == 0 || start.is_multiple_of(BLOCK) {
-                        *levels = table(Compute::Bf16, values.absmax(start / BLOCK));
-                    }
+        for (i, pairs) in pairs.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
+            let starts = starts.map(|start| start + i * HALF);
+            for (levels, start) in levels.iter_mut().zip(starts) {
+                if i == 0 || start.is_multiple_of(BLOCK) {
+                    *levels = table(Compute::Bf16, values.absmax(start / BLOCK));
                 }
-                let [a, b] = starts.map(|start| lanes(values.half_codes(start)));
-                let first = _mm512_srli_epi32::<16>(levels[0]);
-                let even = _mm512_or_si512(
-                    _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(a), first),
-                    _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(b), levels[1]),
-                );
-                let odd = _mm512_or_si512(
-                    _mm512_permutexvar_epi32(a, first),
-                    _mm512_permutexvar_epi32(b, levels[1]),
-                );
-                store_interleaved(even, odd, pairs);
             }
+            let [a, b] = starts.map(|start| lanes(values.half_codes(start)));
+            let first = _mm512_srli_epi32::<16>(levels[0]);
+            let even = _mm512_or_si512(
+                _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(a), first),
+                _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(b), levels[1]),
+            );
+            let odd = _mm512_or_si512(
+                _mm512_permutexvar_epi32(a, first),
+                _mm512_permutexvar_epi32(b, levels[1]),
+            );
+            store_interleaved(even, odd, pairs);
         }
     }
 }
