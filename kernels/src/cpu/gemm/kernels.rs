@@ -374,12 +374,46 @@ mod x86 {
                 }
             }
         }
+        // SAFETY: by the caller's promise.
+        unsafe { store_avx2(&sums, c, tile) };
+    }
+
+    /// Stores the sums; those of a tile with fewer rows or columns by way of memory.
+    ///
+    /// # Safety
+    /// As [`store_avx512`], with AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn store_avx2<const ROWS: usize, const VECTORS: usize>(
+        sums: &[[__m256; VECTORS]; ROWS],
+        c: *mut f32,
+        tile: Tile,
+    ) {
+        if tile.n_rows == ROWS && tile.n_columns == VECTORS * 8 {
+            // Apart from the other case, so that the sums stay in registers.
+            let factor = _mm256_set1_ps(tile.factor);
+            for (row, sums) in sums.iter().enumerate() {
+                for (vector, sum) in sums.iter().enumerate() {
+                    // SAFETY: inside the tile.
+                    unsafe {
+                        let c = c.add(row * tile.stride + vector * 8);
+                        let sum = _mm256_mul_ps(factor, *sum);
+                        let sum = if tile.overwrite {
+                            sum
+                        } else {
+                            _mm256_add_ps(_mm256_loadu_ps(c), sum)
+                        };
+                        _mm256_storeu_ps(c, sum);
+                    }
+                }
+            }
+            return;
+        }
         let mut rows = [[0.0_f32; 16]; ROWS];
-        for (row, sums) in rows.iter_mut().zip(&sums) {
-            // SAFETY: the row has 16 elements.
-            unsafe {
-                _mm256_storeu_ps(row.as_mut_ptr(), sums[0]);
-                _mm256_storeu_ps(row.as_mut_ptr().add(8), sums[1]);
+        for (row, sums) in rows.iter_mut().zip(sums) {
+            for (row, sum) in row.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+                // SAFETY: there are eight elements.
+                unsafe { _mm256_storeu_ps(row.as_mut_ptr(), *sum) };
             }
         }
         // SAFETY: by the caller's promise.

@@ -12,6 +12,8 @@
 
 mod block;
 mod expand;
+#[cfg(target_arch = "x86_64")]
+mod f32_panels;
 mod kernels;
 mod nf4;
 mod operand;

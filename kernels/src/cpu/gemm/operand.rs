@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::f32_panels::{self, Part};
 use super::{
     expand::{Panels, RUN, Values},
     kernels::packed_depth,
@@ -81,16 +83,23 @@ impl<'a> Operand<'a> {
         let steps = form.packed_depth(depth.len());
         let n_panels = lanes.len().div_ceil(width);
         let packed = &mut packed[..n_panels * width * steps];
-        if !bf16_pairs && !lanes.len().is_multiple_of(width) {
-            // What lies there could be denormal numbers, with which some processors multiply slowly.
-            packed[(n_panels - 1) * width * steps..].fill(0);
-        }
         #[cfg(target_arch = "x86_64")]
         if bf16_pairs {
             let (matrix, panels) = ((self.layout, self.stride), (&mut *packed, width));
             if self.values.pack_panels(form.isa, matrix, lanes.clone(), depth.clone(), panels) {
                 return;
             }
+        } else if form.isa >= Isa::Avx2 && form.compute == Compute::F32 {
+            let Self { layout, stride, .. } = *self;
+            let part = Part { layout, stride, lanes: lanes.clone(), depth: depth.clone() };
+            // SAFETY: the device was made with instructions that this processor has.
+            if unsafe { f32_panels::pack(&self.values, part, (packed, width)) } {
+                return;
+            }
+        }
+        if !bf16_pairs && !lanes.len().is_multiple_of(width) {
+            // What lies there could be denormal numbers, with which some processors multiply slowly.
+            packed[(n_panels - 1) * width * steps..].fill(0);
         }
         match self.layout {
             Layout::Depth => self.pack_depth(form, lanes, depth, steps, packed),
@@ -232,9 +241,9 @@ mod tests {
         testing::{Nf4Parts, Random},
     };
 
-    /// Pairs on every instruction set, in every layout; whole panels and blocks, and not.
+    /// Pairs and f32 on every instruction set, in every layout; whole panels and blocks, and not.
     #[test]
-    fn panels_hold_the_rounded_elements_and_nothing_beyond_them_is_written() {
+    fn panels_hold_the_elements_as_they_are_multiplied_and_nothing_beyond_is_written() {
         const N_ROWS: usize = 200;
         const STRIDE: usize = 192;
         let mut random = Random::new(4);
@@ -243,23 +252,34 @@ mod tests {
         let parts = Nf4Parts::quantize(&plain);
         let stored = [
             (Values::F32(&plain), plain.clone()),
-            (Values::Bf16(&narrow), plain.clone()),
+            (Values::Bf16(&narrow), narrow.iter().map(|value| value.to_f32()).collect()),
             (Values::Nf4(parts.stored()), parts.values()),
         ];
-        let ranges = [0..64, 64..192, 32..96, 96..192, 0..16, 5..70, 3..4, 128..191];
+        let ranges = [0..64, 64..192, 32..96, 96..192, 0..16, 5..70, 3..4, 128..191, 8..24];
         let mut packed = Vec::new();
         for isa in Isa::available() {
             for (values, expected) in &stored {
-                let bits: Vec<_> = expected.iter().map(|&value| bf16_bits(value)).collect();
-                for layout in [Layout::Depth, Layout::Lanes] {
+                let rounded: Vec<_> = expected.iter().map(|&value| bf16_bits(value)).collect();
+                let whole: Vec<_> = expected.iter().map(|value| value.to_bits()).collect();
+                for (bf16_pairs, layout) in [
+                    (true, Layout::Depth),
+                    (true, Layout::Lanes),
+                    (false, Layout::Depth),
+                    (false, Layout::Lanes),
+                ] {
                     let operand = Operand { values: *values, layout, stride: STRIDE };
-                    for width in [8, 14, 16, 32] {
+                    let (bits, compute) =
+                        if bf16_pairs { (&rounded, Compute::Bf16) } else { (&whole, Compute::F32) };
+                    for width in [6, 8, 14, 16, 32] {
+                        if bf16_pairs && width == 6 {
+                            // Of the panels with pairs none is.
+                            continue;
+                        }
                         for (lanes, depth) in ranges.iter().flat_map(|lanes| {
                             ranges.iter().map(move |depth| (lanes.clone(), depth.clone()))
                         }) {
-                            let form =
-                                Form { isa, compute: Compute::Bf16, bf16_pairs: true, width };
-                            let steps = depth.len().div_ceil(2);
+                            let form = Form { isa, compute, bf16_pairs, width };
+                            let steps = form.packed_depth(depth.len());
                             let len = lanes.len().next_multiple_of(width) * steps;
                             packed.clear();
                             packed.resize(len + 40, u32::MAX);
@@ -269,19 +289,22 @@ mod tests {
                                 Layout::Depth => bits[lane * STRIDE + k],
                                 Layout::Lanes => bits[k * STRIDE + lane],
                             };
-                            for (i, &pair) in packed.iter().enumerate() {
+                            for (i, &found) in packed.iter().enumerate() {
                                 let (panel, step) = (i / width / steps, i / width % steps);
                                 let lane = lanes.start + panel * width + i % width;
-                                let k = depth.start + 2 * step;
                                 let expected = match i {
                                     _ if i >= len => u32::MAX,
                                     // Anything.
                                     _ if lane >= lanes.end => continue,
-                                    _ => at(lane, k) | at(lane, k + 1) << 16,
+                                    _ if bf16_pairs => {
+                                        let k = depth.start + 2 * step;
+                                        at(lane, k) | at(lane, k + 1) << 16
+                                    }
+                                    _ => at(lane, depth.start + step),
                                 };
                                 assert_eq!(
-                                    pair, expected,
-                                    "{isa} {layout:?} {width}: {lanes:?} x {depth:?} at {i}"
+                                    found, expected,
+                                    "{isa} {compute:?} {layout:?} {width}: {lanes:?} x {depth:?} at {i}"
                                 );
                             }
                         }
