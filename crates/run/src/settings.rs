@@ -77,7 +77,7 @@ pub enum WeightPrecision {
     /// f32 when trained, else as precise as the products.
     #[default]
     Auto,
-    /// Two bytes a weight.
+    /// Two bytes a weight; of one that is trained, a layer's gradients too, in steps of one micro-batch.
     Bf16,
     /// Four bytes a weight.
     F32,

@@ -6,7 +6,9 @@
 //! devices move between them, so that every call makes the context its thread's.
 
 use std::{
+    collections::VecDeque,
     ffi::{CString, c_void},
+    ops::Range,
     ptr,
     sync::{Mutex, PoisonError},
 };
@@ -68,6 +70,64 @@ struct Events {
     last: u64,
 }
 
+/// Pinned memory through which little is brought to the card: what was written there is on its way when the
+/// caller goes on. Handed out in a circle.
+#[derive(Debug)]
+struct Uploads {
+    /// Null before the first.
+    memory: *mut u8,
+    circle: Circle<sys::CUevent>,
+}
+
+/// Bytes of [`Uploads`].
+const UPLOADS_BYTES: usize = 1 << 20;
+
+/// Whatever is longer is waited for.
+const LONGEST_UPLOAD: usize = UPLOADS_BYTES / 8;
+
+/// Places in a circle of bytes, and what says that one of them is free again.
+#[derive(Debug)]
+struct Circle<T> {
+    n_bytes: usize,
+    next: usize,
+    /// In the order in which they were taken.
+    taken: VecDeque<(Range<usize>, T)>,
+}
+
+impl<T> Circle<T> {
+    /// Alignment of a place.
+    const ALIGNMENT: usize = 64;
+
+    fn new(n_bytes: usize) -> Self {
+        Self { n_bytes, next: 0, taken: VecDeque::new() }
+    }
+
+    /// The next place of `len` bytes, no more than there are; before it is used, what is handed to `wait` must
+    /// be over.
+    fn next_place<E>(
+        &mut self,
+        len: usize,
+        mut wait: impl FnMut(T) -> Result<(), E>,
+    ) -> Result<Range<usize>, E> {
+        assert!(len <= self.n_bytes, "{len} of {} bytes", self.n_bytes);
+        let start = if self.next + len > self.n_bytes { 0 } else { self.next };
+        let place = start..start + len;
+        // The oldest comes first, and those after it in the circle end later.
+        while self.taken.iter().any(|(other, _)| other.start < place.end && place.start < other.end)
+        {
+            let Some((_, oldest)) = self.taken.pop_front() else { break };
+            wait(oldest)?;
+        }
+        self.next = place.end.next_multiple_of(Self::ALIGNMENT);
+        Ok(place)
+    }
+
+    /// Keeps a place until `until` is over.
+    fn keep(&mut self, place: Range<usize>, until: T) {
+        self.taken.push_back((place, until));
+    }
+}
+
 #[derive(Debug)]
 struct Nvidia {
     context: sys::CUcontext,
@@ -79,6 +139,7 @@ struct Nvidia {
     modules: Vec<sys::CUmodule>,
     functions: Vec<sys::CUfunction>,
     events: Mutex<Events>,
+    uploads: Mutex<Uploads>,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread whose context is the device's;
@@ -103,11 +164,17 @@ impl Nvidia {
             modules: Vec::new(),
             functions: Vec::new(),
             events: Mutex::default(),
+            uploads: Mutex::new(Uploads {
+                memory: ptr::null_mut(),
+                circle: Circle::new(UPLOADS_BYTES),
+            }),
         };
         let stream =
             || result::stream::create(StreamKind::NonBlocking).map_err(failed("cuStreamCreate"));
         this.stream = stream()?;
         this.transfers = stream()?;
+        let memory = this.host_allocate(UPLOADS_BYTES)?;
+        this.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).memory = memory.start;
         Ok(this)
     }
 
@@ -141,6 +208,34 @@ impl Nvidia {
         // SAFETY: both are this context's, and live.
         unsafe { result::stream::wait_event(stream, event, flags) }
             .map_err(failed("cuStreamWaitEvent"))
+    }
+
+    /// Copies little to the card, behind the work asked for so far; `source` may be changed when it returns.
+    ///
+    /// # Safety
+    /// `destination` is memory of this driver, and `source` no longer than [`LONGEST_UPLOAD`].
+    unsafe fn upload_behind(&self, source: &[u8], destination: Address) -> Result<(), DeviceError> {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let Uploads { memory, circle } = &mut *uploads;
+        let place = circle.next_place(source.len(), |event| {
+            // SAFETY: the event is this context's, and was recorded.
+            let done = unsafe { sys::cuEventSynchronize(event) }.result();
+            events.spare.push(event);
+            done.map_err(failed("cuEventSynchronize"))
+        })?;
+        // SAFETY: the place is inside the memory, whose last use is over, as was just waited for; the copy
+        // reads it until the event that keeps it, and the caller answers for the destination.
+        unsafe {
+            let start = memory.add(place.start);
+            ptr::copy_nonoverlapping(source.as_ptr(), start, source.len());
+            sys::cuMemcpyHtoDAsync_v2(destination.0, start.cast(), source.len(), self.stream)
+        }
+        .result()
+        .map_err(failed("cuMemcpyHtoDAsync"))?;
+        let done = self.record(&mut events, self.stream)?;
+        circle.keep(place, done);
+        Ok(())
     }
 
     /// Queues `copy` behind the work asked for so far and the transfers before it.
@@ -286,6 +381,10 @@ impl Driver for Nvidia {
 
     unsafe fn upload(&self, source: &[u8], destination: Address) -> Result<(), DeviceError> {
         self.enter()?;
+        if source.len() <= LONGEST_UPLOAD {
+            // SAFETY: as the caller promises.
+            return unsafe { self.upload_behind(source, destination) };
+        }
         // From memory that is not pinned the driver has copied everything when it returns; should it
         // not have, the wait sees to it.
         // SAFETY: as the caller promises; `source` outlives the wait.
@@ -387,4 +486,46 @@ impl Drop for Nvidia {
 pub(super) fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<i32, DriverError> {
     // SAFETY: the device is one of this driver.
     unsafe { result::device::get_attribute(device, attribute) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    /// Places of all lengths, each written with its number: whenever one is handed out, none that was not
+    /// waited for lies there; and no more are waited for than must be.
+    #[test]
+    fn a_place_is_used_again_when_what_was_there_is_over() {
+        const N_BYTES: usize = 4096;
+        let mut random = Random::new(1);
+        let mut circle = Circle::<usize>::new(N_BYTES);
+        let mut under_way: Vec<(Range<usize>, usize)> = Vec::new();
+        for number in 0..2_000 {
+            let len = match number {
+                0 => 0,
+                1 => N_BYTES,
+                _ => (random.normal(1)[0].abs() * 600.0) as usize % (N_BYTES + 1),
+            };
+            let mut waited = Vec::new();
+            let place = circle
+                .next_place(len, |event| {
+                    waited.push(event);
+                    Ok::<_, ()>(())
+                })
+                .unwrap();
+            assert!(place.len() == len && place.end <= N_BYTES, "{place:?}");
+            let meets = |other: &Range<usize>| other.start < place.end && place.start < other.end;
+            let needed = under_way.iter().filter(|(other, _)| meets(other)).map(|(_, n)| *n).max();
+            // In the order of their queue, and none behind the last that must be over.
+            assert!(
+                waited.is_sorted() && waited.last().copied() == needed,
+                "{waited:?}, {needed:?}"
+            );
+            under_way.retain(|(_, n)| !waited.contains(n));
+            assert!(!under_way.iter().any(|(other, _)| meets(other)), "{place:?}");
+            circle.keep(place.clone(), number);
+            under_way.push((place, number));
+        }
+    }
 }

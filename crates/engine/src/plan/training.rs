@@ -285,7 +285,13 @@ pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
         target_rows,
         targets,
         segments: regions.region("batch.segments", Category::Workspace, n_rows, moments),
-        losses: regions.region("batch.losses", Category::Workspace, n_rows, Moments::LOSS),
+        // Read when the backward pass has been asked for, so that a device need not stand still meanwhile.
+        losses: regions.region(
+            "batch.losses",
+            Category::Workspace,
+            n_rows,
+            Moments::residual_gradient(),
+        ),
     }
 }
 

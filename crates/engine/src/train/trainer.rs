@@ -180,7 +180,8 @@ impl<B: Backend> Trainer<B> {
     pub fn evaluate(&mut self, batch: &MicroBatch<'_>) -> Result<f64, PageError> {
         let pass = self.upload(batch, None);
         self.forward(&pass, false)?;
-        let loss = self.loss(batch, None);
+        self.loss(batch, None);
+        let loss = self.read_loss(batch);
         self.inputs.leave(&mut self.device)?;
         Ok(loss)
     }
@@ -216,8 +217,10 @@ impl<B: Backend> Trainer<B> {
         };
         let residual = self.layout.residual_gradient;
         let gradient = LossGradient { scale: target_weight, residual, output, final_norm };
-        let loss = self.loss(batch, Some(gradient));
+        self.loss(batch, Some(gradient));
         self.backward(&pass, store)?;
+        // Only now, as the host waits for it.
+        let loss = self.read_loss(batch);
         self.inputs.leave(&mut self.device)?;
         Ok(loss)
     }
@@ -255,15 +258,20 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    fn loss(&mut self, batch: &MicroBatch<'_>, gradient: Option<LossGradient>) -> f64 {
+    fn loss(&mut self, batch: &MicroBatch<'_>, gradient: Option<LossGradient>) {
         let layout = &self.layout;
         let n_targets = batch.targets.len();
         let counts = (batch.ids.len(), n_targets);
         let residual = self.inputs.last();
         let (device, slices) = (&mut self.device, &layout.loss);
         loss(&self.decoder, device, &layout.batch, slices, counts, residual, gradient);
+    }
+
+    /// The sum of what [`Self::loss`] left.
+    fn read_loss(&mut self, batch: &MicroBatch<'_>) -> f64 {
+        let n_targets = batch.targets.len();
         let losses = &mut self.losses[..n_targets];
-        self.device.download(layout.batch.losses.first(n_targets), losses);
+        self.device.download(self.layout.batch.losses.first(n_targets), losses);
         losses.iter().map(|&loss| f64::from(loss)).sum()
     }
 

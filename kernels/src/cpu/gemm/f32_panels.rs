@@ -18,7 +18,7 @@ use crate::{
 /// Numbers in a vector, and the rows that are turned at a time.
 const SIDE: usize = 8;
 
-/// Lanes whose four-bit codes are turned at a time.
+/// Lanes whose four-bit codes are turned at a time: a panel's, or half of a wide one's.
 const NF4_LANES: usize = 16;
 
 /// Panels that are written beside each other at a time.
@@ -77,7 +77,10 @@ pub(super) unsafe fn pack(
                 Layout::Depth => whole(depth, BLOCK),
                 Layout::Lanes => whole(lanes, NF4_LANES) && lanes.len().is_multiple_of(width),
             };
-            if !fits || !width.is_multiple_of(NF4_LANES) || !stride.is_multiple_of(BLOCK) {
+            if !fits
+                || ![NF4_LANES, 2 * NF4_LANES].contains(&width)
+                || !stride.is_multiple_of(BLOCK)
+            {
                 return false;
             }
             let there = [2 * values.codes.len(), BLOCK * values.absmax_codes.len()];
@@ -368,43 +371,54 @@ fn turned([a, b, c, d, e, f, g, h]: [__m256; SIDE]) -> [__m256; SIDE] {
     ]
 }
 
-/// The numbers that four-bit codes stand for, in two vectors: the code's lower three bits pick in both, its
-/// fourth between them.
+/// The bytes of what each four-bit code stands for, from the lowest.
+const LEVEL_BYTES: [[u8; 16]; 4] = {
+    let mut bytes = [[0; 16]; 4];
+    let mut code = 0;
+    while code < 16 {
+        let level = LEVELS[code].to_le_bytes();
+        let mut byte = 0;
+        while byte < 4 {
+            bytes[byte][code] = level[byte];
+            byte += 1;
+        }
+        code += 1;
+    }
+    bytes
+};
+
+/// [`LEVEL_BYTES`], each in both halves of a register.
 #[derive(Clone, Copy)]
-struct Levels {
-    low: __m256,
-    high: __m256,
-}
+struct Levels([__m256i; 4]);
 
 impl Levels {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn new() -> Self {
-        // SAFETY: 16 numbers are there.
-        unsafe {
-            Self {
-                low: _mm256_loadu_ps(LEVELS.as_ptr()),
-                high: _mm256_loadu_ps(LEVELS.as_ptr().add(SIDE)),
-            }
-        }
+        let [a, b, c, d] = &LEVEL_BYTES;
+        let twice = |bytes: &[u8; 16]| {
+            // SAFETY: 16 bytes are there.
+            _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+        };
+        Self([twice(a), twice(b), twice(c), twice(d)])
     }
 
+    /// What 32 codes stand for: of the first four of each half, then of the next four, and so on. Looked up
+    /// byte by byte, and put together by interleaving.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn times(self, factor: f32) -> Self {
-        let factor = _mm256_set1_ps(factor);
-        Self { low: _mm256_mul_ps(self.low, factor), high: _mm256_mul_ps(self.high, factor) }
-    }
-
-    /// Of the codes in the lowest bits of `codes`; the sign of `fourth` is their fourth bit.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn pick(self, codes: __m256i, fourth: __m256i) -> __m256 {
-        _mm256_blendv_ps(
-            _mm256_permutevar8x32_ps(self.low, codes),
-            _mm256_permutevar8x32_ps(self.high, codes),
-            _mm256_castsi256_ps(fourth),
-        )
+    fn of(self, codes: __m256i) -> [__m256; 4] {
+        let Self([a, b, c, d]) = self;
+        let (a, b) = (_mm256_shuffle_epi8(a, codes), _mm256_shuffle_epi8(b, codes));
+        let (c, d) = (_mm256_shuffle_epi8(c, codes), _mm256_shuffle_epi8(d, codes));
+        let (low, low_next) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+        let (high, high_next) = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));
+        [
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, high)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, high)),
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_next, high_next)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_next, high_next)),
+        ]
     }
 }
 
@@ -413,7 +427,7 @@ impl Levels {
 /// # Safety
 /// The element must be there.
 #[inline]
-unsafe fn absmax(values: &Nf4Values<'_>, code: &[f32; 256], element: usize) -> f32 {
+unsafe fn absmax_of(values: &Nf4Values<'_>, code: &[f32; 256], element: usize) -> f32 {
     let block = element / BLOCK;
     // SAFETY: as the caller promises.
     let (scale, coded) = unsafe {
@@ -446,6 +460,7 @@ unsafe fn along_nf4(
     let steps = depth.len();
     let code = DynamicCode::signed().values();
     let levels = Levels::new();
+    let lowest = _mm256_set1_epi8(15);
     for (panel, first_lane) in lanes.clone().step_by(width).enumerate() {
         for group in (0..width).step_by(NF4_LANES) {
             for k in depth.clone().step_by(BLOCK) {
@@ -456,7 +471,7 @@ unsafe fn along_nf4(
                 let at = |i| {
                     ask_for_codes(values, start(i) + LANES_AHEAD * stride);
                     // SAFETY: the row is there.
-                    unsafe { absmax(values, code, start(i)) }
+                    unsafe { absmax_of(values, code, start(i)) }
                 };
                 let absmax = [
                     _mm256_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)),
@@ -468,44 +483,28 @@ unsafe fn along_nf4(
                         // SAFETY: the row's bytes are there.
                         unsafe { _mm_loadu_si128(codes.cast()) }
                     };
-                    let two = |i| _mm256_set_m128i(row(i + SIDE), row(i));
-                    let columns = turned_bytes([
-                        two(0),
-                        two(1),
-                        two(2),
-                        two(3),
-                        two(4),
-                        two(5),
-                        two(6),
-                        two(7),
-                    ]);
+                    // Fours of lanes by turns in the halves, so that eight neighbours are looked up.
+                    let two =
+                        |i: usize| _mm256_set_m128i(row(i + i / 4 * 4 + 4), row(i + i / 4 * 4));
+                    let rows = [two(0), two(1), two(2), two(3), two(4), two(5), two(6), two(7)];
                     let step = k - depth.start + half;
                     let start = (panel * steps + step) * width + group;
                     let start = packed.as_mut_ptr().wrapping_add(start).cast::<f32>();
-                    for (pair, columns) in columns.into_iter().enumerate() {
-                        let quarters = [
-                            _mm256_castsi256_si128(columns),
-                            _mm256_extracti128_si256::<1>(columns),
-                        ];
-                        for (lanes, (quarter, absmax)) in
-                            quarters.into_iter().zip(absmax).enumerate()
-                        {
-                            let place = start.wrapping_add(4 * pair * width + lanes * SIDE);
-                            let bytes = [quarter, _mm_srli_si128::<8>(quarter)];
-                            for (byte, bytes) in bytes.into_iter().enumerate() {
-                                let bytes = _mm256_cvtepu8_epi32(bytes);
-                                let first = levels.pick(
-                                    _mm256_srli_epi32::<4>(bytes),
-                                    _mm256_slli_epi32::<24>(bytes),
-                                );
-                                let second = levels.pick(bytes, _mm256_slli_epi32::<28>(bytes));
-                                let place = place.wrapping_add(2 * byte * width);
-                                // SAFETY: the lanes of both steps are there.
-                                unsafe {
-                                    _mm256_storeu_ps(place, _mm256_mul_ps(first, absmax));
-                                    let second = _mm256_mul_ps(second, absmax);
-                                    _mm256_storeu_ps(place.wrapping_add(width), second);
-                                }
+                    for (pair, columns) in turned_bytes(rows).into_iter().enumerate() {
+                        let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(columns), lowest);
+                        let lower = _mm256_and_si256(columns, lowest);
+                        for (step, codes) in [upper, lower].into_iter().enumerate() {
+                            let [a, b, c, d] = levels.of(codes);
+                            let place = start.wrapping_add((4 * pair + step) * width);
+                            let next = place.wrapping_add(2 * width);
+                            // SAFETY: the lanes of both steps are there.
+                            unsafe {
+                                _mm256_storeu_ps(place, _mm256_mul_ps(a, absmax[0]));
+                                let b = _mm256_mul_ps(b, absmax[1]);
+                                _mm256_storeu_ps(place.wrapping_add(SIDE), b);
+                                _mm256_storeu_ps(next, _mm256_mul_ps(c, absmax[0]));
+                                let d = _mm256_mul_ps(d, absmax[1]);
+                                _mm256_storeu_ps(next.wrapping_add(SIDE), d);
                             }
                         }
                     }
@@ -515,8 +514,8 @@ unsafe fn along_nf4(
     }
 }
 
-/// 16 rows of 16 bytes as their columns, of which each half of a register has two one after another, for eight
-/// rows: of the rows `i` and `i + 8` in the halves of the `i`-th register.
+/// 16 bytes of each of eight rows as their columns, two one after another; the same in both halves of the
+/// registers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn turned_bytes([a, b, c, d, e, f, g, h]: [__m256i; SIDE]) -> [__m256i; SIDE] {
@@ -554,51 +553,55 @@ unsafe fn across_nf4(
     Part { stride, lanes, depth, .. }: Part,
     (packed, width): (&mut [u32], usize),
 ) {
-    /// Takes a register's first byte to the lowest of a lane, and nothing to the others.
-    const FIRST_BYTE: i32 = 0x8080_8000_u32 as i32;
     let steps = depth.len();
+    let start = packed.as_mut_ptr().cast::<f32>();
     let code = DynamicCode::signed().values();
     let levels = Levels::new();
-    // Four bytes, each in two lanes; and the four after them.
-    let first = _mm256_setr_epi32(
-        FIRST_BYTE,
-        FIRST_BYTE,
-        FIRST_BYTE + 1,
-        FIRST_BYTE + 1,
-        FIRST_BYTE + 2,
-        FIRST_BYTE + 2,
-        FIRST_BYTE + 3,
-        FIRST_BYTE + 3,
-    );
-    let order = [first, _mm256_add_epi32(first, _mm256_set1_epi32(4))];
-    // Of a byte's first copy the upper four bits.
-    let shifts = _mm256_setr_epi32(4, 0, 4, 0, 4, 0, 4, 0);
+    let lowest = _mm_set1_epi8(15);
+    // Fours of codes by turns in the halves, so that eight neighbours are looked up.
+    let fours = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
     for (step, k) in depth.enumerate() {
         let row = k * stride;
         for lane in lanes.clone().step_by(2 * BLOCK) {
             ask_for_codes(values, row + STEPS_AHEAD * stride + lane);
         }
-        let mut scaled = levels;
-        for (panel, first_lane) in lanes.clone().step_by(width).enumerate() {
-            let place = packed.as_mut_ptr().wrapping_add((panel * steps + step) * width);
-            for group in (0..width).step_by(NF4_LANES) {
-                let lane = first_lane + group;
-                let element = row + lane;
-                // SAFETY: the row's lanes and those of the panel's step are there.
-                unsafe {
-                    if lane == lanes.start || lane.is_multiple_of(BLOCK) {
-                        scaled = levels.times(absmax(values, code, element));
-                    }
-                    let codes = values.codes.as_ptr().add(element / 2).cast::<i64>();
-                    let codes = _mm256_set1_epi64x(codes.read_unaligned());
-                    for (half, order) in order.into_iter().enumerate() {
-                        let codes = _mm256_srlv_epi32(_mm256_shuffle_epi8(codes, order), shifts);
-                        let numbers = scaled.pick(codes, _mm256_slli_epi32::<28>(codes));
-                        let place = place.add(group + half * SIDE).cast();
-                        _mm256_storeu_ps(place, numbers);
-                    }
+        let mut absmax = _mm256_setzero_ps();
+        let mut lane = lanes.start;
+        while lane < lanes.end {
+            let element = row + lane;
+            // Half a block, or what is left of it.
+            let n = (HALF - lane % HALF).min(lanes.end - lane);
+            let place = |after: usize| {
+                let group = (lane - lanes.start + after) / NF4_LANES;
+                let (panel, group) =
+                    if width == NF4_LANES { (group, 0) } else { (group / 2, group % 2) };
+                let place = (panel * steps + step) * width + group * NF4_LANES;
+                start.wrapping_add(place)
+            };
+            // SAFETY: the row's lanes and those of the panel's step are there.
+            unsafe {
+                if lane == lanes.start || lane.is_multiple_of(BLOCK) {
+                    absmax = _mm256_set1_ps(absmax_of(values, code, element));
+                }
+                let codes = values.codes.as_ptr().add(element / 2).cast();
+                let codes = if n == HALF { _mm_loadu_si128(codes) } else { _mm_loadl_epi64(codes) };
+                let upper = _mm_and_si128(_mm_srli_epi16::<4>(codes), lowest);
+                let lower = _mm_and_si128(codes, lowest);
+                let codes = _mm256_set_m128i(
+                    _mm_unpackhi_epi8(upper, lower),
+                    _mm_unpacklo_epi8(upper, lower),
+                );
+                let [a, b, c, d] = levels.of(_mm256_permutevar8x32_epi32(codes, fours));
+                let first = place(0);
+                _mm256_storeu_ps(first, _mm256_mul_ps(a, absmax));
+                _mm256_storeu_ps(first.wrapping_add(SIDE), _mm256_mul_ps(b, absmax));
+                if n == HALF {
+                    let second = place(NF4_LANES);
+                    _mm256_storeu_ps(second, _mm256_mul_ps(c, absmax));
+                    _mm256_storeu_ps(second.wrapping_add(SIDE), _mm256_mul_ps(d, absmax));
                 }
             }
+            lane += n;
         }
     }
 }
