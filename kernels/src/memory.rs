@@ -261,7 +261,8 @@ pub trait Memory {
         Ok(())
     }
 
-    /// Copies `source` from the host into `destination`, of the same length.
+    /// Copies `source` from the host into `destination`, of the same length. The host may go on before it is
+    /// there; a failure then shows later.
     fn upload<T: Element>(&mut self, source: &[T], destination: DeviceSlice<T>);
 
     /// Copies `source` into `destination` on the host, of the same length.
@@ -334,5 +335,33 @@ mod mapped {
         fn deref(&self) -> &[u8] {
             &self.0
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{fetch, on_every_device};
+
+    on_every_device![what_was_uploaded_may_be_changed_at_once];
+
+    /// More than a device may have under way, in pieces of many sizes, from one place of the host.
+    fn what_was_uploaded_may_be_changed_at_once(device: &mut impl Memory) {
+        const N: usize = 1 << 20;
+        let memory = device.allocate(N * size_of::<u32>()).unwrap();
+        let all = DeviceSlice::<u32>::new(memory, 0, N);
+        let mut source = vec![0_u32; 1 << 17];
+        let (mut start, mut number) = (0, 0);
+        let mut expected = Vec::with_capacity(N);
+        while start < N {
+            let len = [1, 3_000, 32_768, 16, 32_769, 100_000][number % 6].min(N - start);
+            source[..len].fill(number as u32);
+            device.upload(&source[..len], all.slice(start..start + len));
+            source[..len].fill(u32::MAX);
+            expected.resize(start + len, number as u32);
+            (start, number) = (start + len, number + 1);
+        }
+        assert!(fetch(device, all) == expected);
+        device.check().unwrap();
     }
 }

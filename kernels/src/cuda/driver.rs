@@ -206,7 +206,8 @@ pub(crate) trait Driver: fmt::Debug + Send {
         n_bytes: usize,
     ) -> Result<(), DeviceError>;
 
-    /// Copies from the host behind all queued work; `source` may be changed afterwards.
+    /// Copies from the host behind all queued work; `source` may be changed afterwards, but what is short may not
+    /// have arrived yet.
     ///
     /// # Safety
     /// As [`Driver::clear`].

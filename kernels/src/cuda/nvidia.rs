@@ -6,9 +6,7 @@
 //! devices move between them, so that every call makes the context its thread's.
 
 use std::{
-    collections::VecDeque,
     ffi::{CString, c_void},
-    ops::Range,
     ptr,
     sync::{Mutex, PoisonError},
 };
@@ -71,60 +69,52 @@ struct Events {
 }
 
 /// Pinned memory through which little is brought to the card: what was written there is on its way when the
-/// caller goes on. Handed out in a circle.
+/// caller goes on.
 #[derive(Debug)]
 struct Uploads {
-    /// Null before the first.
     memory: *mut u8,
-    circle: Circle<sys::CUevent>,
+    parts: Parts,
+    /// Of each part, the end of what the card read of it when it was left last.
+    read: [sys::CUevent; N_PARTS],
 }
 
-/// Bytes of [`Uploads`].
-const UPLOADS_BYTES: usize = 1 << 20;
+/// Parts of [`Uploads`].
+const N_PARTS: usize = 8;
 
-/// Whatever is longer is waited for.
-const LONGEST_UPLOAD: usize = UPLOADS_BYTES / 8;
+/// Bytes of one; whatever is longer is waited for.
+const PART_BYTES: usize = 128 << 10;
 
-/// Places in a circle of bytes, and what says that one of them is free again.
-#[derive(Debug)]
-struct Circle<T> {
-    n_bytes: usize,
-    next: usize,
-    /// In the order in which they were taken.
-    taken: VecDeque<(Range<usize>, T)>,
+/// Parts that are filled one after another, and then again.
+#[derive(Debug, Default)]
+struct Parts {
+    part: usize,
+    used: usize,
 }
 
-impl<T> Circle<T> {
+/// A part was left for another.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    left: usize,
+    entered: usize,
+}
+
+impl Parts {
     /// Alignment of a place.
     const ALIGNMENT: usize = 64;
 
-    fn new(n_bytes: usize) -> Self {
-        Self { n_bytes, next: 0, taken: VecDeque::new() }
-    }
-
-    /// The next place of `len` bytes, no more than there are; before it is used, what is handed to `wait` must
-    /// be over.
-    fn next_place<E>(
-        &mut self,
-        len: usize,
-        mut wait: impl FnMut(T) -> Result<(), E>,
-    ) -> Result<Range<usize>, E> {
-        assert!(len <= self.n_bytes, "{len} of {} bytes", self.n_bytes);
-        let start = if self.next + len > self.n_bytes { 0 } else { self.next };
-        let place = start..start + len;
-        // The oldest comes first, and those after it in the circle end later.
-        while self.taken.iter().any(|(other, _)| other.start < place.end && place.start < other.end)
-        {
-            let Some((_, oldest)) = self.taken.pop_front() else { break };
-            wait(oldest)?;
+    /// Where the next `len` bytes go, no more than a part has. With a turn, what was written to the part that
+    /// is entered must have been read.
+    fn take(&mut self, len: usize) -> (usize, Option<Turn>) {
+        assert!(len <= PART_BYTES, "{len} bytes");
+        let mut turn = None;
+        if self.used + len > PART_BYTES {
+            let left = self.part;
+            *self = Self { part: (left + 1) % N_PARTS, used: 0 };
+            turn = Some(Turn { left, entered: self.part });
         }
-        self.next = place.end.next_multiple_of(Self::ALIGNMENT);
-        Ok(place)
-    }
-
-    /// Keeps a place until `until` is over.
-    fn keep(&mut self, place: Range<usize>, until: T) {
-        self.taken.push_back((place, until));
+        let start = self.part * PART_BYTES + self.used;
+        self.used = (self.used + len).next_multiple_of(Self::ALIGNMENT);
+        (start, turn)
     }
 }
 
@@ -142,8 +132,8 @@ struct Nvidia {
     uploads: Mutex<Uploads>,
 }
 
-// SAFETY: the handles are the driver's, which may be used from any thread whose context is the device's;
-// every call sees to that first. Nothing of it is shared between threads.
+// SAFETY: the handles and the pinned memory are the driver's, which may be used from any thread whose context is
+// the device's; every call sees to that first. Nothing of it is shared between threads.
 unsafe impl Send for Nvidia {}
 
 impl Nvidia {
@@ -166,15 +156,26 @@ impl Nvidia {
             events: Mutex::default(),
             uploads: Mutex::new(Uploads {
                 memory: ptr::null_mut(),
-                circle: Circle::new(UPLOADS_BYTES),
+                parts: Parts::default(),
+                read: [ptr::null_mut(); N_PARTS],
             }),
         };
         let stream =
             || result::stream::create(StreamKind::NonBlocking).map_err(failed("cuStreamCreate"));
         this.stream = stream()?;
         this.transfers = stream()?;
-        let memory = this.host_allocate(UPLOADS_BYTES)?;
-        this.uploads.get_mut().unwrap_or_else(PoisonError::into_inner).memory = memory.start;
+        let memory = this.host_allocate(N_PARTS * PART_BYTES)?.start;
+        let uploads = this.uploads.get_mut().unwrap_or_else(PoisonError::into_inner);
+        uploads.memory = memory;
+        // Who waits for one sleeps.
+        let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32
+            | sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32;
+        for event in &mut uploads.read {
+            // SAFETY: the context is current; `event` is a place for a handle.
+            unsafe { sys::cuEventCreate(event, flags) }
+                .result()
+                .map_err(failed("cuEventCreate"))?;
+        }
         Ok(this)
     }
 
@@ -210,32 +211,33 @@ impl Nvidia {
             .map_err(failed("cuStreamWaitEvent"))
     }
 
-    /// Copies little to the card, behind the work asked for so far; `source` may be changed when it returns.
+    /// Copies no more than [`PART_BYTES`] to the card, behind the work asked for so far; `source` may be changed
+    /// when it returns.
     ///
     /// # Safety
-    /// `destination` is memory of this driver, and `source` no longer than [`LONGEST_UPLOAD`].
+    /// `destination` leads to as many bytes of this driver.
     unsafe fn upload_behind(&self, source: &[u8], destination: Address) -> Result<(), DeviceError> {
         let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let Uploads { memory, circle } = &mut *uploads;
-        let place = circle.next_place(source.len(), |event| {
-            // SAFETY: the event is this context's, and was recorded.
-            let done = unsafe { sys::cuEventSynchronize(event) }.result();
-            events.spare.push(event);
-            done.map_err(failed("cuEventSynchronize"))
-        })?;
-        // SAFETY: the place is inside the memory, whose last use is over, as was just waited for; the copy
-        // reads it until the event that keeps it, and the caller answers for the destination.
+        let (start, turn) = uploads.parts.take(source.len());
+        let Uploads { memory, read, .. } = &*uploads;
+        if let Some(Turn { left, entered }) = turn {
+            // SAFETY: events and stream are this context's, and live; one that was never recorded is over.
+            unsafe {
+                result::event::record(read[left], self.stream).map_err(failed("cuEventRecord"))?;
+                sys::cuEventSynchronize(read[entered])
+                    .result()
+                    .map_err(failed("cuEventSynchronize"))?;
+            }
+        }
+        // SAFETY: the place is inside its part, and what was there has been read, as was just waited for; the
+        // caller answers for the destination.
         unsafe {
-            let start = memory.add(place.start);
+            let start = memory.add(start);
             ptr::copy_nonoverlapping(source.as_ptr(), start, source.len());
             sys::cuMemcpyHtoDAsync_v2(destination.0, start.cast(), source.len(), self.stream)
         }
         .result()
-        .map_err(failed("cuMemcpyHtoDAsync"))?;
-        let done = self.record(&mut events, self.stream)?;
-        circle.keep(place, done);
-        Ok(())
+        .map_err(failed("cuMemcpyHtoDAsync"))
     }
 
     /// Queues `copy` behind the work asked for so far and the transfers before it.
@@ -381,7 +383,7 @@ impl Driver for Nvidia {
 
     unsafe fn upload(&self, source: &[u8], destination: Address) -> Result<(), DeviceError> {
         self.enter()?;
-        if source.len() <= LONGEST_UPLOAD {
+        if source.len() <= PART_BYTES {
             // SAFETY: as the caller promises.
             return unsafe { self.upload_behind(source, destination) };
         }
@@ -475,7 +477,8 @@ impl Driver for Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        // Everything that the context has goes with it: streams, events, modules, memory. A card that
+        // Everything that the context has goes with it: streams, events, modules, memory and
+        // what is pinned of the host's. A card that
         // failed has lost them already.
         // SAFETY: the context is this value's own, and is destroyed once.
         let _ = unsafe { sys::cuCtxDestroy_v2(self.context) }.result();
@@ -491,41 +494,24 @@ pub(super) fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<i
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Random;
 
-    /// Places of all lengths, each written with its number: whenever one is handed out, none that was not
-    /// waited for lies there; and no more are waited for than must be.
+    /// Lengths of all kinds: a place is inside one part, behind the others there, and when a part is entered
+    /// again, every other one was left since.
     #[test]
-    fn a_place_is_used_again_when_what_was_there_is_over() {
-        const N_BYTES: usize = 4096;
-        let mut random = Random::new(1);
-        let mut circle = Circle::<usize>::new(N_BYTES);
-        let mut under_way: Vec<(Range<usize>, usize)> = Vec::new();
-        for number in 0..2_000 {
-            let len = match number {
-                0 => 0,
-                1 => N_BYTES,
-                _ => (random.normal(1)[0].abs() * 600.0) as usize % (N_BYTES + 1),
-            };
-            let mut waited = Vec::new();
-            let place = circle
-                .next_place(len, |event| {
-                    waited.push(event);
-                    Ok::<_, ()>(())
-                })
-                .unwrap();
-            assert!(place.len() == len && place.end <= N_BYTES, "{place:?}");
-            let meets = |other: &Range<usize>| other.start < place.end && place.start < other.end;
-            let needed = under_way.iter().filter(|(other, _)| meets(other)).map(|(_, n)| *n).max();
-            // In the order of their queue, and none behind the last that must be over.
-            assert!(
-                waited.is_sorted() && waited.last().copied() == needed,
-                "{waited:?}, {needed:?}"
-            );
-            under_way.retain(|(_, n)| !waited.contains(n));
-            assert!(!under_way.iter().any(|(other, _)| meets(other)), "{place:?}");
-            circle.keep(place.clone(), number);
-            under_way.push((place, number));
+    fn parts_are_filled_one_after_another() {
+        let mut parts = Parts::default();
+        let (mut part, mut end) = (0, 0);
+        for number in 0..5_000 {
+            let len = [0, 4, PART_BYTES, 1, 64, PART_BYTES / 3, 70_000][number % 7];
+            let (start, turn) = parts.take(len);
+            if let Some(Turn { left, entered }) = turn {
+                assert_eq!((left, entered), (part, (part + 1) % N_PARTS));
+                assert!(end + len > PART_BYTES, "a part was left with room for {len} behind {end}");
+                (part, end) = (entered, 0);
+            }
+            assert!(start >= part * PART_BYTES + end && start.is_multiple_of(Parts::ALIGNMENT));
+            assert!(start + len <= (part + 1) * PART_BYTES, "{len} bytes from {start} on");
+            end = (start + len - part * PART_BYTES).next_multiple_of(Parts::ALIGNMENT);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Pages of a card. Those in the host's pinned memory move on a stream of their own, beside the card's
 //! work, which waits for them where it needs them; the host waits for neither. Those in a file pass
-//! through memory of the host and are waited for.
+//! through memory of the host.
 
 use super::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer};
 use crate::{

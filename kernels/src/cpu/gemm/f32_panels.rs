@@ -1,5 +1,5 @@
-//! Whole panels of f32 straight from what is stored, eight lanes at a time: what processors without products
-//! in bf16 multiply.
+//! Panels of f32 straight from what is stored, eight lanes at a time: what is multiplied where products are in
+//! f32, as they are on processors that have none in bf16.
 
 use std::{arch::x86_64::*, ops::Range};
 
@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::{
     expand::Values,
-    nf4::Nf4Values,
+    nf4::{HALF, Nf4Values},
     operand::{LANES_AHEAD, Layout, STEPS_AHEAD},
 };
 use crate::{
@@ -23,9 +23,6 @@ const NF4_LANES: usize = 16;
 
 /// Panels that are written beside each other at a time.
 const PANELS_AT_ONCE: usize = 4;
-
-/// Numbers whose codes are turned at a time: 16 bytes of a row.
-const HALF: usize = BLOCK / 2;
 
 /// A part of a stored matrix: its rows are `stride` apart.
 #[derive(Clone)]
@@ -47,7 +44,8 @@ impl Part {
     }
 }
 
-/// Packs a part into panels of `width` lanes, or says that it cannot: where panels or blocks of codes are cut.
+/// Packs a part into panels of `width` lanes, or says that it cannot: of numbers that are dropped, of blocks of
+/// codes that are cut, and of codes in panels of other widths than 16 and 32.
 /// Lanes that do not exist are zero, or like the last one that does.
 ///
 /// # Safety
@@ -178,7 +176,8 @@ fn ask_for<T>(address: *const T) {
 /// [`pack`] where neighbours are neighbours in k.
 ///
 /// # Safety
-/// The matrix and the panels must be as large as is asked for.
+/// The matrix and the panels must be as large as is asked for, and the panels' width a multiple of
+/// eight, or six more.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn along<T: Stored>(
@@ -422,30 +421,6 @@ impl Levels {
     }
 }
 
-/// The absmax of the block of an element.
-///
-/// # Safety
-/// The element must be there.
-#[inline]
-unsafe fn absmax_of(values: &Nf4Values<'_>, code: &[f32; 256], element: usize) -> f32 {
-    let block = element / BLOCK;
-    // SAFETY: as the caller promises.
-    let (scale, coded) = unsafe {
-        (
-            *values.absmax_scales.get_unchecked(block / ABSMAX_GROUP),
-            *values.absmax_codes.get_unchecked(block),
-        )
-    };
-    code[usize::from(coded)] * scale + values.absmax_offset
-}
-
-/// Asks for the codes of an element and those after it, and for their absmax.
-#[inline]
-fn ask_for_codes(values: &Nf4Values<'_>, element: usize) {
-    ask_for(values.codes.as_ptr().wrapping_add(element / 2));
-    ask_for(values.absmax_codes.as_ptr().wrapping_add(element / BLOCK));
-}
-
 /// [`along`], of four-bit codes. A byte is two steps of a lane: bytes of 16 lanes are turned, and then each is
 /// looked up twice.
 ///
@@ -469,9 +444,9 @@ unsafe fn along_nf4(
                     lane * stride + k
                 };
                 let at = |i| {
-                    ask_for_codes(values, start(i) + LANES_AHEAD * stride);
+                    values.ask_for(start(i) + LANES_AHEAD * stride);
                     // SAFETY: the row is there.
-                    unsafe { absmax_of(values, code, start(i)) }
+                    unsafe { values.absmax_by(code, start(i) / BLOCK) }
                 };
                 let absmax = [
                     _mm256_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)),
@@ -563,7 +538,7 @@ unsafe fn across_nf4(
     for (step, k) in depth.enumerate() {
         let row = k * stride;
         for lane in lanes.clone().step_by(2 * BLOCK) {
-            ask_for_codes(values, row + STEPS_AHEAD * stride + lane);
+            values.ask_for(row + STEPS_AHEAD * stride + lane);
         }
         let mut absmax = _mm256_setzero_ps();
         let mut lane = lanes.start;
@@ -581,7 +556,7 @@ unsafe fn across_nf4(
             // SAFETY: the row's lanes and those of the panel's step are there.
             unsafe {
                 if lane == lanes.start || lane.is_multiple_of(BLOCK) {
-                    absmax = _mm256_set1_ps(absmax_of(values, code, element));
+                    absmax = _mm256_set1_ps(values.absmax_by(code, element / BLOCK));
                 }
                 let codes = values.codes.as_ptr().add(element / 2).cast();
                 let codes = if n == HALF { _mm_loadu_si128(codes) } else { _mm_loadl_epi64(codes) };

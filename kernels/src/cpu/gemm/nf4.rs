@@ -36,6 +36,36 @@ impl Nf4Values<'_> {
         restore_absmax(self.absmax_codes[block], scale, self.absmax_offset)
     }
 
+    /// The same, by the numbers of the code.
+    ///
+    /// # Safety
+    /// There must be as many blocks.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) unsafe fn absmax_by(&self, code: &[f32; 256], block: usize) -> f32 {
+        // SAFETY: the block is there, by the caller's promise.
+        let (scale, coded) = unsafe {
+            (
+                *self.absmax_scales.get_unchecked(block / ABSMAX_GROUP),
+                *self.absmax_codes.get_unchecked(block),
+            )
+        };
+        code[usize::from(coded)] * scale + self.absmax_offset
+    }
+
+    /// Asks for the line of codes of an element, and the absmax codes beside it.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn ask_for(&self, element: usize) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch may be of any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(self.codes.as_ptr().wrapping_add(element / 2).cast());
+            let absmax = self.absmax_codes.as_ptr().wrapping_add(element / BLOCK);
+            _mm_prefetch::<_MM_HINT_T0>(absmax.cast());
+        }
+    }
+
     #[inline(always)]
     fn block_codes(&self, block: usize) -> &[u8; BLOCK / 2] {
         &self.codes.as_chunks().0[block]
@@ -190,7 +220,7 @@ mod x86 {
             operand::{LANES_AHEAD, STEPS_AHEAD},
             transpose::LANES,
         },
-        ABSMAX_GROUP, BLOCK, Compute, HALF, LEVELS, Nf4Values, PANEL, Range,
+        BLOCK, Compute, HALF, LEVELS, Nf4Values, PANEL, Range,
     };
     use crate::blockwise::DynamicCode;
 
@@ -310,22 +340,6 @@ mod x86 {
         }
     }
 
-    /// [`Nf4Values::absmax`].
-    ///
-    /// # Safety
-    /// There must be as many blocks.
-    #[inline]
-    unsafe fn absmax_of(values: &Nf4Values<'_>, code: &[f32; 256], block: usize) -> f32 {
-        // SAFETY: the block is there, by the caller's promise.
-        let (scale, coded) = unsafe {
-            (
-                *values.absmax_scales.get_unchecked(block / ABSMAX_GROUP),
-                *values.absmax_codes.get_unchecked(block),
-            )
-        };
-        code[usize::from(coded)] * scale + values.absmax_offset
-    }
-
     /// [`table`] in bf16: the bits of each in the lower half of a lane.
     ///
     /// # Safety
@@ -336,7 +350,7 @@ mod x86 {
         // SAFETY: the block is there, by the caller's promise; bits of one vector type are valid for
         // another.
         unsafe {
-            let absmax = _mm512_set1_ps(absmax_of(values, code, block));
+            let absmax = _mm512_set1_ps(values.absmax_by(code, block));
             let levels = _mm512_mul_ps(_mm512_loadu_ps(LEVELS.as_ptr()), absmax);
             let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(levels));
             _mm512_cvtepu16_epi32(rounded)
@@ -353,17 +367,6 @@ mod x86 {
         // SAFETY: by the caller's promise.
         unsafe {
             _mm512_cvtepu8_epi32(_mm_loadu_si128(values.codes.as_ptr().add(start / 2).cast()))
-        }
-    }
-
-    /// Asks for a line of codes and the absmax codes beside it.
-    #[inline]
-    fn ask_for(values: &Nf4Values<'_>, start: usize) {
-        // SAFETY: a prefetch may be of any address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(values.codes.as_ptr().wrapping_add(start / 2).cast());
-            let absmax = values.absmax_codes.as_ptr().wrapping_add(start / BLOCK);
-            _mm_prefetch::<_MM_HINT_T0>(absmax.cast());
         }
     }
 
@@ -387,7 +390,7 @@ mod x86 {
             for ahead in 0..2 {
                 let row = (row + 2 * STEPS_AHEAD + ahead) * stride;
                 for start in columns.clone().step_by(2 * BLOCK) {
-                    ask_for(values, row + start);
+                    values.ask_for(row + start);
                 }
             }
             for (panel, lane) in columns.clone().step_by(PANEL).enumerate() {
@@ -445,9 +448,9 @@ mod x86 {
                 // the compiler would put in memory and read back before it is there.
                 let start = |i: usize| (lane + i.min(n_lanes - 1)) * stride + k;
                 let at = |i| {
-                    ask_for(values, start(i) + LANES_AHEAD * stride);
+                    values.ask_for(start(i) + LANES_AHEAD * stride);
                     // SAFETY: the row is there.
-                    unsafe { absmax_of(values, code, start(i) / BLOCK) }
+                    unsafe { values.absmax_by(code, start(i) / BLOCK) }
                 };
                 let absmax = _mm512_setr_ps(
                     at(0),
