@@ -477,9 +477,8 @@ impl Driver for Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        // Everything that the context has goes with it: streams, events, modules, memory and
-        // what is pinned of the host's. A card that
-        // failed has lost them already.
+        // Everything that the context has goes with it: streams, events, modules, memory and what is pinned
+        // of the host's. A card that failed has lost them already.
         // SAFETY: the context is this value's own, and is destroyed once.
         let _ = unsafe { sys::cuCtxDestroy_v2(self.context) }.result();
     }
