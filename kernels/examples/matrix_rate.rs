@@ -119,7 +119,14 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
         let xa = place(&mut device, &vec![0.0; n_rows * RANK])?;
         let adapter = Adapter { pair, scale: 1.0, dropout: None, xa };
         let y = place(&mut device, &values(n_rows * n_out))?;
-        forward.push(Layer { weight, bias: None, adapter: Some(adapter), n_out, y });
+        forward.push(Layer {
+            weight,
+            bias: None,
+            adapter: Some(adapter),
+            n_out,
+            residual: None,
+            y,
+        });
         let adapter = Some((adapter, gradient));
         backward.push(LayerBackward { weight, adapter, n_out, dy: y });
     }
@@ -127,7 +134,7 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
         let line = Line::new(profile, shape_of_layer, name);
         let (forward, backward) = (&forward[..n], &backward[..n]);
         let secs = [
-            ceilings::fastest(MEASUREMENT, || device.layers(shape, x, forward, store, workspace)),
+            ceilings::fastest(MEASUREMENT, || device.layers(shape, x, forward, workspace)),
             ceilings::fastest(MEASUREMENT, || {
                 let dx = Some((dx, store));
                 device.layers_backward(shape, x, backward, store, dx, workspace);

@@ -31,6 +31,8 @@ struct Product {
     const bf16* low_a;
     const f32* low_b;
     const f32* bias;
+    // Like c, added to what is stored; c itself, another matrix, or null.
+    const f32* added;
     f32* c;
     // Where sums of parts of k wait to be added; null if k is not divided.
     f32* parts;
@@ -45,7 +47,6 @@ struct Product {
     u32 rank;
     // Steps of one part of k.
     u32 steps_of_part;
-    u32 accumulates;
     u32 drops;
     u32 drop_threshold;
     f32 drop_factor;
@@ -316,7 +317,7 @@ __device__ __forceinline__ f32 finished(const Product& p, u32 row, u32 column, f
     f32 value = sum * p.scale;
     if (p.drops) value = drop(value, p.drop_seed, at, p.drop_threshold, p.drop_factor);
     if (p.bias != nullptr) value += p.bias[column];
-    if (p.accumulates) value += p.c[at];
+    if (p.added != nullptr) value += p.added[at];
     return value;
 }
 

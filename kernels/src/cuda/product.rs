@@ -120,6 +120,8 @@ pub(crate) struct Product {
     pub dropout: Option<Dropout>,
     pub bias: Option<Address>,
     pub store: Store,
+    /// Like `c`, which is then `onto + …`, stored over what is there.
+    pub onto: Option<Address>,
     /// `m × n` in f32; or in bf16, rounded and not added to.
     pub c: Address,
     pub is_rounded: bool,
@@ -279,6 +281,11 @@ impl Product {
             .address(address(low_a))
             .address(address(low_b))
             .address(self.bias.unwrap_or(Address::NULL))
+            .address(match (self.onto, self.store) {
+                (Some(onto), _) => onto,
+                (None, Store::Accumulate) => self.c,
+                (None, Store::Overwrite) => Address::NULL,
+            })
             .address(self.c)
             .address(parts)
             .u64(seed)
@@ -291,7 +298,6 @@ impl Product {
             .extent(self.k)
             .extent(rank)
             .extent(steps_of_part)
-            .u32(u32::from(self.store == Store::Accumulate))
             .u32(u32::from(self.dropout.is_some()))
             .u32(threshold)
             .f32(factor)
@@ -300,6 +306,8 @@ impl Product {
             .u32(u32::from(low_b.is_some_and(|low_b| low_b.is_regular())))
             .u32(u32::from(self.is_rounded))
             .extent(n_parts)
+            // A structure is as long as a multiple of its alignment.
+            .u32(0)
     }
 
     /// Queues the product. What `scratch` has left may be used by the next one too.
@@ -309,8 +317,8 @@ impl Product {
     pub unsafe fn multiply(&self, call: &mut Call<'_>, scratch: &Staging) {
         let Self { m, n, k, .. } = *self;
         assert!(
-            !self.is_rounded || self.store == Store::Overwrite,
-            "a rounded product that is added to"
+            !self.is_rounded && self.onto.is_none() || self.store == Store::Overwrite,
+            "a rounded product, or one onto another, that is added to"
         );
         if m == 0 || n == 0 {
             return;

@@ -20,7 +20,7 @@ use crate::{
         self, Linear, LinearShape, Weight,
         cpu::{add_bias, operand as linear_operand},
     },
-    memory::{DeviceSlice, Store},
+    memory::{DeviceSlice, Memory, Store},
     random::hash,
 };
 
@@ -218,14 +218,13 @@ impl Layers for Cpu {
         shape: LayersShape,
         x: DeviceSlice<f32>,
         layers: &[Layer],
-        store: Store,
         workspace: DeviceSlice<u8>,
     ) {
         let LayersShape { n_rows, n_in, rank } = shape;
         // So few rows are not packed, nor worth sharing.
         if gemm::is_few_rows(n_rows) {
             for layer in layers {
-                self.layer_of_few_rows(shape, x, layer, store, workspace);
+                self.layer_of_few_rows(shape, x, layer, workspace);
             }
             return;
         }
@@ -236,7 +235,7 @@ impl Layers for Cpu {
         let mut sums = Each::new();
         let mut biases = Each::new();
         for layer in layers {
-            let Layer { weight, bias, ref adapter, n_out, y } = *layer;
+            let Layer { weight, bias, ref adapter, n_out, residual, y } = *layer;
             access.count_product(n_rows, n_out, n_in);
             let beside = adapter.as_ref().map(|adapter| {
                 access.count_product(n_rows, rank, n_in + n_out);
@@ -259,7 +258,8 @@ impl Layers for Cpu {
             let shape = LinearShape { n_rows, n_in, n_out };
             let b = linear_operand(&mut access, weight, shape, Layout::Depth);
             let term = Term { rows: 0, b, factor: 1.0, beside };
-            sums.push(Sums::of(term, n_out, store, access.write(y)));
+            let sum = Sums::of(term, n_out, Store::Overwrite, access.write(y));
+            sums.push(Sums { onto: residual.map(|residual| access.read(residual)), ..sum });
             biases.push(bias.map(|bias| &access.read(bias)[..n_out]));
         }
         let rows = Rows { a: Operand::f32(x, Layout::Depth, n_in), k: n_in };
@@ -324,7 +324,7 @@ impl Layers for Cpu {
                     terms.push(Term { rows: number, b, factor: 1.0, beside });
                 }
                 let c = ArrayVec::from_iter([Target::F32(dx)]);
-                let sums = Sums { n: n_in, store: *store, terms, c };
+                let sums = Sums { n: n_in, store: *store, onto: None, terms, c };
                 gemm::multiply_all(place, n_rows, &rows, &mut [sums], scratch);
                 *store = Store::Accumulate;
             }
@@ -454,11 +454,17 @@ impl Cpu {
         LayersShape { n_rows, n_in, rank }: LayersShape,
         x: DeviceSlice<f32>,
         layer: &Layer,
-        store: Store,
         workspace: DeviceSlice<u8>,
     ) {
-        let Layer { weight, bias, ref adapter, n_out, y } = *layer;
+        let Layer { weight, bias, ref adapter, n_out, residual, y } = *layer;
         let shape = LinearShape { n_rows, n_in, n_out };
+        let store = match residual {
+            Some(residual) => {
+                self.copy(residual, y);
+                Store::Accumulate
+            }
+            None => Store::Overwrite,
+        };
         self.linear(shape, x, weight, bias, store, y, workspace);
         let Some(Adapter { pair, scale, dropout, xa }) = *adapter else { return };
         let mut access = self.access("low-rank pair");

@@ -46,7 +46,6 @@ impl Layers for Cuda {
         shape: LayersShape,
         x: DeviceSlice<f32>,
         layers: &[Layer],
-        store: Store,
         workspace: DeviceSlice<u8>,
     ) {
         let LayersShape { n_rows, n_in, rank } = shape;
@@ -56,12 +55,14 @@ impl Layers for Cuda {
         let rows = staging.operand(&call, x, (n_rows, n_in), None);
         let (along, overwrite) = (Turn::Along, Store::Overwrite);
         for layer in layers {
-            let Layer { weight, bias, ref adapter, n_out, y } = *layer;
+            let Layer { weight, bias, ref adapter, n_out, residual, y } = *layer;
             let weight = Matrix::weight(&mut call, weight, n_out, n_in);
             let bias = bias.map(|bias| call.read(bias.first(n_out)));
+            let onto = residual.map(|residual| call.read(residual.first(n_rows * n_out)));
             let y = call.write(y.first(n_rows * n_out));
-            let layer = plain((n_rows, n_out, n_in), (rows, along), (weight, along), store, y);
-            let layer = Product { bias, ..layer };
+            let extents = (n_rows, n_out, n_in);
+            let layer = plain(extents, (rows, along), (weight, along), overwrite, y);
+            let layer = Product { bias, onto, ..layer };
             let Some(Adapter { pair, scale, dropout, xa }) = *adapter else {
                 // SAFETY: every argument was cut to these extents.
                 unsafe { layer.multiply(&mut call, &staging) };

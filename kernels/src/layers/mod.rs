@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! forward, of each layer:   xa  = drop(x) · Aᵀ                      [T, R],  A [R, n_in]
-//!                           y   = x · Wᵀ + bias + scale · xa · Bᵀ   [T, n_out], B [n_out, R]
+//!                           y   = x · Wᵀ + bias + scale · xa · Bᵀ   [T, n_out], B [n_out, R];
+//!                           y   = residual + … where that is asked
 //! backward, of each layer:  dxa = scale · dy · B
 //!                           dB (store) scale · dyᵀ · xa
 //!                           dA (store) dxaᵀ · drop(x)
@@ -94,7 +95,9 @@ pub struct Layer {
     pub adapter: Option<Adapter>,
     /// Columns of `y`.
     pub n_out: usize,
-    /// `[T, n_out]`.
+    /// `[T, n_out]`, which the layer's output is added to on its way to `y`.
+    pub residual: Option<DeviceSlice<f32>>,
+    /// `[T, n_out]` `=`.
     pub y: DeviceSlice<f32>,
 }
 
@@ -113,7 +116,7 @@ pub struct LayerBackward {
 
 /// Layers of one input, forward and backward.
 pub trait Layers: Memory {
-    /// `xa = drop(x) · Aᵀ`, `y (store) x · Wᵀ + bias + scale · xa · Bᵀ` of each.
+    /// `xa = drop(x) · Aᵀ`, `y = residual + x · Wᵀ + bias + scale · xa · Bᵀ` of each.
     ///
     /// `x` `[T, n_in]`; one to [`MAX_LAYERS`] `layers`; `workspace`: [`workspace_bytes`].
     fn layers(
@@ -121,7 +124,6 @@ pub trait Layers: Memory {
         shape: LayersShape,
         x: DeviceSlice<f32>,
         layers: &[Layer],
-        store: Store,
         workspace: DeviceSlice<u8>,
     );
 

@@ -56,7 +56,7 @@ struct LayerInputs {
     a: Vec<f32>,
     b: Vec<f32>,
     dy: Vec<f32>,
-    y: Vec<f32>,
+    residual: Option<Vec<f32>>,
     mask: Vec<f32>,
 }
 
@@ -104,6 +104,8 @@ impl Inputs {
             seed += 1;
             // Of several the second drops nothing.
             let dropout = dropout.filter(|_| number != 1);
+            // And the first is added to nothing.
+            let is_added = number > 0 || widths.len() == 1;
             let dropout = dropout.map(|probability| Dropout { probability, seed });
             LayerInputs {
                 width,
@@ -113,7 +115,7 @@ impl Inputs {
                 a: random.normal(rank * n_in),
                 b: random.normal(n_out * rank),
                 dy: random.normal(n_rows * n_out),
-                y: random.normal(n_rows * n_out),
+                residual: Some(random.normal(n_rows * n_out)).filter(|_| is_added),
                 mask: mask(dropout, n_rows * n_in),
             }
         };
@@ -171,10 +173,12 @@ impl Inputs {
         let mut layers = Vec::new();
         for ((layer, &weight), adapter) in self.layers.iter().zip(weights).zip(&adapters) {
             let bias = Some(place(device, &layer.bias));
-            let (n_out, y) = (layer.width.n_out, place(device, &layer.y));
-            layers.push(Layer { weight, bias, adapter: *adapter, n_out, y });
+            let n_out = layer.width.n_out;
+            let residual = layer.residual.as_ref().map(|residual| place(device, residual));
+            let y = place(device, &vec![f32::NAN; self.shape.n_rows * n_out]);
+            layers.push(Layer { weight, bias, adapter: *adapter, n_out, residual, y });
         }
-        device.layers(self.shape, x, &layers, Store::Accumulate, scratch);
+        device.layers(self.shape, x, &layers, scratch);
         let y: Vec<_> = layers.iter().map(|layer| fetch(device, layer.y)).collect();
         let dx = vec![before; self.x.len()];
         let dx = Some((place(device, &dx), Store::Accumulate));
@@ -264,7 +268,8 @@ fn check_against_reference(
         let plain = inputs.pair(layer, compute);
         let (exact_xa, exact_sum) = exact.forward::<f64>();
         let (plain_xa, plain_sum) = plain.forward::<f32>();
-        let before = layer.y.iter();
+        let before = layer.residual.clone().unwrap_or_else(|| vec![0.0; exact_sum.len()]);
+        let before = before.iter();
         let exact_y: Vec<_> =
             exact_sum.iter().zip(before.clone()).map(|(sum, &y)| sum + f64::from(y)).collect();
         let plain_y: Vec<_> = plain_sum.iter().zip(before).map(|(sum, y)| sum + y).collect();
@@ -362,7 +367,7 @@ fn gradients_match_finite_differences(device: &mut impl Layers) {
     let mut random = Random::new(4);
     for (case, dropout) in [2, 9].into_iter().flat_map(|i| DROPOUTS.map(|d| (CASES[i], d))) {
         let mut inputs = Inputs::new(case, dropout, &mut random);
-        inputs.layers.iter_mut().for_each(|layer| layer.y.fill(0.0));
+        inputs.layers.iter_mut().for_each(|layer| layer.residual = None);
         let gradients = inputs.run(device, 0.0);
         let loss = |inputs: &Inputs, device: &mut _| -> (f64, f64) {
             let outputs = inputs.run(device, 0.0).layers;

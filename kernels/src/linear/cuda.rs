@@ -27,8 +27,9 @@ pub(crate) fn plain(
     store: Store,
     c: crate::cuda::Address,
 ) -> Product {
-    let (scale, low_rank, dropout, bias, is_rounded) = (1.0, None, None, None, false);
-    Product { m, n, k, a, b, scale, low_rank, dropout, bias, store, c, is_rounded }
+    let (scale, low_rank, dropout, bias) = (1.0, None, None, None);
+    let (onto, is_rounded) = (None, false);
+    Product { m, n, k, a, b, scale, low_rank, dropout, bias, store, onto, c, is_rounded }
 }
 
 impl Linear for Cuda {

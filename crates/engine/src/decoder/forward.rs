@@ -79,7 +79,7 @@ impl Decoder {
             (Projection::Key, raw_key),
             (Projection::Value, value),
         ];
-        self.project(device, input_of(normed), &products, Store::Overwrite);
+        self.project(device, input_of(normed), &products, None);
         if let Some(raw) = slices.query_raw {
             self.head_norm(device, (layer, LayerTensor::QueryNorm), raw, slices.query);
         }
@@ -100,20 +100,18 @@ impl Decoder {
             slices.log_sum_exp,
             workspace,
         );
-        device.copy(input, slices.middle);
         let products = [(Projection::Output, slices.middle)];
-        self.project(device, input_of(slices.attention), &products, Store::Accumulate);
+        self.project(device, input_of(slices.attention), &products, Some(input));
 
         let normed = slices.feed_forward_normed;
         self.layer_norm(device, (layer, LayerTensor::PostAttentionNorm), slices.middle, normed);
         let products = [(Projection::Gate, slices.gate), (Projection::Up, slices.up)];
-        self.project(device, input_of(normed), &products, Store::Overwrite);
+        self.project(device, input_of(normed), &products, None);
         if let Some(output) = output {
             let output = rows(output, n_rows, spec.hidden_width);
             device.swiglu(slices.gate, slices.up, slices.activated);
-            device.copy(slices.middle, output);
             let products = [(Projection::Down, output)];
-            self.project(device, input_of(slices.activated), &products, Store::Accumulate);
+            self.project(device, input_of(slices.activated), &products, Some(slices.middle));
         }
     }
 

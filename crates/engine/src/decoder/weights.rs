@@ -277,13 +277,13 @@ impl Decoder {
         LayersShape { n_rows, n_in, rank }
     }
 
-    /// `y (store) x · Wᵀ + bias + pair(x)` of each of the projections, which read the same input.
+    /// `y = residual + x · Wᵀ + bias + pair(x)` of each of the projections, which read the same input.
     pub(super) fn project(
         &self,
         device: &mut impl Backend,
         input: ProductInput,
         projections: &[Projected],
-        store: Store,
+        residual: Option<DeviceSlice<f32>>,
     ) {
         let ProductInput { layer, x, n_rows, workspace, .. } = input;
         let layers = projections.iter().map(|&(projection, y)| Layer {
@@ -291,10 +291,11 @@ impl Decoder {
             bias: self.weights.bias(layer, projection),
             adapter: self.pair(projection, &input),
             n_out: self.spec.projection_shape(projection)[0],
+            residual,
             y,
         });
         let layers: ArrayVec<_, MAX_LAYERS> = layers.collect();
-        device.layers(self.layers_shape(projections, n_rows), x, &layers, store, workspace);
+        device.layers(self.layers_shape(projections, n_rows), x, &layers, workspace);
     }
 
     /// The pair beside a projection, if there is one.

@@ -290,6 +290,8 @@ impl Target<'_> {
 pub(crate) struct Sums<'a> {
     pub n: usize,
     pub store: Store,
+    /// `c = onto + Σ terms`, where that is wanted: of a single sum that is stored over what is there.
+    pub onto: Option<&'a [f32]>,
     pub terms: ArrayVec<Term<'a>, MOST_SHARING>,
     pub c: ArrayVec<Target<'a>, MOST_SHARING>,
 }
@@ -301,15 +303,20 @@ impl<'a> Sums<'a> {
     }
 
     fn into_target(term: Term<'a>, n: usize, store: Store, c: Target<'a>) -> Self {
-        Self { n, store, terms: ArrayVec::from_iter([term]), c: ArrayVec::from_iter([c]) }
+        let (terms, c) = (ArrayVec::from_iter([term]), ArrayVec::from_iter([c]));
+        Self { n, store, onto: None, terms, c }
     }
 
     /// Panics when an operand is smaller than its extents.
     fn check(&self, m: usize, rows: &[Rows<'_>]) {
-        let Self { n, terms, c, store } = self;
+        let Self { n, terms, c, store, onto } = self;
         assert!(c.iter().all(|c| c.len() >= m * n), "a sum beyond its matrix");
         let is_rounded = c.iter().any(Target::is_rounded);
         assert!(!is_rounded || *store == Store::Overwrite, "a rounded sum that is added to");
+        if let Some(onto) = onto {
+            let is_plain = c.len() == 1 && !is_rounded && *store == Store::Overwrite;
+            assert!(is_plain && onto.len() >= m * n, "a sum onto what it cannot be added to");
+        }
         for Term { rows: number, b, beside, .. } in terms {
             let k = rows[*number].k;
             assert!(rows[*number..][..c.len()].iter().all(|rows| rows.k == k), "A that differ");

@@ -191,7 +191,7 @@ forward! {
         fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: DeviceSlice<f32>, dbias: Gradient);
     }
     layers::Layers {
-        fn layers(shape: layers::LayersShape, x: DeviceSlice<f32>, layers: &[layers::Layer], store: Store, workspace: DeviceSlice<u8>);
+        fn layers(shape: layers::LayersShape, x: DeviceSlice<f32>, layers: &[layers::Layer], workspace: DeviceSlice<u8>);
         fn layers_backward(shape: layers::LayersShape, x: DeviceSlice<f32>, layers: &[layers::LayerBackward], gradients: Store, dx: Option<(DeviceSlice<f32>, Store)>, workspace: DeviceSlice<u8>);
     }
     nf4::Nf4 {
