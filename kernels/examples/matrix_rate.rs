@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use half::bf16;
 use nibble_kernels::{
-    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Gradient, Isa, Memory,
-    MemoryError, Store,
+    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, FloatFormat, Gradient, Isa,
+    Memory, MemoryError, Store,
     cpu::ceilings,
     layers::{
         self, Adapter, Layer, LayerBackward, LayerWidth, Layers, LayersShape, LoraPair, MAX_LAYERS,
@@ -97,15 +97,24 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
         });
         let gradient = ceilings::fastest(MEASUREMENT, || {
             let dweight = Gradient { values: dweight, store };
-            device.linear_weight_gradient(shape, x, dy, dweight.into(), workspace);
+            device.linear_weight_gradient(shape, x.into(), dy, dweight.into(), workspace);
         });
         line.print([forward, input, gradient].map(|secs| n_operations / secs));
     }
 
     let shape = LayersShape { n_rows, n_in, rank: RANK };
+    // As a step has it.
+    let input = linear::input_format(&profile, n_in);
     let widths = [LayerWidth { n_out, has_pair: true }; MAX_LAYERS];
-    let workspace = layers::workspace_bytes(&profile, shape, &widths, false);
+    let workspace = layers::workspace_bytes(&profile, shape, &widths, input, false);
     let workspace = place(&mut device, &vec![0; workspace])?;
+    let input = match input {
+        FloatFormat::F32 => x.into(),
+        FloatFormat::Bf16 => {
+            let rounded: Vec<_> = values(n_rows * n_in).into_iter().map(bf16::from_f32).collect();
+            place(&mut device, &rounded)?.into()
+        }
+    };
     let mut pair = || -> Result<LoraPair, MemoryError> {
         let a = place(&mut device, &values(RANK * n_in))?;
         Ok(LoraPair { a, b: place(&mut device, &values(n_out * RANK))? })
@@ -134,10 +143,10 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
         let line = Line::new(profile, shape_of_layer, name);
         let (forward, backward) = (&forward[..n], &backward[..n]);
         let secs = [
-            ceilings::fastest(MEASUREMENT, || device.layers(shape, x, forward, workspace)),
+            ceilings::fastest(MEASUREMENT, || device.layers(shape, input, forward, workspace)),
             ceilings::fastest(MEASUREMENT, || {
                 let dx = Some((dx, store));
-                device.layers_backward(shape, x, backward, store, dx, workspace);
+                device.layers_backward(shape, input, backward, store, dx, workspace);
             }),
         ];
         // Beside each layer's, one pass of the rows over A and one over B forward; two of each backward.

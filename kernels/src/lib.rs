@@ -39,7 +39,8 @@ pub use cpu::Cpu;
 pub use cuda::Cuda;
 pub use device::{Capability, Compute, DeviceKind, DeviceProfile, Isa};
 pub use memory::{
-    DeviceSlice, Element, Floats, Gradient, Memory, MemoryError, MemoryId, Store, WeightGradient,
+    DeviceSlice, Element, FloatFormat, Floats, Gradient, Memory, MemoryError, MemoryId, Store,
+    WeightGradient,
 };
 pub use paging::Paging;
 pub use profile::OperationProfile;

@@ -150,6 +150,15 @@ impl From<Gradient> for WeightGradient {
     }
 }
 
+/// How numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FloatFormat {
+    /// Four bytes a number.
+    F32,
+    /// Two bytes a number.
+    Bf16,
+}
+
 /// Numbers as they are stored.
 #[derive(Clone, Copy, Debug)]
 pub enum Floats {
@@ -173,6 +182,25 @@ impl Floats {
         self.len() == 0
     }
 
+    /// How they are stored.
+    pub fn format(&self) -> FloatFormat {
+        match self {
+            Self::F32(_) => FloatFormat::F32,
+            Self::Bf16(_) => FloatFormat::Bf16,
+        }
+    }
+
+    /// The numbers of what was asked for in f32.
+    ///
+    /// # Panics
+    /// When they are in another format.
+    pub fn into_f32(self) -> DeviceSlice<f32> {
+        match self {
+            Self::F32(slice) => slice,
+            Self::Bf16(slice) => panic!("{slice:?} in bf16, not in f32"),
+        }
+    }
+
     /// A part.
     ///
     /// # Panics
@@ -182,6 +210,11 @@ impl Floats {
             Self::F32(slice) => Self::F32(slice.slice(range)),
             Self::Bf16(slice) => Self::Bf16(slice.slice(range)),
         }
+    }
+
+    /// The first `len` elements.
+    pub fn first(&self, len: usize) -> Self {
+        self.slice(0..len)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     device::Compute,
     layers::Dropout,
     linear::Weight,
-    memory::{DeviceSlice, Store},
+    memory::{DeviceSlice, FloatFormat, Floats, Store},
     nf4,
 };
 
@@ -94,6 +94,24 @@ impl Matrix {
                 self.stride.is_multiple_of(nf4::BLOCK) && self.values.0.is_multiple_of(8)
             }
         }
+    }
+}
+
+/// Rows that products alone read, in f32 or as they are multiplied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Activation {
+    values: Address,
+    format: FloatFormat,
+}
+
+impl Activation {
+    /// All of `x`, as an argument of `call`.
+    pub fn new(call: &mut Call<'_>, x: Floats) -> Self {
+        let values = match x {
+            Floats::F32(x) => call.read(x),
+            Floats::Bf16(x) => call.read(x),
+        };
+        Self { values, format: x.format() }
     }
 }
 
@@ -201,6 +219,26 @@ impl Staging {
         self.next = taken.plus(aligned(n_bytes));
         assert!(self.next <= self.end, "{n_bytes} bytes of workspace beyond its end");
         taken
+    }
+
+    /// An activation of `rows × columns` as products take it: as it is where it is in bf16.
+    pub fn input(
+        &mut self,
+        call: &Call<'_>,
+        x: Activation,
+        (rows, columns): (usize, usize),
+        dropout: Option<Dropout>,
+    ) -> Matrix {
+        if x.format == FloatFormat::F32 {
+            return self.operand(call, x.values, (rows, columns), dropout);
+        }
+        assert!(
+            call.compute() == Compute::Bf16 && dropout.is_none(),
+            "an input that was to be in f32"
+        );
+        let staged = Matrix { values: x.values, form: Form::Staged, stride: columns };
+        assert!(staged.is_regular(), "an input in bf16 that cannot be copied: {staged:?}");
+        staged
     }
 
     /// An activation of `rows × columns` in f32 as products take it, dropped from where that is asked.

@@ -17,10 +17,10 @@ use crate::{
         pool::Pool,
     },
     linear::{
-        self, Linear, LinearShape, Weight,
-        cpu::{add_bias, operand as linear_operand},
+        self, LinearShape, Weight,
+        cpu::{add_bias, operand as linear_operand, values},
     },
-    memory::{DeviceSlice, Memory, Store},
+    memory::{DeviceSlice, Floats, Memory, Store},
     random::hash,
 };
 
@@ -151,10 +151,11 @@ fn draw(seed: u64, index: u64) -> u32 {
 }
 
 /// `x` as it enters the pair.
-fn dropped(x: &[f32], dropout: Option<Dropout>) -> Values<'_> {
-    match dropout {
-        Some(dropout) => Values::Dropped(x, dropout),
-        None => Values::F32(x),
+fn dropped(x: Values<'_>, dropout: Option<Dropout>) -> Values<'_> {
+    match (x, dropout) {
+        (x, None) => x,
+        (Values::F32(x), Some(dropout)) => Values::Dropped(x, dropout),
+        (_, Some(_)) => panic!("an input that was to be in f32, as some of it is dropped"),
     }
 }
 
@@ -216,7 +217,7 @@ impl Layers for Cpu {
     fn layers(
         &mut self,
         shape: LayersShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         layers: &[Layer],
         workspace: DeviceSlice<u8>,
     ) {
@@ -230,7 +231,7 @@ impl Layers for Cpu {
         }
         let mut access = self.access("linear layers");
         let place = access.place();
-        let x = access.read(x);
+        let x = values(&mut access, x);
         let scratch = access.write(workspace.cast());
         let mut sums = Each::new();
         let mut biases = Each::new();
@@ -262,7 +263,8 @@ impl Layers for Cpu {
             sums.push(Sums { onto: residual.map(|residual| access.read(residual)), ..sum });
             biases.push(bias.map(|bias| &access.read(bias)[..n_out]));
         }
-        let rows = Rows { a: Operand::f32(x, Layout::Depth, n_in), k: n_in };
+        let x = Operand { values: x, layout: Layout::Depth, stride: n_in };
+        let rows = Rows { a: x, k: n_in };
         gemm::multiply_all(place, n_rows, &[rows], &mut sums, scratch);
         for (sums, bias) in sums.iter_mut().zip(biases) {
             for y in &mut sums.c {
@@ -275,7 +277,7 @@ impl Layers for Cpu {
     fn layers_backward(
         &mut self,
         shape: LayersShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         layers: &[LayerBackward],
         gradients: Store,
         dx: Option<(DeviceSlice<f32>, Store)>,
@@ -291,7 +293,7 @@ impl Layers for Cpu {
         let dropout = pairs.clone().any(|pair| pair.dropout.is_some());
         let n_pairs = pairs.count();
         // Without a pair nothing of it is left.
-        let x = if n_pairs > 0 { access.read(x) } else { &[] };
+        let x = if n_pairs > 0 { values(&mut access, x) } else { Values::F32(&[]) };
         let masked_rows = if dropout { n_rows.min(PRODUCT_ROWS) } else { 0 };
         let masked = workspace.take(&mut access, masked_rows, n_in);
         let scratch = workspace.rest(&mut access);
@@ -350,7 +352,7 @@ impl Layers for Cpu {
 fn pair_gradients(
     place: Place<'_>,
     LayersShape { n_rows, n_in, rank }: LayersShape,
-    x: &[f32],
+    x: Values<'_>,
     gradients: Store,
     layers: &mut [Back<'_>],
     scratch: &mut [u32],
@@ -452,7 +454,7 @@ impl Cpu {
     fn layer_of_few_rows(
         &mut self,
         LayersShape { n_rows, n_in, rank }: LayersShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         layer: &Layer,
         workspace: DeviceSlice<u8>,
     ) {
@@ -465,14 +467,14 @@ impl Cpu {
             }
             None => Store::Overwrite,
         };
-        self.linear(shape, x, weight, bias, store, y, workspace);
+        self.product(shape, x, weight, bias, store, y, workspace);
         let Some(Adapter { pair, scale, dropout, xa }) = *adapter else { return };
         let mut access = self.access("low-rank pair");
         let place = access.place();
         let a = Operand::f32(access.read(pair.a), Layout::Depth, n_in);
         let b = Operand::f32(access.read(pair.b), Layout::Depth, rank);
         let x = Operand {
-            values: dropped(access.read(x), dropout),
+            values: dropped(values(&mut access, x), dropout),
             layout: Layout::Depth,
             stride: n_in,
         };

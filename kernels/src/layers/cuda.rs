@@ -4,15 +4,20 @@
 use super::{Adapter, Layer, LayerBackward, LayerWidth, Layers, LayersShape};
 use crate::{
     Compute, Cuda,
-    cuda::product::{self, LowRank, Matrix, Product, Staging, Turn},
+    cuda::product::{self, Activation, LowRank, Matrix, Product, Staging, Turn},
     linear::cuda::plain,
-    memory::{DeviceSlice, Store},
+    memory::{DeviceSlice, FloatFormat, Floats, Store},
 };
 
 /// Bytes of workspace that either direction needs: what is staged of `x` for all, of the backward pass of
 /// one layer (`x` dropped from, `xa`, `dy`, `dxa`), and the products' own. In f32 only what is dropped
 /// from is.
-pub(super) fn workspace_bytes(shape: LayersShape, layers: &[LayerWidth], dropout: bool) -> usize {
+pub(super) fn workspace_bytes(
+    shape: LayersShape,
+    layers: &[LayerWidth],
+    input: FloatFormat,
+    dropout: bool,
+) -> usize {
     let LayersShape { n_rows, n_in, rank } = shape;
     let dropped = if dropout { product::f32_bytes(n_rows.saturating_mul(n_in)) } else { 0 };
     let of_layer = |layer: &LayerWidth| {
@@ -37,22 +42,26 @@ pub(super) fn workspace_bytes(shape: LayersShape, layers: &[LayerWidth], dropout
         .fold(0, usize::saturating_add)
     };
     let most = layers.iter().map(of_layer).max().unwrap_or(0);
-    product::staged_bytes(n_rows, n_in).saturating_add(most)
+    let rows = match input {
+        FloatFormat::F32 => product::staged_bytes(n_rows, n_in),
+        FloatFormat::Bf16 => 0,
+    };
+    rows.saturating_add(most)
 }
 
 impl Layers for Cuda {
     fn layers(
         &mut self,
         shape: LayersShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         layers: &[Layer],
         workspace: DeviceSlice<u8>,
     ) {
         let LayersShape { n_rows, n_in, rank } = shape;
         let mut call = self.call("linear layers");
-        let x = call.read(x.first(n_rows * n_in));
+        let x = Activation::new(&mut call, x.first(n_rows * n_in));
         let mut staging = Staging::new(&mut call, workspace);
-        let rows = staging.operand(&call, x, (n_rows, n_in), None);
+        let rows = staging.input(&call, x, (n_rows, n_in), None);
         let (along, overwrite) = (Turn::Along, Store::Overwrite);
         for layer in layers {
             let Layer { weight, bias, ref adapter, n_out, residual, y } = *layer;
@@ -74,7 +83,7 @@ impl Layers for Cuda {
             // What is staged for one layer makes room for the next one's.
             let mut staging = staging.rest();
             let dropped = match dropout {
-                Some(_) => staging.operand(&call, x, (n_rows, n_in), dropout),
+                Some(_) => staging.input(&call, x, (n_rows, n_in), dropout),
                 None => rows,
             };
             let extents = (n_rows, rank, n_in);
@@ -99,7 +108,7 @@ impl Layers for Cuda {
     fn layers_backward(
         &mut self,
         shape: LayersShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         layers: &[LayerBackward],
         gradients: Store,
         dx: Option<(DeviceSlice<f32>, Store)>,
@@ -113,9 +122,9 @@ impl Layers for Cuda {
         let mut staging = Staging::new(&mut call, workspace);
         let mut pairs = layers.iter().filter_map(|layer| layer.adapter.as_ref());
         // Without a pair nothing of it is left.
-        let x = pairs.clone().next().map(|_| call.read(x.first(n_rows * n_in)));
+        let x = pairs.clone().next().map(|_| Activation::new(&mut call, x.first(n_rows * n_in)));
         let shared = pairs.any(|(adapter, _)| adapter.dropout.is_none());
-        let rows = x.filter(|_| shared).map(|x| staging.operand(&call, x, (n_rows, n_in), None));
+        let rows = x.filter(|_| shared).map(|x| staging.input(&call, x, (n_rows, n_in), None));
         for layer in layers {
             let LayerBackward { weight, ref adapter, n_out, dy } = *layer;
             let dy = call.read(dy.first(n_rows * n_out));
@@ -133,7 +142,7 @@ impl Layers for Cuda {
                 let dxa = staging.take(n_rows * rank * size_of::<f32>());
                 let x = match rows.filter(|_| dropout.is_none()) {
                     Some(rows) => rows,
-                    None => staging.operand(&call, x, (n_rows, n_in), dropout),
+                    None => staging.input(&call, x, (n_rows, n_in), dropout),
                 };
                 let xa = staging.operand(&call, xa, (n_rows, rank), None);
                 let extents = (n_rows, rank, n_out);

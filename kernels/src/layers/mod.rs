@@ -27,7 +27,7 @@ use crate::{
     DeviceProfile,
     cpu::gemm,
     linear::Weight,
-    memory::{DeviceSlice, Memory, Store},
+    memory::{DeviceSlice, FloatFormat, Floats, Memory, Store},
 };
 
 /// The most layers that share an input: queries, keys and values.
@@ -118,11 +118,12 @@ pub struct LayerBackward {
 pub trait Layers: Memory {
     /// `xa = drop(x) · Aᵀ`, `y = residual + x · Wᵀ + bias + scale · xa · Bᵀ` of each.
     ///
-    /// `x` `[T, n_in]`; one to [`MAX_LAYERS`] `layers`; `workspace`: [`workspace_bytes`].
+    /// `x` `[T, n_in]`, in f32, or, where nothing is dropped from it, in [`crate::linear::input_format`];
+    /// one to [`MAX_LAYERS`] `layers`; `workspace`: [`workspace_bytes`].
     fn layers(
         &mut self,
         shape: LayersShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         layers: &[Layer],
         workspace: DeviceSlice<u8>,
     );
@@ -134,7 +135,7 @@ pub trait Layers: Memory {
     fn layers_backward(
         &mut self,
         shape: LayersShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         layers: &[LayerBackward],
         gradients: Store,
         dx: Option<(DeviceSlice<f32>, Store)>,
@@ -142,15 +143,17 @@ pub trait Layers: Memory {
     );
 }
 
-/// Bytes of workspace that either direction needs on `profile`, for `shape` or for fewer rows.
+/// Bytes of workspace that either direction needs on `profile` with `x` in `input`, for `shape` or for
+/// fewer rows.
 pub fn workspace_bytes(
     profile: &DeviceProfile,
     shape: LayersShape,
     layers: &[LayerWidth],
+    input: FloatFormat,
     dropout: bool,
 ) -> usize {
     if profile.is_cuda() {
-        cuda::workspace_bytes(shape, layers, dropout)
+        cuda::workspace_bytes(shape, layers, input, dropout)
     } else {
         cpu::workspace_bytes(profile, shape, layers, dropout)
     }

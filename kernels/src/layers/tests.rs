@@ -1,6 +1,8 @@
+use half::bf16;
+
 use super::{reference::*, *};
 use crate::{
-    Backend, Compute, Cpu, DeviceKind, Isa,
+    Backend, Compute, Cpu, DeviceKind, Isa, linear,
     testing::{Nf4Parts, Random, fetch, on_every_device, place, relative_error, workspace},
 };
 
@@ -44,6 +46,8 @@ const DROPOUTS: [Option<f32>; 2] = [None, Some(0.3)];
 struct Inputs {
     shape: LayersShape,
     x: Vec<f32>,
+    /// How it lies on the device.
+    format: FloatFormat,
     layers: Vec<LayerInputs>,
 }
 
@@ -120,7 +124,7 @@ impl Inputs {
             }
         };
         let layers = widths.iter().enumerate().map(layer).collect();
-        Self { shape, x: random.normal(n_rows * n_in), layers }
+        Self { shape, x: random.normal(n_rows * n_in), format: FloatFormat::F32, layers }
     }
 
     fn widths(&self) -> Vec<LayerWidth> {
@@ -137,8 +141,19 @@ impl Inputs {
 
     fn workspace(&self, device: &mut impl Memory) -> DeviceSlice<u8> {
         let dropout = self.layers.iter().any(|layer| layer.dropout.is_some());
-        let bytes = workspace_bytes(&device.profile(), self.shape, &self.widths(), dropout);
+        let bytes =
+            workspace_bytes(&device.profile(), self.shape, &self.widths(), self.format, dropout);
         workspace(device, bytes)
+    }
+
+    fn place_x(&self, device: &mut impl Memory) -> Floats {
+        match self.format {
+            FloatFormat::F32 => place(device, &self.x).into(),
+            FloatFormat::Bf16 => {
+                let rounded: Vec<_> = self.x.iter().copied().map(bf16::from_f32).collect();
+                place(device, &rounded).into()
+            }
+        }
     }
 
     /// The pairs on the device, with what they keep.
@@ -169,7 +184,7 @@ impl Inputs {
         let scratch = self.workspace(device);
         let unset = vec![vec![f32::NAN; self.shape.n_rows * self.shape.rank]; self.layers.len()];
         let adapters = self.adapters(device, &unset);
-        let x = place(device, &self.x);
+        let x = self.place_x(device);
         let mut layers = Vec::new();
         for ((layer, &weight), adapter) in self.layers.iter().zip(weights).zip(&adapters) {
             let bias = Some(place(device, &layer.bias));
@@ -196,7 +211,7 @@ impl Inputs {
         dx: Option<(DeviceSlice<f32>, Store)>,
     ) -> Outputs {
         let scratch = self.workspace(device);
-        let x = place(device, &self.x);
+        let x = self.place_x(device);
         let weights = self.weights(device);
         let xa: Vec<_> = left.layers.iter().map(|layer| layer.xa.clone()).collect();
         let adapters = self.adapters(device, &xa);
@@ -208,7 +223,7 @@ impl Inputs {
     fn run_back(
         &self,
         device: &mut impl Layers,
-        (x, weights, adapters): (DeviceSlice<f32>, &[Weight], &[Option<Adapter>]),
+        (x, weights, adapters): (Floats, &[Weight], &[Option<Adapter>]),
         before: f32,
         dx: Option<(DeviceSlice<f32>, Store)>,
         scratch: DeviceSlice<u8>,
@@ -358,6 +373,24 @@ fn every_store_of_a_weight_gives_the_same_bits(device: &mut impl Backend) {
     }
 }
 
+/// An input that products would round may be in bf16 already.
+fn an_input_in_bf16_gives_the_same_bits(device: &mut impl Layers) {
+    for case in CASES {
+        if linear::input_format(&device.profile(), case.0.n_in) != FloatFormat::Bf16 {
+            continue;
+        }
+        let mut inputs = Inputs::new(case, None, &mut Random::new(9));
+        let expected = inputs.run(device, 0.0);
+        inputs.format = FloatFormat::Bf16;
+        let actual = inputs.run(device, 0.0);
+        assert!(actual.dx == expected.dx, "dx of {case:?}");
+        for (actual, expected) in actual.layers.iter().zip(&expected.layers) {
+            assert!(actual.y == expected.y && actual.xa == expected.xa, "{case:?}");
+            assert!(actual.da == expected.da && actual.db == expected.db, "{case:?}");
+        }
+    }
+}
+
 /// Picks the values to take a step in.
 type Choose = fn(&mut Inputs, usize) -> &mut Vec<f32>;
 
@@ -414,6 +447,7 @@ on_every_device! {
     gradients_replace_what_is_there,
     an_unwanted_input_gradient_changes_nothing_else,
     every_store_of_a_weight_gives_the_same_bits,
+    an_input_in_bf16_gives_the_same_bits,
     gradients_match_finite_differences,
 }
 
@@ -501,11 +535,14 @@ fn the_mask_depends_on_the_seed_and_the_index_and_on_nothing_else() {
 fn a_workspace_suits_fewer_rows() {
     for profile in crate::testing::profiles() {
         for rank in [1, 8, 16, 64] {
-            let bytes = |n_rows| {
-                let shape = LayersShape { n_rows, n_in: 300, rank };
-                workspace_bytes(&profile, shape, &[with_pair(7000), without(70)], true)
-            };
-            assert!((1..1100).all(|n_rows| bytes(n_rows) <= bytes(n_rows + 1)));
+            for (input, dropout) in [(FloatFormat::F32, true), (FloatFormat::Bf16, false)] {
+                let bytes = |n_rows| {
+                    let shape = LayersShape { n_rows, n_in: 300, rank };
+                    let layers = [with_pair(7000), without(70)];
+                    workspace_bytes(&profile, shape, &layers, input, dropout)
+                };
+                assert!((1..1100).all(|n_rows| bytes(n_rows) <= bytes(n_rows + 1)));
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         parallel::for_each_part,
         pool::Pool,
     },
-    memory::{DeviceSlice, Gradient, Store, WeightGradient},
+    memory::{DeviceSlice, Floats, Gradient, Store, WeightGradient},
 };
 
 /// A weight `[n_out, n_in]` as an operand: along k in `layout`.
@@ -34,6 +34,14 @@ pub(crate) fn operand<'a>(
     Operand { values, layout, stride: shape.n_in }
 }
 
+/// An activation as a product reads it.
+pub(crate) fn values<'a>(access: &mut Access<'a>, x: Floats) -> Values<'a> {
+    match x {
+        Floats::F32(x) => Values::F32(access.read(x)),
+        Floats::Bf16(x) => Values::Bf16(access.read(x)),
+    }
+}
+
 /// Adds a bias to every row.
 pub(crate) fn add_bias(pool: &Pool, bias: Option<&[f32]>, y: &mut [f32]) {
     let Some(bias) = bias else { return };
@@ -42,6 +50,38 @@ pub(crate) fn add_bias(pool: &Pool, bias: Option<&[f32]>, y: &mut [f32]) {
             *y += bias;
         }
     });
+}
+
+impl Cpu {
+    /// [`Linear::linear`] of an `x` in either format.
+    pub(crate) fn product(
+        &mut self,
+        shape: LinearShape,
+        x: Floats,
+        weight: Weight,
+        bias: Option<DeviceSlice<f32>>,
+        store: Store,
+        y: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let mut access = self.access("product");
+        let LinearShape { n_rows, n_in, n_out } = shape;
+        let place = access.place();
+        let x = values(&mut access, x);
+        let weight = operand(&mut access, weight, shape, Layout::Depth);
+        let bias = bias.map(|bias| &access.read(bias)[..n_out]);
+        let y = access.write(y);
+        let extents = Extents { m: n_rows, n: n_out, k: n_in };
+        access.count_product(n_rows, n_out, n_in);
+        let few = few_rows_bytes(shape);
+        let scratch = access.write(workspace.first(few).cast::<f32>());
+        if !gemm::few_rows(place, extents, x, weight, store, y, scratch) {
+            let rest = workspace.slice(few..workspace.len()).cast::<u32>();
+            let x = Operand { values: x, layout: Layout::Depth, stride: n_in };
+            gemm::multiply(place, extents, 1.0, x, weight, store, y, access.write(rest));
+        }
+        add_bias(place.pool, bias, &mut y[..n_rows * n_out]);
+    }
 }
 
 impl Linear for Cpu {
@@ -55,23 +95,7 @@ impl Linear for Cpu {
         y: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
-        let mut access = self.access("product");
-        let LinearShape { n_rows, n_in, n_out } = shape;
-        let place = access.place();
-        let x = access.read(x);
-        let weight = operand(&mut access, weight, shape, Layout::Depth);
-        let bias = bias.map(|bias| &access.read(bias)[..n_out]);
-        let y = access.write(y);
-        let extents = Extents { m: n_rows, n: n_out, k: n_in };
-        access.count_product(n_rows, n_out, n_in);
-        let few = few_rows_bytes(shape);
-        let scratch = access.write(workspace.first(few).cast::<f32>());
-        if !gemm::few_rows(place, extents, x, weight, store, y, scratch) {
-            let rest = workspace.slice(few..workspace.len()).cast::<u32>();
-            let x = Operand::f32(x, Layout::Depth, n_in);
-            gemm::multiply(place, extents, 1.0, x, weight, store, y, access.write(rest));
-        }
-        add_bias(place.pool, bias, &mut y[..n_rows * n_out]);
+        self.product(shape, x.into(), weight, bias, store, y, workspace);
     }
 
     fn linear_input_gradient(
@@ -97,7 +121,7 @@ impl Linear for Cpu {
     fn linear_weight_gradient(
         &mut self,
         shape: LinearShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         dy: DeviceSlice<f32>,
         dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
@@ -106,7 +130,7 @@ impl Linear for Cpu {
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
         let dy = Operand::f32(access.read(dy), Layout::Lanes, n_out);
-        let x = Operand::f32(access.read(x), Layout::Lanes, n_in);
+        let x = Operand { values: values(&mut access, x), layout: Layout::Lanes, stride: n_in };
         let extents = Extents { m: n_out, n: n_in, k: n_rows };
         access.count_product(n_out, n_in, n_rows);
         let workspace = access.write(workspace.cast());

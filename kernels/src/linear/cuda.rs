@@ -5,9 +5,9 @@ use crate::{
     Cuda, DeviceProfile,
     cuda::{
         Launch, Parameters,
-        product::{self, Matrix, Product, Staging, Turn},
+        product::{self, Activation, Matrix, Product, Staging, Turn},
     },
-    memory::{DeviceSlice, Gradient, Store, WeightGradient},
+    memory::{DeviceSlice, Floats, Gradient, Store, WeightGradient},
 };
 
 /// Bytes of workspace that any of the three products needs: both activations as they are staged, and
@@ -82,14 +82,14 @@ impl Linear for Cuda {
     fn linear_weight_gradient(
         &mut self,
         shape: LinearShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         dy: DeviceSlice<f32>,
         dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
     ) {
         let LinearShape { n_rows, n_in, n_out } = shape;
         let mut call = self.call("weight gradient");
-        let x = call.read(x.first(n_rows * n_in));
+        let x = Activation::new(&mut call, x.first(n_rows * n_in));
         let dy = call.read(dy.first(n_rows * n_out));
         let n = n_out * n_in;
         let (dweight, store, is_rounded) = match dweight {
@@ -99,7 +99,7 @@ impl Linear for Cuda {
             WeightGradient::Bf16(values) => (call.write(values.first(n)), Store::Overwrite, true),
         };
         let mut staging = Staging::new(&mut call, workspace);
-        let x = staging.operand(&call, x, (n_rows, n_in), None);
+        let x = staging.input(&call, x, (n_rows, n_in), None);
         let dy = staging.operand(&call, dy, (n_rows, n_out), None);
         let extents = (n_out, n_in, n_rows);
         let product = plain(extents, (dy, Turn::Across), (x, Turn::Across), store, dweight);

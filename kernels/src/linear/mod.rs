@@ -25,7 +25,8 @@ use half::bf16;
 use crate::{
     DeviceProfile,
     cpu::gemm::{self, Extents},
-    memory::{DeviceSlice, Floats, Gradient, Memory, Store, WeightGradient},
+    device::Compute,
+    memory::{DeviceSlice, FloatFormat, Floats, Gradient, Memory, Store, WeightGradient},
     nf4::Nf4Weight,
 };
 
@@ -97,11 +98,11 @@ pub trait Linear: Memory {
 
     /// `dweight (store) dyᵀ · x`, or the sums rounded to bf16.
     ///
-    /// `x` `[n_rows, n_in]`, `dy` `[n_rows, n_out]`, `dweight` `[n_out, n_in]`.
+    /// `x` `[n_rows, n_in]`, in [`input_format`] or f32; `dy` `[n_rows, n_out]`, `dweight` `[n_out, n_in]`.
     fn linear_weight_gradient(
         &mut self,
         shape: LinearShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         dy: DeviceSlice<f32>,
         dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
@@ -117,6 +118,16 @@ pub trait Linear: Memory {
         dy: DeviceSlice<f32>,
         dbias: Gradient,
     );
+}
+
+/// How an activation of `width` numbers a row is best stored where products alone read it: in bf16 where
+/// they would round it to that anyway.
+pub fn input_format(profile: &DeviceProfile, width: usize) -> FloatFormat {
+    match profile.compute {
+        // A card copies eight numbers at a time.
+        Compute::Bf16 if !profile.is_cuda() || width.is_multiple_of(8) => FloatFormat::Bf16,
+        _ => FloatFormat::F32,
+    }
 }
 
 /// Bytes of workspace that any of the three products needs on `profile`, for `shape` or for fewer

@@ -71,9 +71,16 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         }
         let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
         let gradient = Gradient { values: dweight, store: Store::Overwrite };
-        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient.into(), scratch);
+        device.linear_weight_gradient(shape, x_slice.into(), dy_slice, gradient.into(), scratch);
         let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
-        check(&format!("weight gradient {shape:?}"), &fetch(device, dweight), &expected);
+        let from_f32 = fetch(device, dweight);
+        check(&format!("weight gradient {shape:?}"), &from_f32, &expected);
+        if input_format(&profile, shape.n_in) == FloatFormat::Bf16 {
+            let x: Vec<_> = x.iter().copied().map(bf16::from_f32).collect();
+            let x = place(device, &x).into();
+            device.linear_weight_gradient(shape, x, dy_slice, gradient.into(), scratch);
+            assert!(fetch(device, dweight) == from_f32, "x in bf16, {shape:?}");
+        }
     }
 }
 
@@ -137,7 +144,8 @@ fn no_rows_have_a_weight_gradient_of_zero(device: &mut impl Linear) {
     for (store, before, after) in [(Store::Overwrite, f32::NAN, 0.0), (Store::Accumulate, 2.0, 2.0)]
     {
         let values = place(device, &vec![before; 630]);
-        device.linear_weight_gradient(shape, x, dy, Gradient { values, store }.into(), scratch);
+        let gradient = Gradient { values, store }.into();
+        device.linear_weight_gradient(shape, x.into(), dy, gradient, scratch);
         assert_eq!(fetch(device, values), vec![after; 630]);
     }
 }
@@ -156,13 +164,13 @@ fn check_bf16_gradient(device: &mut impl Linear, shape: LinearShape) {
     let scratch = workspace(device, scratch);
     let values = place(device, &vec![f32::NAN; n]);
     let gradient = Gradient { values, store: Store::Overwrite };
-    device.linear_weight_gradient(shape, x, dy, gradient.into(), scratch);
+    device.linear_weight_gradient(shape, x.into(), dy, gradient.into(), scratch);
     let expected = fetch(device, values).into_iter().map(bf16::from_f32).collect();
     // An odd place and an even one, for which a card has stores of its own.
     for offset in [3, 8] {
         let around = place(device, &vec![bf16::NAN; offset + n + 5]);
         let rounded = around.slice(offset..offset + n);
-        device.linear_weight_gradient(shape, x, dy, WeightGradient::Bf16(rounded), scratch);
+        device.linear_weight_gradient(shape, x.into(), dy, WeightGradient::Bf16(rounded), scratch);
         assert!(bits(fetch(device, rounded)) == bits(Vec::clone(&expected)), "{shape:?}");
         let around = fetch(device, around);
         assert!(around[..offset].iter().chain(&around[offset + n..]).all(|value| value.is_nan()));
@@ -222,7 +230,7 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
         let Weight::F32(_) = weight else { continue };
         let dweight = place(device, &values);
         let gradient = Gradient { values: dweight, store };
-        device.linear_weight_gradient(shape, x_slice, dy_slice, gradient.into(), scratch);
+        device.linear_weight_gradient(shape, x_slice.into(), dy_slice, gradient.into(), scratch);
         let dweight = fetch(device, dweight);
         for _ in 0..3 {
             let i = random.below(values.len());
@@ -269,7 +277,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 device.linear(shape, x, weight, None, store, y, scratch);
                 device.linear_input_gradient(shape, dy, weight, store, dx, scratch);
                 let gradient = Gradient { values: dweight, store };
-                device.linear_weight_gradient(shape, x, dy, gradient.into(), scratch);
+                device.linear_weight_gradient(shape, x.into(), dy, gradient.into(), scratch);
                 [y, dx, dweight].map(|slice| {
                     fetch(&device, slice).into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 })
@@ -372,7 +380,7 @@ fn large_tiles_give_the_bits_of_small_ones() {
     let dweight = place(&mut device, &vec![f32::NAN; 1040 * 1088]);
     let [x_slice, dy_slice] = [&x, &dy].map(|values| place(&mut device, values));
     let gradient = Gradient { values: dweight, store: Store::Overwrite };
-    device.linear_weight_gradient(shape, x_slice, dy_slice, gradient.into(), scratch);
+    device.linear_weight_gradient(shape, x_slice.into(), dy_slice, gradient.into(), scratch);
     let expected = weight_gradient(shape, &x, &dy);
     check("weight gradient in large tiles", &fetch(&device, dweight), &expected);
     check_bf16_gradient(&mut device, shape);

@@ -141,7 +141,8 @@ fn in_chunks(
         let (store, dx) = (Store::Overwrite, rows(gradient.dx));
         device.linear_input_gradient(chunk, logits, weight, store, dx, products);
         if let Some(dweight) = &mut dweight {
-            device.linear_weight_gradient(chunk, rows(x), logits, (*dweight).into(), products);
+            let x = rows(x).into();
+            device.linear_weight_gradient(chunk, x, logits, (*dweight).into(), products);
             dweight.store = Store::Accumulate;
         }
     }

@@ -1,14 +1,17 @@
 //! Normalisation on the processor: rows in parallel, the weight's gradient in partial sums.
 
+use half::bf16;
+
 use super::{RmsNorm, RmsNormShape, partial_rows};
 use crate::{
     Cpu, Isa,
     cpu::{
+        gemm::bf16_bits,
         math::{dot, dot_of_three, for_each_isa},
         parallel::{Shared, for_each_part, for_each_task, rows_per_task},
         pool::Pool,
     },
-    memory::{DeviceSlice, Gradient, Store},
+    memory::{DeviceSlice, Floats, Gradient, Store},
 };
 
 for_each_isa! {
@@ -18,6 +21,19 @@ for_each_isa! {
             let rstd = inverse_deviation(x, epsilon);
             for i in 0..width {
                 y[i] = x[i] * rstd * weight[i];
+            }
+        }
+    }
+}
+
+for_each_isa! {
+    /// The same, rounded.
+    fn rounded_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [bf16]) {
+        let width = weight.len();
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            let rstd = inverse_deviation(x, epsilon);
+            for i in 0..width {
+                y[i] = bf16::from_bits(bf16_bits(x[i] * rstd * weight[i]) as u16);
             }
         }
     }
@@ -81,19 +97,30 @@ impl RmsNorm for Cpu {
         shape: RmsNormShape,
         x: DeviceSlice<f32>,
         weight: DeviceSlice<f32>,
-        y: DeviceSlice<f32>,
+        y: Floats,
     ) {
         let isa = self.isa();
         let mut access = self.access("norm");
         let len = shape.n_rows * shape.width;
         let x = &access.read(x)[..len];
         let weight = &access.read(weight)[..shape.width];
-        let y = &mut access.write(y)[..len];
         let part = rows_per_task(shape.width) * shape.width;
-        for_each_part(access.pool(), y, part, |task, y| {
-            let x = &x[task * part..task * part + y.len()];
-            forward_rows(isa, x, weight, shape.epsilon, y);
-        });
+        match y {
+            Floats::F32(y) => {
+                let y = &mut access.write(y)[..len];
+                for_each_part(access.pool(), y, part, |task, y| {
+                    let x = &x[task * part..task * part + y.len()];
+                    forward_rows(isa, x, weight, shape.epsilon, y);
+                });
+            }
+            Floats::Bf16(y) => {
+                let y = &mut access.write(y)[..len];
+                for_each_part(access.pool(), y, part, |task, y| {
+                    let x = &x[task * part..task * part + y.len()];
+                    rounded_rows(isa, x, weight, shape.epsilon, y);
+                });
+            }
+        }
     }
 
     fn rms_norm_backward(

@@ -5,7 +5,7 @@ use super::{RmsNorm, RmsNormShape};
 use crate::{
     Cuda,
     cuda::{Address, Call, Launch, Parameters},
-    memory::{DeviceSlice, Gradient, Store},
+    memory::{DeviceSlice, Floats, Gradient, Store},
 };
 
 /// Threads of a block, and those of a warp; as in `rms_norm.cu`.
@@ -77,7 +77,7 @@ impl RmsNorm for Cuda {
         shape: RmsNormShape,
         x: DeviceSlice<f32>,
         weight: DeviceSlice<f32>,
-        y: DeviceSlice<f32>,
+        y: Floats,
     ) {
         let RmsNormShape { n_rows, width, epsilon } = shape;
         let len = n_rows * width;
@@ -85,17 +85,23 @@ impl RmsNorm for Cuda {
         let parameters = Parameters::new()
             .address(call.read(x.first(len)))
             .address(call.read(weight.first(width)))
-            .address(call.write(y.first(len)))
+            .address(match y {
+                Floats::F32(y) => call.write(y.first(len)),
+                Floats::Bf16(y) => call.write(y.first(len)),
+            })
             .f32(epsilon)
             .extent(n_rows)
             .extent(width);
         let kind = Kind::of(width);
         let launch = Launch::linear(n_rows.div_ceil(kind.n_slots()), N_THREADS)
             .with_shared_bytes(kind.shared_bytes(1, width));
-        let kernel = match kind {
-            Kind::Short => "rms_norm_forward_short",
-            Kind::Kept => "rms_norm_forward_kept",
-            Kind::Long => "rms_norm_forward_long",
+        let kernel = match (kind, y) {
+            (Kind::Short, Floats::F32(_)) => "rms_norm_forward_short_f32",
+            (Kind::Kept, Floats::F32(_)) => "rms_norm_forward_kept_f32",
+            (Kind::Long, Floats::F32(_)) => "rms_norm_forward_long_f32",
+            (Kind::Short, Floats::Bf16(_)) => "rms_norm_forward_short_bf16",
+            (Kind::Kept, Floats::Bf16(_)) => "rms_norm_forward_kept_bf16",
+            (Kind::Long, Floats::Bf16(_)) => "rms_norm_forward_long_bf16",
         };
         // SAFETY: each slice was cut to the extents above.
         unsafe { call.launch(kernel, launch, parameters) };

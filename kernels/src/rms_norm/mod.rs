@@ -15,7 +15,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::memory::{DeviceSlice, Gradient, Memory};
+use crate::memory::{DeviceSlice, Floats, Gradient, Memory};
 
 /// The extents of one normalisation. Heads of a query or key matrix are rows of width K.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,13 +30,13 @@ pub struct RmsNormShape {
 
 /// The normalisation, forward and backward.
 pub trait RmsNorm: Memory {
-    /// `x` `[n_rows, width]`, `weight` `[width]`, `y` `[n_rows, width]` `=`.
+    /// `x` `[n_rows, width]`, `weight` `[width]`, `y` `[n_rows, width]` `=`, in bf16 rounded.
     fn rms_norm(
         &mut self,
         shape: RmsNormShape,
         x: DeviceSlice<f32>,
         weight: DeviceSlice<f32>,
-        y: DeviceSlice<f32>,
+        y: Floats,
     );
 
     /// `dx` `[n_rows, width]` `+=`; `dweight` `[width]`, or not wanted;

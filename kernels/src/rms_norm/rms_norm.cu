@@ -53,9 +53,9 @@ struct Row {
 };
 
 // Shared memory, where KEEPS: the quads of each of the block's rows.
-template <u32 ROW_THREADS, bool KEEPS>
-__device__ __forceinline__ void forward(const f32* x, const f32* weight, f32* y, f32 epsilon, u32 n_rows,
-                                        u32 width) {
+template <u32 ROW_THREADS, bool KEEPS, class Output>
+__device__ __forceinline__ void forward(const f32* x, const f32* weight, Output* y, f32 epsilon,
+                                        u32 n_rows, u32 width) {
     const u32 n_quads = ceil_div(width, 4u);
     const u32 slot = threadIdx.x / ROW_THREADS, thread = threadIdx.x % ROW_THREADS;
     const u32 row = blockIdx.x * (N_THREADS / ROW_THREADS) + slot;
@@ -181,12 +181,15 @@ __device__ __forceinline__ void backward(const f32* x, const f32* weight, const 
     }
 }
 
-#define RMS_NORM(suffix, ROW_THREADS, KEEPS)                                                              \
+#define RMS_NORM_FORWARD(suffix, ROW_THREADS, KEEPS, Output)                                              \
     extern "C" __global__ void __launch_bounds__(N_THREADS) rms_norm_forward_##suffix(                    \
-        const f32* __restrict__ x, const f32* __restrict__ weight, f32* __restrict__ y, f32 epsilon,      \
+        const f32* __restrict__ x, const f32* __restrict__ weight, Output* __restrict__ y, f32 epsilon,   \
         u32 n_rows, u32 width) {                                                                          \
         forward<ROW_THREADS, KEEPS>(x, weight, y, epsilon, n_rows, width);                                \
-    }                                                                                                     \
+    }
+#define RMS_NORM(suffix, ROW_THREADS, KEEPS)                                                              \
+    RMS_NORM_FORWARD(suffix##_f32, ROW_THREADS, KEEPS, f32)                                               \
+    RMS_NORM_FORWARD(suffix##_bf16, ROW_THREADS, KEEPS, bf16)                                             \
     extern "C" __global__ void __launch_bounds__(N_THREADS) rms_norm_backward_##suffix(                   \
         const f32* __restrict__ x, const f32* __restrict__ weight, const f32* dy, f32* dx,                \
         f32* __restrict__ partials, f32 epsilon, u32 n_rows, u32 width, u32 block_rows) {                 \

@@ -1,3 +1,5 @@
+use half::bf16;
+
 use super::*;
 use crate::memory::Store;
 use crate::testing::{
@@ -38,7 +40,7 @@ fn run(device: &mut impl RmsNorm, shape: RmsNormShape, inputs: &Inputs) -> [Vec<
     let dx = place(device, &vec![0.0; x.len()]);
     let dweight = place(device, &vec![f32::NAN; shape.width]);
     let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
-    device.rms_norm(shape, x, weight, y);
+    device.rms_norm(shape, x, weight, y.into());
     let gradient = Some(Gradient { values: dweight, store: Store::Overwrite });
     device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
     [y, dx, dweight].map(|slice| fetch(device, slice))
@@ -67,6 +69,20 @@ fn both_passes_match_the_reference(device: &mut impl RmsNorm) {
             }
         }
         assert_as_close_as_plain(&format!("dweight {shape:?}"), &dweight, &exact.1, &plain.1);
+    }
+}
+
+/// In bf16 stands what is in f32, rounded.
+fn an_output_in_bf16_is_rounded_once(device: &mut impl RmsNorm) {
+    for shape in SHAPES {
+        let inputs = inputs(shape);
+        let [x, weight] = [&inputs.x, &inputs.weight].map(|values| place(device, values));
+        let y = place(device, &vec![f32::NAN; x.len()]);
+        device.rms_norm(shape, x, weight, y.into());
+        let rounded = place(device, &vec![bf16::NAN; x.len()]);
+        device.rms_norm(shape, x, weight, rounded.into());
+        let expected: Vec<_> = fetch(device, y).into_iter().map(bf16::from_f32).collect();
+        assert!(fetch(device, rounded) == expected, "{shape:?}");
     }
 }
 
@@ -128,7 +144,7 @@ fn results_do_not_depend_on_where_the_rows_lie(device: &mut impl RmsNorm) {
         let (y, dx) = (moved(device, &inputs.x), moved(device, &vec![0.0; x.len()]));
         let dweight = moved(device, &vec![0.0; width]);
         let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
-        device.rms_norm(shape, x, weight, y);
+        device.rms_norm(shape, x, weight, y.into());
         let gradient = Some(Gradient { values: dweight, store: Store::Overwrite });
         device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
         assert_eq!([y, dx, dweight].map(|slice| fetch(device, slice)), expected);
@@ -146,6 +162,7 @@ fn a_row_of_zeros_stays_zero(device: &mut impl RmsNorm) {
 
 on_every_device! {
     both_passes_match_the_reference,
+    an_output_in_bf16_is_rounded_once,
     gradients_are_added_to_what_is_there,
     in_place_gives_the_bits_of_the_separate_buffers,
     results_do_not_depend_on_where_the_rows_lie,

@@ -1,14 +1,20 @@
 //! The activation on the processor.
 
+use half::bf16;
+
 use super::Swiglu;
 use crate::{
-    Cpu,
+    Cpu, Isa,
     cpu::{
+        gemm::round_row,
         math::{for_each_isa, sigmoid},
         parallel::{CHUNK, for_each_part},
     },
-    memory::DeviceSlice,
+    memory::{DeviceSlice, Floats},
 };
+
+/// Numbers that are rounded together.
+const RUN: usize = 1024;
 
 for_each_isa! {
     fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
@@ -17,6 +23,17 @@ for_each_isa! {
         for i in 0..n {
             y[i] = gate[i] * sigmoid::<FUSED>(gate[i]) * up[i];
         }
+    }
+}
+
+/// The same, rounded.
+fn rounded(isa: Isa, gate: &[f32], up: &[f32], y: &mut [bf16]) {
+    let mut run = [0.0; RUN];
+    let inputs = gate.chunks(RUN).zip(up.chunks(RUN));
+    for (y, (gate, up)) in y.chunks_mut(RUN).zip(inputs) {
+        let run = &mut run[..y.len()];
+        forward(isa, gate, up, run);
+        round_row(isa, run, y);
     }
 }
 
@@ -35,15 +52,27 @@ for_each_isa! {
 }
 
 impl Swiglu for Cpu {
-    fn swiglu(&mut self, gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: DeviceSlice<f32>) {
+    fn swiglu(&mut self, gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: Floats) {
         let isa = self.isa();
         let mut access = self.access("activation");
         let (gate, up) = (access.read(gate), access.read(up));
-        let y = access.write(y);
-        for_each_part(access.pool(), y, CHUNK, |task, y| {
-            let at = task * CHUNK..task * CHUNK + y.len();
-            forward(isa, &gate[at.clone()], &up[at], y);
-        });
+        let at = |task: usize, n: usize| task * CHUNK..task * CHUNK + n;
+        match y {
+            Floats::F32(y) => {
+                let y = access.write(y);
+                for_each_part(access.pool(), y, CHUNK, |task, y| {
+                    let at = at(task, y.len());
+                    forward(isa, &gate[at.clone()], &up[at], y);
+                });
+            }
+            Floats::Bf16(y) => {
+                let y = access.write(y);
+                for_each_part(access.pool(), y, CHUNK, |task, y| {
+                    let at = at(task, y.len());
+                    rounded(isa, &gate[at.clone()], &up[at], y);
+                });
+            }
+        }
     }
 
     fn swiglu_backward(

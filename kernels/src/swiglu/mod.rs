@@ -13,12 +13,12 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::memory::{DeviceSlice, Memory};
+use crate::memory::{DeviceSlice, Floats, Memory};
 
 /// The activation, forward and backward.
 pub trait Swiglu: Memory {
-    /// `y = silu(gate) · up`; all of one length, `y` `=`.
-    fn swiglu(&mut self, gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: DeviceSlice<f32>);
+    /// `y = silu(gate) · up`; all of one length, `y` `=`, in bf16 rounded.
+    fn swiglu(&mut self, gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: Floats);
 
     /// Replaces `gate` by its gradient and `up` by its own, in place.
     fn swiglu_backward(

@@ -1,3 +1,5 @@
+use half::bf16;
+
 use super::*;
 use crate::testing::{
     Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads, fetch,
@@ -17,7 +19,7 @@ fn inputs(n: usize) -> [Vec<f32>; 3] {
 fn run(device: &mut impl Swiglu, inputs: &[Vec<f32>; 3]) -> [Vec<f32>; 3] {
     let [dy, gate, up] = inputs.each_ref().map(|values| place(device, values));
     let y = place(device, &vec![f32::NAN; dy.len()]);
-    device.swiglu(gate, up, y);
+    device.swiglu(gate, up, y.into());
     device.swiglu_backward(dy, gate, up);
     [y, gate, up].map(|slice| fetch(device, slice))
 }
@@ -36,6 +38,19 @@ fn both_passes_match_the_reference(device: &mut impl Swiglu) {
     }
 }
 
+/// In bf16 stands what is in f32, rounded.
+fn an_output_in_bf16_is_rounded_once(device: &mut impl Swiglu) {
+    for n in LENGTHS {
+        let [_, gate, up] = inputs(n).map(|values| place(device, &values));
+        let y = place(device, &vec![f32::NAN; n]);
+        device.swiglu(gate, up, y.into());
+        let rounded = place(device, &vec![bf16::NAN; n]);
+        device.swiglu(gate, up, rounded.into());
+        let expected: Vec<_> = fetch(device, y).into_iter().map(bf16::from_f32).collect();
+        assert!(fetch(device, rounded) == expected, "{n} numbers");
+    }
+}
+
 fn gates_of_any_size_give_finite_results(device: &mut impl Swiglu) {
     let gate = vec![-1e30, -200.0, -104.0, -88.0, -0.0, 0.0, 88.0, 104.0, 200.0, 1e30];
     let ones = vec![1.0; gate.len()];
@@ -47,6 +62,7 @@ fn gates_of_any_size_give_finite_results(device: &mut impl Swiglu) {
 
 on_every_device! {
     both_passes_match_the_reference,
+    an_output_in_bf16_is_rounded_once,
     gates_of_any_size_give_finite_results,
 }
 

@@ -108,7 +108,7 @@ impl Decoder {
 
         // Attention block.
         let dattention = cut(slices.gradients.attention, query_width);
-        back(device, saved.attention, &[(Projection::Output, residual)], Some(dattention));
+        back(device, saved.attention.into(), &[(Projection::Output, residual)], Some(dattention));
         let (key, value) = (cut(saved.key, key_width), cut(saved.value, key_width));
         let dquery = cut(slices.gradients.query, query_width);
         let dkey = cut(slices.gradients.key, key_width);

@@ -1,7 +1,7 @@
 //! The forward pass and the loss.
 
 use nibble_kernels::{
-    Backend, DeviceSlice, Gradient, Store,
+    Backend, DeviceSlice, Floats, Gradient, Store,
     attention::Segment,
     output_loss::OutputLossGradient,
     output_loss::OutputLossShape,
@@ -101,7 +101,7 @@ impl Decoder {
             workspace,
         );
         let products = [(Projection::Output, slices.middle)];
-        self.project(device, input_of(slices.attention), &products, Some(input));
+        self.project(device, input_of(slices.attention.into()), &products, Some(input));
 
         let normed = slices.feed_forward_normed;
         self.layer_norm(device, (layer, LayerTensor::PostAttentionNorm), slices.middle, normed);
@@ -120,7 +120,7 @@ impl Decoder {
         device: &mut impl Backend,
         (layer, norm): (usize, LayerTensor),
         x: DeviceSlice<f32>,
-        y: DeviceSlice<f32>,
+        y: Floats,
     ) {
         if let Some(weight) = self.weights.vector(layer, norm) {
             device.rms_norm(self.norm_shape(x), x, weight, y);
@@ -135,7 +135,7 @@ impl Decoder {
         y: DeviceSlice<f32>,
     ) {
         if let Some(weight) = self.weights.vector(layer, norm) {
-            device.rms_norm(self.head_norm_shape(x), x, weight, y);
+            device.rms_norm(self.head_norm_shape(x), x, weight, y.into());
         }
     }
 
@@ -174,7 +174,7 @@ impl Decoder {
     ) {
         let width = self.spec.hidden_width;
         let last = residual.slice((n_rows - 1) * width..n_rows * width);
-        device.rms_norm(self.norm_shape(last), last, self.weights.final_norm(), normed);
+        device.rms_norm(self.norm_shape(last), last, self.weights.final_norm(), normed.into());
         let shape = nibble_kernels::linear::LinearShape {
             n_rows: 1,
             n_in: width,
@@ -217,7 +217,7 @@ pub fn loss(
     let dx = rows(slices.gradient, n_targets, width);
     device.gather_rows(width, target_rows, rows(residual, n_rows, width), gathered);
     let norm = decoder.weights.final_norm();
-    device.rms_norm(decoder.norm_shape(gathered), gathered, norm, normed);
+    device.rms_norm(decoder.norm_shape(gathered), gathered, norm, normed.into());
     let shape = OutputLossShape {
         n_rows: n_targets,
         width,

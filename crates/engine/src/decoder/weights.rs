@@ -251,7 +251,7 @@ impl Adapter {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProductInput {
     pub layer: usize,
-    pub x: DeviceSlice<f32>,
+    pub x: Floats,
     /// Of every projection.
     pub low_rank: [Option<DeviceSlice<f32>>; Projection::ALL.len()],
     pub n_rows: usize,

@@ -103,8 +103,8 @@ impl Merger {
                 // W += (scale·Bᵀ)ᵀ · A, the same product as a weight's gradient over R rows.
                 let shape = LinearShape { n_rows: rank, n_in, n_out };
                 let dense = Gradient { values: dense, store: Store::Accumulate };
-                let workspace = self.workspace;
-                device.linear_weight_gradient(shape, pair.a, b_transposed, dense.into(), workspace);
+                let (a, workspace) = (pair.a.into(), self.workspace);
+                device.linear_weight_gradient(shape, a, b_transposed, dense.into(), workspace);
             }
             on_tensor(&tensor, device, dense)?;
         }

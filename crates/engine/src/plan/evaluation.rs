@@ -1,6 +1,6 @@
 //! The regions of measuring a loss: a forward pass that leaves nothing behind.
 
-use nibble_kernels::DeviceSlice;
+use nibble_kernels::{DeviceSlice, FloatFormat};
 use nibble_run::Category;
 
 use super::{
@@ -43,17 +43,19 @@ impl EvaluationLayout {
         let rope = rope_tables(regions, spec, shape.sequence);
         let batch = batch(regions, shape.n_rows());
         let moments = Moments::pass();
-        let mut rows = |name: &'static str, width| {
-            let len = area(shape.n_rows(), width);
-            regions.region::<f32>(name, Category::Activations, len, moments)
+        let mut floats = |name: &'static str, width, format| {
+            let len = (area(shape.n_rows(), width), format);
+            regions.floats(name, Category::Activations, len, moments)
         };
+        let mut rows = |name, width| floats(name, width, FloatFormat::F32).into_f32();
         let residuals = ["residual.even", "residual.odd"].map(|name| rows(name, spec.hidden_width));
         let keys_and_values = ["key", "value"].map(|name| rows(name, spec.kv_width()));
         let adapter_shape = match shape.trainable {
             Trainable::Adapter { rank, targets, .. } => Some((rank, targets)),
             Trainable::Everything => None,
         };
-        let layer = forward_slices(spec, adapter_shape, keys_and_values, &mut rows);
+        let layer =
+            forward_slices(spec, &shape.profile, adapter_shape, keys_and_values, &mut floats);
         let loss = loss(regions, shape);
         let bytes = layer_workspace_bytes(shape, false);
         let workspace =

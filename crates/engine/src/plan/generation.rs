@@ -1,7 +1,7 @@
 //! The regions of writing text: a key-value cache and one layer's activations for a few rows.
 
 use nibble_kernels::{
-    DeviceProfile, DeviceSlice,
+    DeviceProfile, DeviceSlice, FloatFormat, Floats,
     attention::{self, Segment},
     linear::{self, LinearShape},
 };
@@ -11,8 +11,8 @@ use super::{
     moments::Moments,
     regions::Regions,
     training::{
-        LayerSlices, RopeTables, area, attention_shape, low_rank_name, products_workspace_bytes,
-        rope_tables,
+        LayerSlices, RopeTables, area, attention_shape, input_format, low_rank_name,
+        products_workspace_bytes, rope_tables,
     },
 };
 use crate::{
@@ -72,16 +72,18 @@ impl GenerationLayout {
             regions.parts(("sample", name).into(), Category::Activations, parts, moments)
         });
         let cache: Vec<_> = keys.zip(values).map(|(keys, values)| [keys, values]).collect();
-        let mut rows = |name: &'static str, width| {
-            let len = area(n_rows, width);
-            regions.region::<f32>(("sample", name), Category::Activations, len, moments)
+        let mut floats = |name: &'static str, width, format| {
+            let len = (area(n_rows, width), format);
+            regions.floats(("sample", name), Category::Activations, len, moments)
         };
+        let mut rows = |name, width| floats(name, width, FloatFormat::F32).into_f32();
         let residuals = ["residual.even", "residual.odd"].map(|name| rows(name, spec.hidden_width));
         let keys_and_values = cache.first().copied().unwrap_or_else(|| {
             // A model without layers has no cache, but its layout must still be one.
             ["keys", "values"].map(|name| rows(name, 0))
         });
-        let layer = forward_slices(spec, shape.adapter, keys_and_values, &mut rows);
+        let layer =
+            forward_slices(spec, &shape.profile, shape.adapter, keys_and_values, &mut floats);
         let mut row = |name: &'static str, width| {
             regions.region(("sample", name), Category::Activations, width, moments)
         };
@@ -112,13 +114,22 @@ impl GenerationLayout {
     }
 }
 
-/// One layer's activations when no backward pass follows, each from `rows(name, width)`.
+/// One layer's activations when no backward pass follows, each from `floats(name, width, format)`.
 pub(super) fn forward_slices(
     spec: &ModelSpec,
+    profile: &DeviceProfile,
     adapter: Option<(usize, Targets)>,
     [key, value]: [DeviceSlice<f32>; 2],
-    rows: &mut impl FnMut(&'static str, usize) -> DeviceSlice<f32>,
+    floats: &mut impl FnMut(&'static str, usize, FloatFormat) -> Floats,
 ) -> LayerSlices {
+    let mut input = |name, projection| {
+        let [_, width] = spec.projection_shape(projection);
+        floats(name, width, input_format(profile, spec, projection, false))
+    };
+    let input_normed = input("input_normed", Projection::Query);
+    let feed_forward_normed = input("feed_forward_normed", Projection::Gate);
+    let activated = input("activated", Projection::Down);
+    let mut rows = |name, width| floats(name, width, FloatFormat::F32).into_f32();
     let (query_width, key_width) = (spec.query_width(), spec.kv_width());
     let mut low_rank = [None; Projection::ALL.len()];
     if let Some((rank, targets)) = adapter {
@@ -127,7 +138,7 @@ pub(super) fn forward_slices(
         }
     }
     LayerSlices {
-        input_normed: rows("input_normed", spec.hidden_width),
+        input_normed,
         query_raw: spec.qk_norm.then(|| rows("query_raw", query_width)),
         key_raw: spec.qk_norm.then(|| rows("key_raw", key_width)),
         query: rows("query", query_width),
@@ -136,10 +147,10 @@ pub(super) fn forward_slices(
         attention: rows("attention", query_width),
         log_sum_exp: rows("log_sum_exp", spec.n_heads),
         middle: rows("middle", spec.hidden_width),
-        feed_forward_normed: rows("feed_forward_normed", spec.hidden_width),
+        feed_forward_normed,
         gate: rows("gate", spec.ffn_width),
         up: rows("up", spec.ffn_width),
-        activated: rows("activated", spec.ffn_width),
+        activated,
         low_rank,
     }
 }

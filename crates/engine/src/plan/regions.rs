@@ -9,7 +9,10 @@
 
 use std::fmt;
 
-use nibble_kernels::{DeviceSlice, Element, MemoryId, memory::BLOCK_ALIGNMENT};
+use half::bf16;
+use nibble_kernels::{
+    DeviceSlice, Element, FloatFormat, Floats, MemoryId, memory::BLOCK_ALIGNMENT,
+};
 use nibble_run::{Category, Residence};
 
 use super::moments::Moments;
@@ -153,6 +156,20 @@ impl Regions {
                 handing_out.next += 1;
                 DeviceSlice::new(handing_out.memory, region.offset, len)
             }
+        }
+    }
+
+    /// A region of so many numbers in a format. Equal calls in equal order on both passes.
+    pub fn floats(
+        &mut self,
+        name: impl Into<RegionName>,
+        category: Category,
+        (len, format): (usize, FloatFormat),
+        moments: Moments,
+    ) -> Floats {
+        match format {
+            FloatFormat::F32 => self.region::<f32>(name, category, len, moments).into(),
+            FloatFormat::Bf16 => self.region::<bf16>(name, category, len, moments).into(),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use arrayvec::ArrayVec;
 use nibble_kernels::{
-    DeviceProfile, DeviceSlice,
+    DeviceProfile, DeviceSlice, FloatFormat, Floats,
     attention::{self, AttentionShape, Segment},
     layers::{self, LayerWidth, LayersShape, MAX_LAYERS},
     linear::{self, LinearShape},
@@ -70,7 +70,7 @@ pub struct TrainableSlices {
 #[derive(Clone, Copy, Debug)]
 pub struct LayerSlices {
     /// `[T, D]`.
-    pub input_normed: DeviceSlice<f32>,
+    pub input_normed: Floats,
     /// Queries before their normalisation `[T, H·K]`, in models that have one.
     pub query_raw: Option<DeviceSlice<f32>>,
     /// Keys before their normalisation `[T, G·K]`, in models that have one.
@@ -88,13 +88,13 @@ pub struct LayerSlices {
     /// The residual stream between attention and feed-forward block `[T, D]`.
     pub middle: DeviceSlice<f32>,
     /// `[T, D]`.
-    pub feed_forward_normed: DeviceSlice<f32>,
+    pub feed_forward_normed: Floats,
     /// `[T, F]`.
     pub gate: DeviceSlice<f32>,
     /// `[T, F]`.
     pub up: DeviceSlice<f32>,
     /// `[T, F]`.
-    pub activated: DeviceSlice<f32>,
+    pub activated: Floats,
     /// `x · Aᵀ` of each pair `[T, R]`.
     pub low_rank: [Option<DeviceSlice<f32>>; Projection::ALL.len()],
 }
@@ -295,16 +295,6 @@ pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
     }
 }
 
-/// How long rows of a layer live.
-enum Lives {
-    /// Until the backward pass has read them.
-    Saved(Forward, Backward),
-    /// Within the forward pass.
-    Passing(Forward, Forward),
-    /// The same, and in the stage of the backward pass that makes them again to read them.
-    Remade(Forward, Forward, Backward),
-}
-
 /// One activation of every layer: the same place for all that take turns in it, or one behind the
 /// other.
 #[derive(Clone, Copy)]
@@ -332,15 +322,11 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let spec = &shape.spec;
     let n_layers = spec.n_layers;
     let (query_width, key_width) = (spec.query_width(), spec.kv_width());
-    let mut rows = |name: &'static str, width: usize, lives: Lives| {
-        let (scope, n, moments) = match (lives, shape.recompute) {
-            (Lives::Passing(since, until), _) => ("layer", 1, Moments::forward(since, until)),
-            (Lives::Remade(since, until, again), _) => {
-                let moments = Moments::forward(since, until) | Moments::backward(again, again);
-                ("layer", 1, moments)
-            }
-            (Lives::Saved(since, until), true) => ("layer", 1, Moments::recomputed(since, until)),
-            (Lives::Saved(..), false) => ("layers", n_layers, Moments::pass()),
+    // Read again by the backward pass, at `until` the last time.
+    let mut rows = |name: &'static str, width: usize, since: Forward, until: Backward| {
+        let (scope, n, moments) = match shape.recompute {
+            true => ("layer", 1, Moments::recomputed(since, until)),
+            false => ("layers", n_layers, Moments::pass()),
         };
         let len = area(shape.n_rows(), width);
         let name = RegionName::from((scope, name));
@@ -349,23 +335,18 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         Rows { all, len }
     };
 
-    let saved = |since, until| Lives::Saved(since, until);
-    let attended = || saved(Forward::QueryKeyValue, Backward::Attention);
-    let query = rows("query", query_width, attended());
-    let key = rows("key", key_width, attended());
-    let value = rows("value", key_width, attended());
+    let query = rows("query", query_width, Forward::QueryKeyValue, Backward::Attention);
+    let key = rows("key", key_width, Forward::QueryKeyValue, Backward::Attention);
+    let value = rows("value", key_width, Forward::QueryKeyValue, Backward::Attention);
     let [query_raw, key_raw] =
         [("query_raw", query_width), ("key_raw", key_width)].map(|(name, width)| {
-            let lives = saved(Forward::QueryKeyValue, Backward::Rotate);
-            spec.qk_norm.then(|| rows(name, width, lives))
+            spec.qk_norm.then(|| rows(name, width, Forward::QueryKeyValue, Backward::Rotate))
         });
-    let attention = rows("attention", query_width, saved(Forward::Attention, Backward::Attention));
-    let log_sum_exp =
-        rows("log_sum_exp", spec.n_heads, saved(Forward::Attention, Backward::Attention));
-    let middle =
-        rows("middle", spec.hidden_width, saved(Forward::Output, Backward::FeedForwardNorm));
-    let gate = rows("gate", spec.ffn_width, saved(Forward::GateUp, Backward::GateUp));
-    let up = rows("up", spec.ffn_width, saved(Forward::GateUp, Backward::GateUp));
+    let attention = rows("attention", query_width, Forward::Attention, Backward::Attention);
+    let log_sum_exp = rows("log_sum_exp", spec.n_heads, Forward::Attention, Backward::Attention);
+    let middle = rows("middle", spec.hidden_width, Forward::Output, Backward::FeedForwardNorm);
+    let gate = rows("gate", spec.ffn_width, Forward::GateUp, Backward::GateUp);
+    let up = rows("up", spec.ffn_width, Forward::GateUp, Backward::GateUp);
 
     let mut low_rank = [None; Projection::ALL.len()];
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable {
@@ -379,44 +360,41 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         ] {
             if targets.contains(projection) {
                 let name = low_rank_name(projection);
-                low_rank[projection as usize] = Some(rows(name, rank, saved(since, until)));
+                low_rank[projection as usize] = Some(rows(name, rank, since, until));
             }
         }
     }
 
     // Inputs of products that one pass over memory makes from what is kept anyway: the backward pass makes
     // them again where the gradient of a weight or pair reads them.
-    let mut input = |name, width, is_read: bool, since, last, again| {
-        let lives =
-            if is_read { Lives::Remade(since, last, again) } else { Lives::Passing(since, last) };
-        rows(name, width, lives)
+    let dropout = matches!(shape.trainable, Trainable::Adapter { dropout: true, .. });
+    let mut input = |name: &'static str, projections: &[Projection], since, last, again| {
+        let mut moments = Moments::forward(since, last);
+        if projections.iter().any(|&projection| shape.trains(projection)) {
+            moments = moments | Moments::backward(again, again);
+        }
+        let [_, width] = spec.projection_shape(projections[0]);
+        let format = input_format(&shape.profile, spec, projections[0], dropout);
+        let len = area(shape.n_rows(), width);
+        regions.floats(("layer", name), Category::Activations, (len, format), moments)
     };
     let input_normed = input(
         "input_normed",
-        spec.hidden_width,
-        [Query, Key, Value].into_iter().any(|projection| shape.trains(projection)),
+        &[Query, Key, Value],
         Forward::InputNorm,
         Forward::QueryKeyValue,
         Backward::QueryKeyValue,
     );
     let feed_forward_normed = input(
         "feed_forward_normed",
-        spec.hidden_width,
-        shape.trains(Gate) || shape.trains(Up),
+        &[Gate, Up],
         Forward::FeedForwardNorm,
         Forward::GateUp,
         Backward::GateUp,
     );
-    let activated = input(
-        "activated",
-        spec.ffn_width,
-        shape.trains(Down),
-        Forward::Activation,
-        Forward::Down,
-        Backward::Down,
-    );
+    let activated = input("activated", &[Down], Forward::Activation, Forward::Down, Backward::Down);
     let of_layer = |layer: usize| LayerSlices {
-        input_normed: input_normed.of(layer),
+        input_normed,
         query_raw: query_raw.map(|rows| rows.of(layer)),
         key_raw: key_raw.map(|rows| rows.of(layer)),
         query: query.of(layer),
@@ -425,10 +403,10 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         attention: attention.of(layer),
         log_sum_exp: log_sum_exp.of(layer),
         middle: middle.of(layer),
-        feed_forward_normed: feed_forward_normed.of(layer),
+        feed_forward_normed,
         gate: gate.of(layer),
         up: up.of(layer),
-        activated: activated.of(layer),
+        activated,
         low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer))),
     };
     let mut layers: Vec<LayerSlices> = match shape.recompute {
@@ -520,6 +498,23 @@ pub(super) fn layer_workspace_bytes(shape: &TrainingShape, backward: bool) -> us
     bytes
 }
 
+/// How the input of `projection`, and of those that share it, is kept.
+pub(super) fn input_format(
+    profile: &DeviceProfile,
+    spec: &ModelSpec,
+    projection: Projection,
+    dropout: bool,
+) -> FloatFormat {
+    let [_, width] = spec.projection_shape(projection);
+    match projection {
+        // Attention's own backward pass reads it as well.
+        Projection::Output => FloatFormat::F32,
+        // Some of it is dropped before it is rounded.
+        _ if dropout => FloatFormat::F32,
+        _ => linear::input_format(profile, width),
+    }
+}
+
 /// The most that the projections of a layer need, of which `adapter` has those that carry pairs.
 pub(super) fn products_workspace_bytes(
     spec: &ModelSpec,
@@ -536,7 +531,8 @@ pub(super) fn products_workspace_bytes(
         });
         let layers: ArrayVec<_, MAX_LAYERS> = layers.collect();
         let shape = LayersShape { n_rows, n_in, rank: adapter.map_or(0, |(rank, _)| rank) };
-        layers::workspace_bytes(profile, shape, &layers, dropout)
+        let input = input_format(profile, spec, projections[0], dropout);
+        layers::workspace_bytes(profile, shape, &layers, input, dropout)
     };
     Projection::OF_ONE_INPUT.iter().map(of_one_input).max().unwrap_or(0)
 }

@@ -168,17 +168,15 @@ impl<'a> Block<'a> {
                 }
             }
             // What spans before this one left is added to.
-            let before = match (self.steps.start, *onto, *store) {
-                (0, Some(onto), _) => Before::Another(onto),
-                (0, None, Store::Overwrite) => Before::Nothing,
-                _ => Before::Itself,
-            };
+            let store = if self.steps.start == 0 { *store } else { Store::Accumulate };
             let c = c.iter_mut().map(|c| match c {
                 Target::F32(values) => SharedTarget::F32(Shared::new(values)),
                 Target::Bf16(values) => SharedTarget::Bf16(Shared::new(values)),
             });
             let c = c.collect();
-            ready.push(ReadySums { n: *n, terms: ready_terms, before, c });
+            // It is there once the first span has been added.
+            let onto = onto.filter(|_| self.steps.start == 0);
+            ready.push(ReadySums { n: *n, terms: ready_terms, store, onto, c });
         }
         let (place, kernel) = (self.place, self.kernel);
         let n_threads = place.pool.n_threads();
@@ -217,7 +215,16 @@ impl<'a> Block<'a> {
         let form = self.place.form(kernel, kernel.n_columns);
         let padded_rows = self.padded_rows();
         let n = sums.n;
-        let mut before = sums.before;
+        let start = |row: usize| (self.lanes.start + row) * n + columns.start;
+        let mut overwrite = sums.store == Store::Overwrite;
+        if let (Some(onto), [SharedTarget::F32(c)]) = (sums.onto, &*sums.c) {
+            for row in rows.clone() {
+                // SAFETY: tasks own disjoint rows or columns of C, and C outlives them.
+                let c = unsafe { c.slice(start(row), columns.len()) };
+                c.copy_from_slice(&onto[start(row)..][..columns.len()]);
+            }
+            overwrite = false;
+        }
         for Ready { a, b, k, depth: most, factor } in &sums.terms {
             for depth_start in (0..k.len()).step_by(*most) {
                 let depth = (*most).min(k.len() - depth_start);
@@ -243,56 +250,48 @@ impl<'a> Block<'a> {
                                         (stride, from_top + column - columns.start)
                                     }
                                 };
-                                let n_rows = kernel.n_rows.min(rows.end - row);
-                                let n_columns = kernel.n_columns.min(columns.end - column);
-                                let part = start..start + (n_rows - 1) * stride + n_columns;
-                                let c = match c {
-                                    // SAFETY: tasks own disjoint rows or columns of C, and C outlives
-                                    // them.
-                                    SharedTarget::F32(c) => unsafe { c.part(start, part.len()) },
-                                    SharedTarget::Bf16(_) => {
-                                        unrounded[part.clone()].as_mut_ptr().cast()
-                                    }
+                                let tile = Tile {
+                                    n_rows: kernel.n_rows.min(rows.end - row),
+                                    n_columns: kernel.n_columns.min(columns.end - column),
+                                    stride,
+                                    factor: *factor,
+                                    overwrite,
                                 };
-                                let added = match before {
-                                    Before::Nothing => std::ptr::null(),
-                                    Before::Itself => c.cast_const(),
-                                    Before::Another(values) => values[part].as_ptr(),
-                                };
-                                let factor = *factor;
-                                let tile = Tile { n_rows, n_columns, stride, factor, added };
-                                // SAFETY: the tile ends inside C and what is added, as was just
-                                // checked. The device was made with instructions that this processor
-                                // has.
-                                unsafe { kernel.run(steps, a_panel, b_panel, c, tile) };
+                                let len = (tile.n_rows - 1) * stride + tile.n_columns;
+                                // SAFETY: tasks own disjoint rows or columns of C, and C outlives
+                                // them; `part` checks that the tile ends inside C, as the slice of the
+                                // sums to be rounded does. The device was made with instructions that
+                                // this processor has.
+                                unsafe {
+                                    let c = match c {
+                                        SharedTarget::F32(c) => c.part(start, len),
+                                        SharedTarget::Bf16(_) => {
+                                            unrounded[start..start + len].as_mut_ptr().cast()
+                                        }
+                                    };
+                                    kernel.run(steps, a_panel, b_panel, c, tile);
+                                }
                             }
                         }
                     }
                 }
-                before = Before::Itself;
+                overwrite = false;
             }
         }
         let len = columns.len();
-        let start = |row: usize| (self.lanes.start + row) * n + columns.start;
         for c in &sums.c {
             match c {
-                SharedTarget::F32(c) => {
-                    // A sum of nothing.
+                // A sum of nothing.
+                SharedTarget::F32(c) if overwrite => {
                     for row in rows.clone() {
                         // SAFETY: as above.
-                        let c = || unsafe { c.slice(start(row), len) };
-                        match before {
-                            Before::Nothing => c().fill(0.0),
-                            Before::Itself => break,
-                            Before::Another(values) => {
-                                c().copy_from_slice(&values[start(row)..][..len])
-                            }
-                        }
+                        unsafe { c.slice(start(row), len) }.fill(0.0);
                     }
                 }
+                SharedTarget::F32(_) => {}
                 SharedTarget::Bf16(c) => {
                     let unrounded = &mut unrounded[..rows.len() * len];
-                    if matches!(before, Before::Nothing) {
+                    if overwrite {
                         unrounded.fill(0);
                     }
                     for (row, unrounded) in rows.clone().zip(unrounded.chunks_exact(len)) {
@@ -333,18 +332,10 @@ struct Ready<'a> {
 struct ReadySums<'a> {
     n: usize,
     terms: ArrayVec<Ready<'a>, { 2 * MOST_SHARING }>,
-    before: Before<'a>,
+    store: Store,
+    /// What a single sum is added to, brought to C by each task for its part: the sums find it in the cache.
+    onto: Option<&'a [f32]>,
     c: ArrayVec<SharedTarget, MOST_SHARING>,
-}
-
-/// What sums are added to.
-#[derive(Clone, Copy)]
-enum Before<'a> {
-    Nothing,
-    /// What is there.
-    Itself,
-    /// A matrix like C.
-    Another(&'a [f32]),
 }
 
 /// A [`Target`] as all tasks see it.
@@ -384,18 +375,18 @@ impl Middle<'_> {
                 let earlier = kernel.packed_depth(depth_start);
                 let a = &a[padded_rows * earlier + top * steps..];
                 for column in (0..rank).step_by(tiles.n_columns) {
-                    let c = through[column..].as_mut_ptr();
                     let tile = Tile {
                         n_rows,
                         n_columns: tiles.n_columns.min(rank - column),
                         stride: rank,
                         factor,
-                        added: if depth_start == 0 { std::ptr::null() } else { c },
+                        overwrite: depth_start == 0,
                     };
                     let down = &down[padded_rank * earlier + column * steps..];
+                    let c = &mut through[column..];
                     // SAFETY: the part holds the tile's rows, each `rank` long; the device was
                     // made with instructions that this processor has.
-                    unsafe { tiles.run(steps, a, down, c, tile) };
+                    unsafe { tiles.run(steps, a, down, c.as_mut_ptr(), tile) };
                 }
             }
         }

@@ -338,11 +338,21 @@ pub(crate) fn bf16_bits(value: f32) -> u32 {
     if value.is_nan() { (bits >> 16) | 0x40 } else { rounded }
 }
 
+/// Numbers in bf16.
+pub(crate) fn round_row(isa: Isa, row: &[f32], rounded: &mut [bf16]) {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512Bf16 {
+        // SAFETY: the device was made with instructions that this processor has.
+        done = unsafe { x86::round_row(row, rounded) };
+    }
+    round_numbers(isa, &row[done..], &mut rounded[done..]);
+}
+
 for_each_isa! {
-    /// A row of sums in bf16.
-    pub(super) fn round_row(sums: &[f32], row: &mut [bf16]) {
-        for (rounded, &sum) in row.iter_mut().zip(sums) {
-            *rounded = bf16::from_bits(bf16_bits(sum) as u16);
+    fn round_numbers(numbers: &[f32], rounded: &mut [bf16]) {
+        for (rounded, &number) in rounded.iter_mut().zip(numbers) {
+            *rounded = bf16::from_bits(bf16_bits(number) as u16);
         }
     }
 }
@@ -387,6 +397,23 @@ mod x86 {
             }
         }
         run.len() * 16
+    }
+
+    /// As [`round_along`], of numbers one by one; returns how many.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub fn round_row(row: &[f32], rounded: &mut [bf16]) -> usize {
+        let (row, rounded) = (row.as_chunks::<32>().0, rounded.as_chunks_mut::<32>().0);
+        for (row, rounded) in row.iter().zip(rounded) {
+            // SAFETY: 32 elements are read and written, which are there; bits of one vector type are valid
+            // for another.
+            unsafe {
+                let low = _mm512_loadu_ps(row.as_ptr());
+                let high = _mm512_loadu_ps(row.as_ptr().add(16));
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(rounded.as_mut_ptr().cast(), both);
+            }
+        }
+        row.len() * 32
     }
 
     /// Rows of which `pairs` joins two at 16 places, into whole panels: see [`super::Values::pack_panels`].

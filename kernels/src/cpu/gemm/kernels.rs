@@ -30,8 +30,8 @@ pub(super) struct Tile {
     pub stride: usize,
     /// Factor on the sums.
     pub factor: f32,
-    /// What is added to the sums: a matrix that lies as C does, C itself for instance; null for nothing.
-    pub added: *const f32,
+    /// Whether C is replaced rather than added to.
+    pub overwrite: bool,
 }
 
 /// A tile's extents, its panels' form, and its loop.
@@ -113,8 +113,8 @@ impl Kernel {
     /// Sums `steps` packed steps of both panels and stores the tile at `c`.
     ///
     /// # Safety
-    /// `c` must be valid for the tile's rows and columns, and what is added, if anything, to be read; the
-    /// processor must have the instructions that the kernel was chosen for.
+    /// `c` must be valid for the tile's rows and columns; the processor must have the instructions
+    /// that the kernel was chosen for.
     pub unsafe fn run(&self, steps: usize, a: &[u32], b: &[u32], c: *mut f32, tile: Tile) {
         assert!(a.len() >= steps * self.n_rows && b.len() >= steps * self.n_columns);
         assert!(tile.n_rows <= self.n_rows && tile.n_columns <= self.n_columns);
@@ -129,17 +129,20 @@ impl Kernel {
 /// Stores rows of sums.
 ///
 /// # Safety
-/// `c` must be valid for the tile's rows and columns, and what is added, if anything, to be read.
+/// `c` must be valid for the tile's rows and columns.
 #[inline(always)]
 unsafe fn store<const COLUMNS: usize>(sums: &[[f32; COLUMNS]], c: *mut f32, tile: Tile) {
     for (row, sums) in sums.iter().take(tile.n_rows).enumerate() {
-        for (column, sum) in sums.iter().take(tile.n_columns).enumerate() {
-            let at = row * tile.stride + column;
-            let sum = tile.factor * sum;
-            // SAFETY: the caller vouches for the tile's rows and columns.
-            unsafe {
-                *c.add(at) = if tile.added.is_null() { sum } else { *tile.added.add(at) + sum }
-            };
+        // SAFETY: the caller vouches for the tile's rows and columns.
+        let c = unsafe { std::slice::from_raw_parts_mut(c.add(row * tile.stride), tile.n_columns) };
+        if tile.overwrite {
+            for (c, sum) in c.iter_mut().zip(sums) {
+                *c = tile.factor * sum;
+            }
+        } else {
+            for (c, sum) in c.iter_mut().zip(sums) {
+                *c += tile.factor * sum;
+            }
         }
     }
 }
@@ -262,20 +265,18 @@ mod x86 {
     }
 
     /// Asks for the tile's part of C, which the sums will need when they are done; to be written, so that
-    /// another core gives up what it holds of it now rather than then. And for what they are added to.
+    /// another core gives up what it holds of it now rather than then.
     #[inline(always)]
     fn prefetch<const LINES: usize>(c: *const f32, tile: Tile) {
         /// Elements of a cache line.
         const LINE: usize = 16;
-        let is_another = !tile.added.is_null() && tile.added != c;
         for row in 0..tile.n_rows {
             for line in 0..LINES {
                 // What is beyond may be another thread's.
                 if line * LINE >= tile.n_columns {
                     break;
                 }
-                let at = row * tile.stride + line * LINE;
-                let address = c.wrapping_add(at);
+                let address = c.wrapping_add(row * tile.stride + line * LINE);
                 // SAFETY: a prefetch may be of any address, and changes nothing; a processor that has
                 // vectors and not this instruction (Intel's before 2014) does nothing for it. By its name,
                 // since the compiler makes the intrinsic one for reading where it is not told otherwise.
@@ -285,10 +286,6 @@ mod x86 {
                         in(reg) address,
                         options(readonly, nostack, preserves_flags)
                     );
-                }
-                if is_another {
-                    // SAFETY: as above.
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.added.wrapping_add(at).cast()) };
                 }
             }
         }
@@ -312,14 +309,14 @@ mod x86 {
                 for (vector, sum) in sums.iter().enumerate() {
                     // SAFETY: inside the tile.
                     unsafe {
-                        let at = row * tile.stride + vector * 16;
+                        let c = c.add(row * tile.stride + vector * 16);
                         let sum = _mm512_mul_ps(factor, *sum);
-                        let sum = if tile.added.is_null() {
+                        let sum = if tile.overwrite {
                             sum
                         } else {
-                            _mm512_add_ps(_mm512_loadu_ps(tile.added.add(at)), sum)
+                            _mm512_add_ps(_mm512_loadu_ps(c), sum)
                         };
-                        _mm512_storeu_ps(c.add(at), sum);
+                        _mm512_storeu_ps(c, sum);
                     }
                 }
             }
@@ -330,17 +327,16 @@ mod x86 {
             for (vector, sum) in sums.iter().enumerate() {
                 let n = tile.n_columns.saturating_sub(vector * 16).min(16);
                 let mask = if row < tile.n_rows { ((1_u32 << n) - 1) as u16 } else { 0 };
-                let at = row * tile.stride + vector * 16;
+                let c = c.wrapping_add(row * tile.stride + vector * 16);
                 // SAFETY: inside the tile where the mask is set.
                 unsafe {
                     let sum = _mm512_mul_ps(factor, *sum);
-                    let sum = if tile.added.is_null() {
+                    let sum = if tile.overwrite {
                         sum
                     } else {
-                        let added = tile.added.wrapping_add(at);
-                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, added), sum)
+                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, c), sum)
                     };
-                    _mm512_mask_storeu_ps(c.wrapping_add(at), mask, sum);
+                    _mm512_mask_storeu_ps(c, mask, sum);
                 }
             }
         }
@@ -400,14 +396,14 @@ mod x86 {
                 for (vector, sum) in sums.iter().enumerate() {
                     // SAFETY: inside the tile.
                     unsafe {
-                        let at = row * tile.stride + vector * 8;
+                        let c = c.add(row * tile.stride + vector * 8);
                         let sum = _mm256_mul_ps(factor, *sum);
-                        let sum = if tile.added.is_null() {
+                        let sum = if tile.overwrite {
                             sum
                         } else {
-                            _mm256_add_ps(_mm256_loadu_ps(tile.added.add(at)), sum)
+                            _mm256_add_ps(_mm256_loadu_ps(c), sum)
                         };
-                        _mm256_storeu_ps(c.add(at), sum);
+                        _mm256_storeu_ps(c, sum);
                     }
                 }
             }
@@ -434,12 +430,6 @@ mod tests {
     fn a_tile_writes_its_rows_and_columns_alone() {
         const STEPS: usize = 3;
         const STRIDE: usize = MAX_COLUMNS + 5;
-        enum Added {
-            Nothing,
-            Itself,
-            Another,
-        }
-        let another = vec![3.0_f32; MAX_ROWS * STRIDE];
         for isa in Isa::available() {
             for compute in [Compute::Bf16, Compute::F32] {
                 for (low, narrow) in [(false, false), (false, true), (true, false)] {
@@ -451,22 +441,21 @@ mod tests {
                     let sum = (STEPS * if kernel.bf16_pairs { 2 } else { 1 }) as f32;
                     for n_rows in 1..=kernel.n_rows {
                         for n_columns in 1..=kernel.n_columns {
-                            for added in [Added::Nothing, Added::Itself, Added::Another] {
+                            for overwrite in [false, true] {
                                 let (stride, factor) = (STRIDE, 0.5);
+                                let tile = Tile { n_rows, n_columns, stride, factor, overwrite };
                                 let mut c = vec![7.0_f32; (MAX_ROWS + 2) * STRIDE];
                                 let start = c[STRIDE..].as_mut_ptr();
-                                let (what, before) = match added {
-                                    Added::Nothing => (std::ptr::null(), 0.0),
-                                    Added::Itself => (start.cast_const(), 7.0),
-                                    Added::Another => (another.as_ptr(), 3.0),
-                                };
-                                let tile = Tile { n_rows, n_columns, stride, factor, added: what };
-                                // SAFETY: C has more rows and columns than the tile, and so has the other.
+                                // SAFETY: C has more rows and columns than the tile.
                                 unsafe { kernel.run(STEPS, &a, &b, start, tile) };
                                 for (at, c) in c.into_iter().enumerate() {
                                     let (row, column) = (at / STRIDE, at % STRIDE);
                                     let inside = (1..=n_rows).contains(&row) && column < n_columns;
-                                    let expected = if inside { before + 0.5 * sum } else { 7.0 };
+                                    let expected = match (inside, overwrite) {
+                                        (false, _) => 7.0,
+                                        (true, true) => 0.5 * sum,
+                                        (true, false) => 7.0 + 0.5 * sum,
+                                    };
                                     assert_eq!(
                                         c, expected,
                                         "{isa} {compute:?} {n_rows} x {n_columns}"

@@ -21,7 +21,7 @@ mod tiles;
 mod transpose;
 mod vector;
 
-pub(crate) use expand::{Values, bf16_bits};
+pub(crate) use expand::{Values, bf16_bits, round_row};
 pub(crate) use nf4::Nf4Values;
 pub(crate) use operand::{Layout, Operand};
 pub(crate) use tiles::TileProducts;

@@ -96,18 +96,20 @@ impl TileProducts {
                 }
                 let first = if kernel.bf16_pairs { depth.start / 2 } else { depth.start };
                 let steps = kernel.packed_depth(depth.end) - first;
-                let start = row * stride + column;
-                let c = c[start..start + (n_rows - 1) * stride + n_columns].as_mut_ptr();
-                let added = match store {
-                    Store::Overwrite => std::ptr::null(),
-                    Store::Accumulate => c.cast_const(),
+                let tile = Tile {
+                    n_rows,
+                    n_columns,
+                    stride,
+                    factor,
+                    overwrite: store == Store::Overwrite,
                 };
-                let tile = Tile { n_rows, n_columns, stride, factor, added };
+                let start = row * stride + column;
+                let c = &mut c[start..start + (n_rows - 1) * stride + n_columns];
                 let a = &a.elements[row * a.steps + first * kernel.n_rows..];
                 let b = &b.elements[column * b.steps + first * kernel.n_columns..];
                 // SAFETY: the slice of C holds the tile's rows and columns; the device was made
                 // with instructions that this processor has.
-                unsafe { kernel.run(steps, a, b, c, tile) };
+                unsafe { kernel.run(steps, a, b, c.as_mut_ptr(), tile) };
             }
         }
     }

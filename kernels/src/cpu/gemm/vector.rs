@@ -3,7 +3,7 @@
 
 use super::{
     Extents, Operand, Place,
-    expand::{RUN, round},
+    expand::{RUN, Values},
 };
 use crate::{
     Store,
@@ -74,7 +74,7 @@ fn total(mut sums: [f32; SUMS]) -> f32 {
 pub(crate) fn few_rows(
     place: Place<'_>,
     extents: Extents,
-    a: &[f32],
+    a: Values<'_>,
     b: Operand<'_>,
     store: Store,
     c: &mut [f32],
@@ -86,8 +86,7 @@ pub(crate) fn few_rows(
     }
     b.check(n, k);
     let rounded = &mut workspace[..m * k];
-    rounded.copy_from_slice(&a[..m * k]);
-    round(place.isa, place.compute, rounded);
+    a.fill(place.isa, place.compute, 0, rounded);
     let rounded = &*rounded;
     let shared = Shared::new(&mut c[..m * n]);
     for_each_task(place.pool, n.div_ceil(TASK_ROWS), |task| {

@@ -187,19 +187,19 @@ forward! {
     linear::Linear {
         fn linear(shape: linear::LinearShape, x: DeviceSlice<f32>, weight: linear::Weight, bias: Option<DeviceSlice<f32>>, store: Store, y: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
         fn linear_input_gradient(shape: linear::LinearShape, dy: DeviceSlice<f32>, weight: linear::Weight, store: Store, dx: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn linear_weight_gradient(shape: linear::LinearShape, x: DeviceSlice<f32>, dy: DeviceSlice<f32>, dweight: WeightGradient, workspace: DeviceSlice<u8>);
+        fn linear_weight_gradient(shape: linear::LinearShape, x: Floats, dy: DeviceSlice<f32>, dweight: WeightGradient, workspace: DeviceSlice<u8>);
         fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: DeviceSlice<f32>, dbias: Gradient);
     }
     layers::Layers {
-        fn layers(shape: layers::LayersShape, x: DeviceSlice<f32>, layers: &[layers::Layer], workspace: DeviceSlice<u8>);
-        fn layers_backward(shape: layers::LayersShape, x: DeviceSlice<f32>, layers: &[layers::LayerBackward], gradients: Store, dx: Option<(DeviceSlice<f32>, Store)>, workspace: DeviceSlice<u8>);
+        fn layers(shape: layers::LayersShape, x: Floats, layers: &[layers::Layer], workspace: DeviceSlice<u8>);
+        fn layers_backward(shape: layers::LayersShape, x: Floats, layers: &[layers::LayerBackward], gradients: Store, dx: Option<(DeviceSlice<f32>, Store)>, workspace: DeviceSlice<u8>);
     }
     nf4::Nf4 {
         fn nf4_quantize(source: DeviceSlice<f32>, weight: nf4::Nf4Weight, workspace: DeviceSlice<f32>);
         fn nf4_dequantize(weight: nf4::Nf4Weight, destination: DeviceSlice<f32>);
     }
     rms_norm::RmsNorm {
-        fn rms_norm(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, y: DeviceSlice<f32>);
+        fn rms_norm(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, y: Floats);
         fn rms_norm_backward(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy: DeviceSlice<f32>, dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
         fn rms_norm_backward_in_place(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy_dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
     }
@@ -211,7 +211,7 @@ forward! {
         fn attention_backward(shape: attention::AttentionShape, segments: DeviceSlice<attention::Segment>, q: DeviceSlice<f32>, k: DeviceSlice<f32>, v: DeviceSlice<f32>, out: DeviceSlice<f32>, log_sum_exp: DeviceSlice<f32>, dout: DeviceSlice<f32>, dq: DeviceSlice<f32>, dk: DeviceSlice<f32>, dv: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
     }
     swiglu::Swiglu {
-        fn swiglu(gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: DeviceSlice<f32>);
+        fn swiglu(gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: Floats);
         fn swiglu_backward(dy: DeviceSlice<f32>, gate_dgate: DeviceSlice<f32>, up_dup: DeviceSlice<f32>);
     }
     output_loss::OutputLoss {
