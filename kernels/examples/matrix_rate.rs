@@ -90,7 +90,7 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
     for (name, weight) in weights {
         let line = Line::new(profile, shape, name);
         let forward = ceilings::fastest(MEASUREMENT, || {
-            device.linear(shape, x, weight, None, store, y, workspace)
+            device.linear(shape, x.into(), weight, None, store, y, workspace)
         });
         let input = ceilings::fastest(MEASUREMENT, || {
             device.linear_input_gradient(shape, dy, weight, store, dx, workspace);

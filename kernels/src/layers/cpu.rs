@@ -17,7 +17,7 @@ use crate::{
         pool::Pool,
     },
     linear::{
-        self, LinearShape, Weight,
+        self, Linear, LinearShape, Weight,
         cpu::{add_bias, operand as linear_operand, values},
     },
     memory::{DeviceSlice, Floats, Memory, Store},
@@ -467,7 +467,7 @@ impl Cpu {
             }
             None => Store::Overwrite,
         };
-        self.product(shape, x, weight, bias, store, y, workspace);
+        self.linear(shape, x, weight, bias, store, y, workspace);
         let Some(Adapter { pair, scale, dropout, xa }) = *adapter else { return };
         let mut access = self.access("low-rank pair");
         let place = access.place();

@@ -52,9 +52,8 @@ pub(crate) fn add_bias(pool: &Pool, bias: Option<&[f32]>, y: &mut [f32]) {
     });
 }
 
-impl Cpu {
-    /// [`Linear::linear`] of an `x` in either format.
-    pub(crate) fn product(
+impl Linear for Cpu {
+    fn linear(
         &mut self,
         shape: LinearShape,
         x: Floats,
@@ -81,21 +80,6 @@ impl Cpu {
             gemm::multiply(place, extents, 1.0, x, weight, store, y, access.write(rest));
         }
         add_bias(place.pool, bias, &mut y[..n_rows * n_out]);
-    }
-}
-
-impl Linear for Cpu {
-    fn linear(
-        &mut self,
-        shape: LinearShape,
-        x: DeviceSlice<f32>,
-        weight: Weight,
-        bias: Option<DeviceSlice<f32>>,
-        store: Store,
-        y: DeviceSlice<f32>,
-        workspace: DeviceSlice<u8>,
-    ) {
-        self.product(shape, x.into(), weight, bias, store, y, workspace);
     }
 
     fn linear_input_gradient(

@@ -36,7 +36,7 @@ impl Linear for Cuda {
     fn linear(
         &mut self,
         shape: LinearShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: Weight,
         bias: Option<DeviceSlice<f32>>,
         store: Store,
@@ -45,12 +45,12 @@ impl Linear for Cuda {
     ) {
         let LinearShape { n_rows, n_in, n_out } = shape;
         let mut call = self.call("product");
-        let x = call.read(x.first(n_rows * n_in));
+        let x = Activation::new(&mut call, x.first(n_rows * n_in));
         let weight = Matrix::weight(&mut call, weight, n_out, n_in);
         let bias = bias.map(|bias| call.read(bias.first(n_out)));
         let y = call.write(y.first(n_rows * n_out));
         let mut staging = Staging::new(&mut call, workspace);
-        let x = staging.operand(&call, x, (n_rows, n_in), None);
+        let x = staging.input(&call, x, (n_rows, n_in), None);
         let extents = (n_rows, n_out, n_in);
         let product = plain(extents, (x, Turn::Along), (weight, Turn::Along), store, y);
         // SAFETY: every argument was cut to these extents.

@@ -70,12 +70,12 @@ impl Weight {
 pub trait Linear: Memory {
     /// `y (store) x · Wᵀ + bias`.
     ///
-    /// `x` `[n_rows, n_in]`, `bias` `[n_out]`, `y` `[n_rows, n_out]` by `store`;
+    /// `x` `[n_rows, n_in]`, in [`input_format`] or f32; `bias` `[n_out]`, `y` `[n_rows, n_out]` by `store`;
     /// `workspace`: [`workspace_bytes`].
     fn linear(
         &mut self,
         shape: LinearShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: Weight,
         bias: Option<DeviceSlice<f32>>,
         store: Store,

@@ -57,12 +57,24 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         let scratch = workspace(device, workspace_bytes(&profile, shape));
         let [x_rounded, dy_rounded] = [&x, &dy].map(|values| rounded(values, profile.compute));
         let (x_slice, dy_slice) = (place(device, &x), place(device, &dy));
+        let narrow = match input_format(&profile, shape.n_in) {
+            FloatFormat::F32 => None,
+            FloatFormat::Bf16 => {
+                let x: Vec<_> = x.iter().copied().map(bf16::from_f32).collect();
+                Some(Floats::from(place(device, &x)))
+            }
+        };
         for (weight, values) in weights(device, shape, &mut random) {
             let values = rounded(&values, profile.compute);
             let y = place(device, &vec![f32::NAN; dy.len()]);
-            device.linear(shape, x_slice, weight, None, Store::Overwrite, y, scratch);
+            device.linear(shape, x_slice.into(), weight, None, Store::Overwrite, y, scratch);
             let what = format!("forward {shape:?} {weight:?}");
-            check(&what, &fetch(device, y), &forward(shape, &x_rounded, &values));
+            let from_f32 = fetch(device, y);
+            check(&what, &from_f32, &forward(shape, &x_rounded, &values));
+            if let Some(x) = narrow {
+                device.linear(shape, x, weight, None, Store::Overwrite, y, scratch);
+                assert!(fetch(device, y) == from_f32, "x in bf16, {what}");
+            }
 
             let dx = place(device, &vec![f32::NAN; x.len()]);
             device.linear_input_gradient(shape, dy_slice, weight, Store::Overwrite, dx, scratch);
@@ -75,9 +87,7 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
         let from_f32 = fetch(device, dweight);
         check(&format!("weight gradient {shape:?}"), &from_f32, &expected);
-        if input_format(&profile, shape.n_in) == FloatFormat::Bf16 {
-            let x: Vec<_> = x.iter().copied().map(bf16::from_f32).collect();
-            let x = place(device, &x).into();
+        if let Some(x) = narrow {
             device.linear_weight_gradient(shape, x, dy_slice, gradient.into(), scratch);
             assert!(fetch(device, dweight) == from_f32, "x in bf16, {shape:?}");
         }
@@ -95,10 +105,10 @@ fn accumulating_adds_to_what_is_there(device: &mut (impl Linear + Nf4)) {
         let scratch = workspace(device, workspace_bytes(&profile, shape));
         let (weight, _) = weights(device, shape, &mut random).remove(1);
         let product = place(device, &before);
-        device.linear(shape, x, weight, None, Store::Overwrite, product, scratch);
+        device.linear(shape, x.into(), weight, None, Store::Overwrite, product, scratch);
         let sum = place(device, &before);
         let bias_slice = place(device, &bias);
-        device.linear(shape, x, weight, Some(bias_slice), Store::Accumulate, sum, scratch);
+        device.linear(shape, x.into(), weight, Some(bias_slice), Store::Accumulate, sum, scratch);
         let expected: Vec<_> = fetch(device, product)
             .into_iter()
             .zip(&before)
@@ -200,7 +210,7 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
     // The sum of products and the sum of their sizes.
     let loss = |device: &mut _, x: &[f32], weight| {
         let x = place(device, x);
-        Linear::linear(device, shape, x, weight, None, store, y, scratch);
+        Linear::linear(device, shape, x.into(), weight, None, store, y, scratch);
         let terms = fetch(device, y).into_iter().zip(&dy);
         terms.fold((0.0, 0.0), |(sum, size), (y, dy)| {
             let term = f64::from(y) * f64::from(*dy);
@@ -274,7 +284,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 let dx = place(&mut device, &vec![0.0; shape.n_rows * shape.n_in]);
                 let dweight = place(&mut device, &vec![0.0; shape.n_in * shape.n_out]);
                 let store = Store::Overwrite;
-                device.linear(shape, x, weight, None, store, y, scratch);
+                device.linear(shape, x.into(), weight, None, store, y, scratch);
                 device.linear_input_gradient(shape, dy, weight, store, dx, scratch);
                 let gradient = Gradient { values: dweight, store };
                 device.linear_weight_gradient(shape, x.into(), dy, gradient.into(), scratch);
@@ -355,10 +365,10 @@ fn large_tiles_give_the_bits_of_small_ones() {
         let whole = place(&mut device, &vec![f32::NAN; shape.n_rows * large]);
         let part = place(&mut device, &vec![f32::NAN; PART * large]);
         for (weight, _) in weights(&mut device, shape, &mut random) {
-            let multiply = |device: &mut crate::Cuda, shape, input, output| {
+            let multiply = |device: &mut crate::Cuda, shape, input: DeviceSlice<f32>, output| {
                 let store = Store::Overwrite;
                 if is_forward {
-                    device.linear(shape, input, weight, None, store, output, scratch);
+                    device.linear(shape, input.into(), weight, None, store, output, scratch);
                 } else {
                     device.linear_input_gradient(shape, input, weight, store, output, scratch);
                 }

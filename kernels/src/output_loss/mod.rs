@@ -129,7 +129,7 @@ fn in_chunks(
         let chunk = shape.chunk(n);
         let rows = |matrix: DeviceSlice<f32>| matrix.slice(first * width..(first + n) * width);
         let logits = logits.first(n * vocabulary);
-        device.linear(chunk, rows(x), weight, None, Store::Overwrite, logits, products);
+        device.linear(chunk, rows(x).into(), weight, None, Store::Overwrite, logits, products);
         device.row_losses(
             vocabulary,
             logits,

@@ -181,7 +181,7 @@ impl Decoder {
             n_out: self.spec.vocabulary,
         };
         let (weight, store) = (self.weights.output(), Store::Overwrite);
-        device.linear(shape, normed, weight, None, store, logits, workspace);
+        device.linear(shape, normed.into(), weight, None, store, logits, workspace);
     }
 }
 
