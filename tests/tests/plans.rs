@@ -8,12 +8,12 @@ use nibble_engine::{
     model::Projection,
     optimizer::{GradientFormat, StateFormat},
     plan::{
-        self, Allowance, MemoryPlan, PageRates, PlanError, PlanSettings, Residency, Trainable,
-        TrainingShape,
+        self, Allowance, MemoryPlan, PageRates, PlanError, PlanSettings, Region, Residency,
+        Trainable, TrainingShape,
     },
     weights::{EmbeddingFormat, WeightFormat},
 };
-use nibble_kernels::{DeviceProfile, DeviceSlice, Floats, MemoryId};
+use nibble_kernels::{Capability, Compute, DeviceProfile, DeviceSlice, Floats, MemoryId};
 use nibble_run::{LoraSettings, Method, Paging, Recompute, RunSettings, WeightPrecision};
 use nibble_tests::{Setup, golden, open_trainer};
 
@@ -205,6 +205,38 @@ fn unknown_targets_and_long_sequences_are_refused() {
     assert!(error.contains("banana") && error.contains("q_proj"), "{error}");
     let error = refused(&RunSettings { sequence: 1 << 20, ..RunSettings::default() });
     assert!(error.contains(&spec.max_context.to_string()), "{error}");
+}
+
+/// What products alone read has two bytes a number where they round it to that, and nothing is dropped first.
+#[test]
+fn inputs_are_in_bf16_where_products_round_them() {
+    let spec = catalog::find("tinyllama-1.1b").unwrap().spec().unwrap();
+    let cpu = |compute| DeviceProfile { compute, ..DeviceProfile::native_cpu() };
+    let card = DeviceProfile::cuda(Capability { major: 8, minor: 6 });
+    for (profile, dropout, width) in [
+        (cpu(Compute::Bf16), false, 2),
+        (cpu(Compute::F32), false, 4),
+        (cpu(Compute::Bf16), true, 4),
+        (card, false, 2),
+        (DeviceProfile { compute: Compute::F32, ..card }, false, 4),
+    ] {
+        let trainable = Trainable::Adapter { targets: Targets::all_linear(), rank: 16, dropout };
+        let mut shape = shapes("tinyllama-1.1b").remove(2);
+        (shape.trainable, shape.profile) = (trainable, profile);
+        let n_rows = shape.n_rows();
+        let plan = MemoryPlan::new(shape);
+        let bytes = |name: &str| {
+            let named = |region: &&Region| region.name.to_string() == name;
+            plan.regions().iter().find(named).unwrap().n_bytes
+        };
+        for (name, columns) in [
+            ("layer.input_normed", spec.hidden_width),
+            ("layer.feed_forward_normed", spec.hidden_width),
+            ("layer.activated", spec.ffn_width),
+        ] {
+            assert_eq!(bytes(name), width * n_rows * columns, "{name}, {profile:?}, {dropout}");
+        }
+    }
 }
 
 /// In bf16, sums over micro-batches would lose what is below its rounding.

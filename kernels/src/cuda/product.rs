@@ -1,7 +1,7 @@
 //! Products of matrices on the card: one description for the layers, their pairs and the loss.
 //!
-//! In [`Compute::Bf16`] activations are rounded to bf16 in the workspace first, rows padded so that
-//! they can be copied 16 bytes at a time ([`Staging`]); weights are expanded inside the kernel, whatever
+//! In [`Compute::Bf16`] activations are in bf16 already, or are rounded to it in the workspace first, rows padded
+//! so that they can be copied 16 bytes at a time ([`Staging`]); weights are expanded inside the kernel, whatever
 //! their form. Which kernel runs depends on the extents alone, and so do the bits.
 
 use half::bf16;
@@ -41,7 +41,7 @@ fn aligned(n_bytes: usize) -> usize {
 enum Form {
     F32,
     Bf16,
-    /// bf16 by the staging: padded and aligned.
+    /// bf16 that can be copied 16 bytes at a time: by the staging, which pads and aligns it, or as it came.
     Staged,
     Nf4 {
         absmax_codes: Address,
@@ -124,7 +124,7 @@ pub(crate) enum Turn {
     Across,
 }
 
-/// `c (store) drop(scale · (a · b + low_scale · low_a · low_b)) + bias`, with `a` `m × k` and `b` `k × n`.
+/// `c (store) drop(scale · (a · b + low_scale · low_a · low_b)) + bias`, or `c = onto + …`, with `a` `m × k` and `b` `k × n`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     pub m: usize,
@@ -351,7 +351,8 @@ impl Product {
     /// Queues the product. What `scratch` has left may be used by the next one too.
     ///
     /// # Safety
-    /// The operands, `bias` and `c` are arguments of `call` of the extents given here.
+    /// The operands, those of the product beside, `bias`, `onto` and `c` are arguments of `call` of the extents
+    /// given here.
     pub unsafe fn multiply(&self, call: &mut Call<'_>, scratch: &Staging) {
         let Self { m, n, k, .. } = *self;
         assert!(

@@ -462,7 +462,7 @@ impl Cpu {
         let shape = LinearShape { n_rows, n_in, n_out };
         let store = match residual {
             Some(residual) => {
-                self.copy(residual, y);
+                self.copy(residual.first(n_rows * n_out), y.first(n_rows * n_out));
                 Store::Accumulate
             }
             None => Store::Overwrite,

@@ -95,7 +95,7 @@ pub struct Layer {
     pub adapter: Option<Adapter>,
     /// Columns of `y`.
     pub n_out: usize,
-    /// `[T, n_out]`, which the layer's output is added to on its way to `y`.
+    /// `[T, n_out]`, which the layer's output is added to on its way to `y`, and which is no part of that.
     pub residual: Option<DeviceSlice<f32>>,
     /// `[T, n_out]` `=`.
     pub y: DeviceSlice<f32>,
