@@ -124,7 +124,8 @@ pub(crate) enum Turn {
     Across,
 }
 
-/// `c (store) drop(scale · (a · b + low_scale · low_a · low_b)) + bias`, or `c = onto + …`, with `a` `m × k` and `b` `k × n`.
+/// `c (store) drop(scale · (a · b + low_scale · low_a · low_b)) + bias`, or `c = onto + …`, with `a` `m × k`
+/// and `b` `k × n`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     pub m: usize,
