@@ -133,8 +133,8 @@ pub struct Setup {
     pub weight_format: WeightFormat,
     /// Whether the golden adapter is trained, or every weight.
     pub with_adapter: bool,
-    /// Whether activations are computed twice.
-    pub recompute: bool,
+    /// Layers whose activations are kept instead of computed twice.
+    pub kept_layers: usize,
     /// Worker threads.
     pub n_threads: usize,
     /// The most tokens of a micro-batch.
@@ -152,7 +152,7 @@ impl Default for Setup {
         Self {
             weight_format: WeightFormat::F32,
             with_adapter: false,
-            recompute: true,
+            kept_layers: 0,
             n_threads: 2,
             n_rows: 64,
             gradients: GradientFormat::F32,
@@ -191,7 +191,7 @@ pub fn open_trainer_on<B: RunDevice>(
         },
         sequence: setup.n_rows,
         batch: 1,
-        recompute: setup.recompute,
+        kept_layers: setup.kept_layers,
         sample_tokens: setup.n_rows,
         gradients: setup.gradients,
         states: setup.states,

@@ -68,7 +68,7 @@ pub fn methods(
         embedding_format: EmbeddingFormat::beside(weight_format),
         sequence: 48,
         batch: 1,
-        recompute: true,
+        kept_layers: 0,
         sample_tokens: 0,
         gradients: match (&trainable, weight_format) {
             (Trainable::Everything, WeightFormat::Bf16) => GradientFormat::Bf16,

@@ -98,9 +98,9 @@ fn losses_of_packed_sequences_are_those_of_separate_ones() {
 fn adapter_gradients_are_those_of_peft() {
     for family in families() {
         let mut bits: Option<Vec<u32>> = None;
-        // Computing activations twice or keeping them, on any threads, changes no bit.
-        for (recompute, n_threads) in [(true, 1), (true, 2), (false, 3)] {
-            let setup = Setup { recompute, n_threads, ..family.setup(true) };
+        // Computing activations twice or keeping them, of some layers or all, on any threads, changes no bit.
+        for (kept_layers, n_threads) in [(0, 1), (0, 2), (1, 2), (2, 3)] {
+            let setup = Setup { kept_layers, n_threads, ..family.setup(true) };
             let (mut trainer, adapter) = open_trainer(&family.folder, setup);
             let (_, layout) = adapter.unwrap();
             let weight = 1.0 / family.sequences.targets.len() as f32;

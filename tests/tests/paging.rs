@@ -150,6 +150,7 @@ fn the_least_is_paged_that_fits() {
         let whole = MemoryPlan::new(shape.clone()).peak_bytes() as u64;
         let within = |budget_bytes| Allowance {
             budget_bytes,
+            spare_bytes: None,
             recompute: Recompute::On,
             paging: Paging::Auto,
         };

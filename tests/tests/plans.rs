@@ -14,18 +14,20 @@ use nibble_engine::{
     weights::{EmbeddingFormat, WeightFormat},
 };
 use nibble_kernels::{Capability, Compute, DeviceProfile, DeviceSlice, Floats, MemoryId};
-use nibble_run::{LoraSettings, Method, Paging, Recompute, RunSettings, WeightPrecision};
+use nibble_run::{
+    LoraSettings, Method, MethodPlan, Paging, Recompute, RunSettings, WeightPrecision,
+};
 use nibble_tests::{Setup, golden, open_trainer};
 
 fn shapes(id: &str) -> Vec<TrainingShape> {
     let spec = catalog::find(id).unwrap().spec().unwrap();
-    let shape = |trainable, weight_format, recompute| TrainingShape {
+    let shape = |trainable, weight_format, kept_layers| TrainingShape {
         spec: spec.clone(),
         weight_format,
         embedding_format: EmbeddingFormat::beside(weight_format),
         sequence: 384,
         batch: 3,
-        recompute,
+        kept_layers,
         sample_tokens: 100,
         gradients: match (&trainable, weight_format) {
             (Trainable::Everything, WeightFormat::Bf16) => GradientFormat::Bf16,
@@ -38,15 +40,15 @@ fn shapes(id: &str) -> Vec<TrainingShape> {
     };
     let adapter = |targets, dropout| Trainable::Adapter { targets, rank: 16, dropout };
     let some: Targets = [Projection::Query, Projection::Down].into_iter().collect();
-    [true, false]
+    [0, 1, spec.n_layers / 2, spec.n_layers]
         .into_iter()
-        .flat_map(|recompute| {
+        .flat_map(|kept_layers| {
             [
-                shape(Trainable::Everything, WeightFormat::F32, recompute),
-                shape(Trainable::Everything, WeightFormat::Bf16, recompute),
-                shape(adapter(Targets::all_linear(), false), WeightFormat::Bf16, recompute),
-                shape(adapter(Targets::all_linear(), true), WeightFormat::Nf4, recompute),
-                shape(adapter(some, false), WeightFormat::Nf4, recompute),
+                shape(Trainable::Everything, WeightFormat::F32, kept_layers),
+                shape(Trainable::Everything, WeightFormat::Bf16, kept_layers),
+                shape(adapter(Targets::all_linear(), false), WeightFormat::Bf16, kept_layers),
+                shape(adapter(Targets::all_linear(), true), WeightFormat::Nf4, kept_layers),
+                shape(adapter(some, false), WeightFormat::Nf4, kept_layers),
             ]
         })
         .collect()
@@ -162,31 +164,61 @@ fn suggestions_are_true() {
 }
 
 #[test]
-fn activations_are_kept_where_memory_is_to_spare() {
+fn activations_are_kept_of_as_many_layers_as_memory_is_to_spare_for() {
     let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();
-    let profile = DeviceProfile::native_cpu();
-    let planned = |settings: &RunSettings, budget_bytes: u64| {
+    let n_layers = spec.n_layers;
+    let planned_on = |profile, settings: &RunSettings, budget_bytes: u64| {
         let settings = PlanSettings { settings, profile, page_rates: PageRates::default() };
         plan::method_plan(&spec, Method::Qlora, settings, budget_bytes).unwrap()
     };
+    let processor = DeviceProfile::native_cpu();
+    let planned =
+        |settings: &RunSettings, budget_bytes| planned_on(processor, settings, budget_bytes);
+    let kept_layers = |plan: &MethodPlan| n_layers - plan.recomputed_layers.unwrap();
     let [auto, on, off] = [Recompute::Auto, Recompute::On, Recompute::Off]
         .map(|recompute| RunSettings { recompute, ..RunSettings::default() });
     let (kept, least) = (planned(&off, u64::MAX), planned(&on, u64::MAX));
-    assert_eq!((kept.recompute, least.recompute), (Some(false), Some(true)));
+    assert_eq!((kept_layers(&kept), kept_layers(&least)), (n_layers, 0));
     assert!(least.peak_bytes < kept.peak_bytes);
-    // Half of the memory may be taken for it.
-    let enough = 2 * kept.peak_bytes;
-    assert_eq!(planned(&auto, enough).peak_bytes, kept.peak_bytes);
-    let one_less = planned(&auto, enough - 1);
-    assert_eq!((one_less.recompute, one_less.peak_bytes), (Some(true), least.peak_bytes));
+    let peaks: Vec<u64> = (0..=n_layers)
+        .map(|kept_layers| {
+            let plan_settings = PlanSettings {
+                settings: &on,
+                profile: processor,
+                page_rates: PageRates::default(),
+            };
+            let shape = plan::training_shape(&spec, Method::Qlora, plan_settings).unwrap();
+            MemoryPlan::new(TrainingShape { kept_layers, ..shape }).peak_bytes() as u64
+        })
+        .collect();
+    assert_eq!([peaks[0], peaks[n_layers]], [least.peak_bytes, kept.peak_bytes]);
+    // As many as fit, in half of the memory where nobody chose, and all of a budget that somebody did.
+    for spare in (least.peak_bytes..=kept.peak_bytes).step_by(16 << 20) {
+        let most = (0..=n_layers).rev().find(|&n| peaks[n] <= spare).unwrap();
+        let chosen = RunSettings { budget_bytes: Some(spare), ..auto.clone() };
+        for plan in [planned(&auto, 2 * spare), planned(&chosen, spare), planned(&chosen, u64::MAX)]
+        {
+            assert_eq!((kept_layers(&plan), plan.peak_bytes), (most, peaks[most]), "{spare}");
+            assert!(plan.fits && plan.paging.is_none());
+        }
+    }
+    // A card's memory is little used by others.
+    let card = DeviceProfile::cuda(Capability::OLDEST);
+    let kept_on_card = planned_on(card, &off, u64::MAX).peak_bytes;
+    let enough = kept_on_card + kept_on_card.div_ceil(7);
+    assert_eq!(kept_layers(&planned_on(card, &auto, enough)), n_layers);
+    let fewer = planned_on(card, &auto, kept_on_card);
+    assert!(
+        (1..n_layers).contains(&kept_layers(&fewer)) && fewer.peak_bytes <= kept_on_card / 8 * 7
+    );
     // Nothing leaves the device before they do, and what is asked for is done.
     let tight = planned(&auto, least.peak_bytes);
-    assert!(tight.recompute == Some(true) && tight.paging.is_none());
+    assert!(kept_layers(&tight) == 0 && tight.paging.is_none());
     assert!(planned(&auto, least.peak_bytes - 1).paging.is_some());
     let all = planned(&RunSettings { paged: Paging::On, ..auto.clone() }, u64::MAX);
-    assert_eq!(all.recompute, Some(true));
+    assert_eq!(kept_layers(&all), 0);
     let paged = planned(&off, least.peak_bytes);
-    assert!(paged.recompute == Some(false) && (paged.paging.is_some() || !paged.fits));
+    assert!(kept_layers(&paged) == n_layers && (paged.paging.is_some() || !paged.fits));
     for settings in [auto, on] {
         assert_eq!(planned(&settings, u64::MAX).smallest_bytes, least.smallest_bytes);
     }

@@ -106,7 +106,7 @@ pub enum PagedArgument {
 /// Whether activations are computed twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RecomputeArgument {
-    /// Kept where that takes no more than half of the memory.
+    /// Kept of as many layers as fit --budget, or else half of the memory, of a card seven eighths.
     Auto,
     /// Always computed again: least memory.
     On,

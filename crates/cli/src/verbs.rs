@@ -115,8 +115,12 @@ fn show_plan(model: &str, report: &PlanReport) {
     row("activations", &|m| show::bytes(m.categories.activations));
     row("workspace", &|m| show::bytes(m.categories.workspace));
     row("total", &|m| show::bytes(m.peak_bytes));
-    row("  activations", &|m| {
-        if m.recompute == Some(false) { "kept" } else { "recomputed" }.to_owned()
+    row("  activations", &|m| match m.recomputed_layers {
+        Some(0) => "kept".to_owned(),
+        Some(n) if n < report.model.layers => {
+            format!("{} of {} kept", report.model.layers - n, report.model.layers)
+        }
+        _ => "recomputed".to_owned(),
     });
     if report.methods.iter().any(|method| method.paging.is_some()) {
         let of = |of: fn(&PagingPlan) -> u64| {

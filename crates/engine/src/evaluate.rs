@@ -129,7 +129,7 @@ impl<B: RunDevice> Evaluator<B> {
             },
             sequence: settings.context.min(spec.max_context).max(1),
             batch: 1,
-            recompute: true,
+            kept_layers: 0,
             sample_tokens: 0,
             gradients: GradientFormat::F32,
             states: StateFormat::F32,

@@ -142,10 +142,10 @@ pub struct MethodPlan {
     /// The size of its page file.
     #[serde(default)]
     pub page_file_bytes: u64,
-    /// Whether it computes activations again in the backward pass, instead of keeping them; `None`
-    /// in plans of before this was told.
+    /// Layers whose activations are computed again in the backward pass, instead of kept; `None` in
+    /// plans of before this was told.
     #[serde(default)]
-    pub recompute: Option<bool>,
+    pub recomputed_layers: Option<usize>,
     /// What does not stay on the device; `None`: everything does.
     #[serde(default)]
     pub paging: Option<PagingPlan>,

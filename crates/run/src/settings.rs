@@ -119,13 +119,14 @@ pub enum Paging {
     Off,
 }
 
-/// Whether a layer's activations are computed again in the backward pass instead of kept: a third
-/// more work, for a fraction of the memory. The result is the same, bit for bit.
+/// Whether activations are computed again in the backward pass instead of kept: for each layer half as
+/// much work again, for a fraction of the memory. The result is the same, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Recompute {
-    /// Kept where that takes no more than half of the memory, and nothing is paged.
+    /// Kept of as many layers as there is room for: within a budget that was chosen, half of the
+    /// computer's memory, or seven eighths of a card's. Nothing is paged for it.
     #[default]
     Auto,
     /// Always computed again.

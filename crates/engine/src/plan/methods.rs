@@ -149,7 +149,7 @@ pub fn training_shape(
         trainable,
         sequence,
         batch: settings.batch,
-        recompute: settings.recompute != Recompute::Off,
+        kept_layers: if settings.recompute == Recompute::Off { spec.n_layers } else { 0 },
         sample_tokens: if settings.samples.prompts.is_empty() {
             0
         } else {
@@ -231,7 +231,7 @@ pub fn planned_method(
         host_bytes: plan.host_bytes() as u64,
         page_file_bytes: plan.page_file_bytes() as u64,
         paging,
-        recompute: Some(plan.shape().recompute),
+        recomputed_layers: Some(plan.shape().recomputed_layers()),
         smallest_bytes: smallest_bytes(plan, Allowance::of(settings, budget_bytes)),
         categories: plan.category_bytes(),
         regions: plan.planned_regions(),

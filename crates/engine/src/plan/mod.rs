@@ -82,11 +82,11 @@ impl MemoryPlan {
         Self::with_states(shape, Arc::clone(&self.states))
     }
 
-    /// The same with everything on the device, and activations recomputed or not.
-    fn unpaged(&self, recompute: bool) -> Self {
+    /// The same with everything on the device, and the activations of so many layers kept.
+    fn unpaged(&self, kept_layers: usize) -> Self {
         let outside = self.shape.residency.outside;
         let residency = Residency { outside, ..Residency::default() };
-        let shape = TrainingShape { recompute, residency, ..self.shape.clone() };
+        let shape = TrainingShape { kept_layers, residency, ..self.shape.clone() };
         Self::with_states(shape, Arc::clone(&self.states))
     }
 

@@ -81,7 +81,7 @@ impl Kind {
             Self::Optimizer => plan.state_layout().n_pages(),
             Self::Layers => shape.spec.n_layers,
             // Kept activations are read from where they are; only checkpoints are few enough to move.
-            Self::Inputs if shape.recompute => shape.spec.n_layers,
+            Self::Inputs if shape.recomputed_layers() > 0 => shape.spec.n_layers,
             Self::Inputs => 0,
         }
     }
@@ -130,6 +130,9 @@ impl Kind {
 pub struct Allowance {
     /// The most that it may take.
     pub budget_bytes: u64,
+    /// The most that it may take for the sake of speed alone, where it could do with less; `None`: a share of
+    /// the budget, which nobody chose.
+    pub spare_bytes: Option<u64>,
     /// Whether activations are computed again.
     pub recompute: Recompute,
     /// What may lie outside.
@@ -139,33 +142,38 @@ pub struct Allowance {
 impl Allowance {
     /// What `settings` allow within `budget_bytes`.
     pub fn of(settings: &RunSettings, budget_bytes: u64) -> Self {
-        let RunSettings { recompute, paged: paging, .. } = *settings;
-        Self { budget_bytes, recompute, paging }
+        let RunSettings { recompute, paged: paging, budget_bytes: chosen, .. } = *settings;
+        Self { budget_bytes, spare_bytes: chosen, recompute, paging }
     }
 
-    /// The most that a run may take for the sake of speed alone, when it could do with less: the
-    /// processor's memory is also that of the programs which a person opens meanwhile.
-    fn spare_bytes(&self) -> u64 {
-        self.budget_bytes / 2
+    /// What a run on the device of `profile` may take for the sake of speed alone. Whoever chose a budget
+    /// means it to be used; otherwise room is left for programs that a person opens meanwhile, whose memory
+    /// the processor's is as well, while few take much of a card's.
+    fn spare_bytes_on(&self, profile: &DeviceProfile) -> u64 {
+        let share = if profile.is_cuda() {
+            self.budget_bytes - self.budget_bytes / 8
+        } else {
+            self.budget_bytes / 2
+        };
+        self.spare_bytes.map_or(share, |spare_bytes| spare_bytes.min(self.budget_bytes))
     }
 }
 
-/// The plan of a run of `shape`, as fast as `allowance` lets it be: it keeps activations where there
-/// is room for them, and pages as little as fits. One that does not fit whatever leaves is planned
-/// as if nothing did.
+/// The plan of a run of `shape`, as fast as `allowance` lets it be: it keeps the activations of as many
+/// layers as there is room for, and pages as little as fits. One that does not fit whatever leaves is
+/// planned as if nothing did.
 pub fn choose(shape: &TrainingShape, allowance: Allowance) -> MemoryPlan {
-    let Allowance { budget_bytes, recompute, paging } = allowance;
+    let Allowance { budget_bytes, recompute, paging, .. } = allowance;
     let residency = Residency { outside: shape.residency.outside, ..Residency::default() };
-    let is_recomputed = recompute != Recompute::Off;
-    let unpaged =
-        MemoryPlan::new(TrainingShape { recompute: is_recomputed, residency, ..shape.clone() });
+    let kept_layers = least_kept(shape, recompute);
+    let unpaged = MemoryPlan::new(TrainingShape { kept_layers, residency, ..shape.clone() });
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
-    let is_spare = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= allowance.spare_bytes();
-    if recompute == Recompute::Auto && paging != Paging::On && is_spare(&unpaged) {
-        let kept = unpaged.unpaged(false);
-        if is_spare(&kept) {
-            return kept;
-        }
+    let spare_bytes = allowance.spare_bytes_on(&shape.profile);
+    if recompute == Recompute::Auto
+        && paging != Paging::On
+        && unpaged.peak_bytes() as u64 <= spare_bytes
+    {
+        return keep_most(unpaged, spare_bytes);
     }
     match paging {
         Paging::Off => return unpaged,
@@ -195,9 +203,31 @@ pub fn choose(shape: &TrainingShape, allowance: Allowance) -> MemoryPlan {
     unpaged
 }
 
+/// Layers whose activations are kept whatever room there is.
+fn least_kept(shape: &TrainingShape, recompute: Recompute) -> usize {
+    if recompute == Recompute::Off { shape.spec.n_layers } else { 0 }
+}
+
+/// Of a plan that keeps no layer's activations and fits `budget_bytes`, the one that keeps most.
+fn keep_most(none: MemoryPlan, budget_bytes: u64) -> MemoryPlan {
+    let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
+    let n_layers = none.shape().spec.n_layers;
+    // That nothing is recomputed saves what the others would take turns in.
+    let all = none.unpaged(n_layers);
+    if fits(&all) {
+        return all;
+    }
+    let (mut most, mut too_many) = (none, n_layers);
+    while most.shape().kept_layers + 1 < too_many {
+        let middle = most.unpaged((most.shape().kept_layers + too_many) / 2);
+        if fits(&middle) { most = middle } else { too_many = middle.shape().kept_layers }
+    }
+    most
+}
+
 /// The least of the device that a run of this plan's shape could do with.
 pub fn smallest_bytes(plan: &MemoryPlan, allowance: Allowance) -> u64 {
-    let mut least = plan.unpaged(allowance.recompute != Recompute::Off);
+    let mut least = plan.unpaged(least_kept(plan.shape(), allowance.recompute));
     if allowance.paging != Paging::Off {
         for kind in Kind::ALL {
             let all = kind.leave(&least, kind.most(&least));

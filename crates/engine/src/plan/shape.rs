@@ -41,8 +41,9 @@ pub struct TrainingShape {
     pub sequence: usize,
     /// Rows of `sequence` tokens in a micro-batch.
     pub batch: usize,
-    /// Whether a layer's activations are computed again in the backward pass, instead of kept.
-    pub recompute: bool,
+    /// Layers whose activations are kept for the backward pass, the last of all; those of the others are
+    /// computed again there.
+    pub kept_layers: usize,
     /// The longest sample written during the run, prompt included; 0: none.
     pub sample_tokens: usize,
     /// How the gradients of the layers' matrices are kept, when everything is trained.
@@ -109,6 +110,11 @@ impl TrainingShape {
             .flatten()
             .map(move |place| TrainedTensor::of_weights(place, n_layers));
         of_adapter.chain(of_weights)
+    }
+
+    /// Layers whose activations are computed again in the backward pass, the first of all.
+    pub fn recomputed_layers(&self) -> usize {
+        self.spec.n_layers.saturating_sub(self.kept_layers)
     }
 
     /// Whether the weights of `layer` lie outside the device.

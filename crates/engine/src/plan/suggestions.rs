@@ -32,7 +32,7 @@ pub fn suggestions(
         offer("paging (automatic)".into(), shape, allowance);
     }
     let allowance = match asked.recompute {
-        Recompute::Off => Allowance { recompute: Recompute::On, ..asked },
+        Recompute::Off => Allowance { recompute: Recompute::Auto, ..asked },
         Recompute::Auto | Recompute::On => asked,
     };
     if allowance != asked {

@@ -144,7 +144,7 @@ pub struct TrainingLayout {
     pub inputs: InputSlices,
     /// Through which the weights of paged layers pass.
     pub weight_window: Option<[DeviceSlice<u8>; 2]>,
-    /// Activations of each layer; every layer's are the same slices when they are recomputed.
+    /// Activations of each layer; those of all that are recomputed are the same slices.
     pub layers: Vec<LayerSlices>,
     /// Gradients inside a layer.
     pub layer_gradients: LayerGradientSlices,
@@ -295,44 +295,49 @@ pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
     }
 }
 
-/// One activation of every layer: the same place for all that take turns in it, or one behind the
-/// other.
+/// One activation of every layer: one place for all that take turns in it, and one behind the other for
+/// those behind them.
 #[derive(Clone, Copy)]
 struct Rows {
-    all: DeviceSlice<f32>,
+    shared: Option<DeviceSlice<f32>>,
+    kept: Option<DeviceSlice<f32>>,
     /// Elements of one layer.
     len: usize,
 }
 
 impl Rows {
-    fn of(self, layer: usize) -> DeviceSlice<f32> {
-        if self.all.len() == self.len {
-            return self.all;
+    /// Of the layer of this number among those that take turns, or behind them.
+    fn of(self, layer: usize, n_shared: usize) -> DeviceSlice<f32> {
+        match (layer.checked_sub(n_shared), self.shared, self.kept) {
+            (None, Some(shared), _) => shared,
+            (Some(number), _, Some(kept)) => {
+                // Absurd sizes saturate, to be refused as a plan that does not fit.
+                let at = |n: usize| n.saturating_mul(self.len).min(kept.len());
+                kept.slice(at(number)..at(number + 1))
+            }
+            _ => unreachable!("layers that take turns have a place, and so have those that do not"),
         }
-        // Absurd sizes saturate, to be refused as a plan that does not fit.
-        let at = |n: usize| n.saturating_mul(self.len).min(self.all.len());
-        self.all.slice(at(layer)..at(layer + 1))
     }
 }
 
-/// The activations of every layer. Recomputed, all layers take turns in one set; kept, each has its
-/// own of what the backward pass reads, and they share the rest.
+/// The activations of every layer. Those that are recomputed take turns in one set; of those that are kept
+/// each has its own of what the backward pass reads, and all share the rest.
 fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     use Projection::{Down, Gate, Key, Output, Query, Up, Value};
     let spec = &shape.spec;
     let n_layers = spec.n_layers;
+    let n_shared = shape.recomputed_layers();
     let (query_width, key_width) = (spec.query_width(), spec.kv_width());
     // Read again by the backward pass, at `until` the last time.
     let mut rows = |name: &'static str, width: usize, since: Forward, until: Backward| {
-        let (scope, n, moments) = match shape.recompute {
-            true => ("layer", 1, Moments::recomputed(since, until)),
-            false => ("layers", n_layers, Moments::pass()),
-        };
         let len = area(shape.n_rows(), width);
-        let name = RegionName::from((scope, name));
-        let all =
-            regions.region::<f32>(name, Category::Activations, len.saturating_mul(n), moments);
-        Rows { all, len }
+        let mut ask = |scope: &'static str, n: usize, moments| {
+            let len = len.saturating_mul(n);
+            (n > 0).then(|| regions.region((scope, name), Category::Activations, len, moments))
+        };
+        let shared = ask("layer", n_shared.min(1), Moments::recomputed(since, until));
+        let kept = ask("layers", n_layers - n_shared, Moments::pass());
+        Rows { shared, kept, len }
     };
 
     let query = rows("query", query_width, Forward::QueryKeyValue, Backward::Attention);
@@ -395,24 +400,21 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let activated = input("activated", &[Down], Forward::Activation, Forward::Down, Backward::Down);
     let of_layer = |layer: usize| LayerSlices {
         input_normed,
-        query_raw: query_raw.map(|rows| rows.of(layer)),
-        key_raw: key_raw.map(|rows| rows.of(layer)),
-        query: query.of(layer),
-        key: key.of(layer),
-        value: value.of(layer),
-        attention: attention.of(layer),
-        log_sum_exp: log_sum_exp.of(layer),
-        middle: middle.of(layer),
+        query_raw: query_raw.map(|rows| rows.of(layer, n_shared)),
+        key_raw: key_raw.map(|rows| rows.of(layer, n_shared)),
+        query: query.of(layer, n_shared),
+        key: key.of(layer, n_shared),
+        value: value.of(layer, n_shared),
+        attention: attention.of(layer, n_shared),
+        log_sum_exp: log_sum_exp.of(layer, n_shared),
+        middle: middle.of(layer, n_shared),
         feed_forward_normed,
-        gate: gate.of(layer),
-        up: up.of(layer),
+        gate: gate.of(layer, n_shared),
+        up: up.of(layer, n_shared),
         activated,
-        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer))),
+        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer, n_shared))),
     };
-    let mut layers: Vec<LayerSlices> = match shape.recompute {
-        true => vec![of_layer(0); n_layers],
-        false => (0..n_layers).map(of_layer).collect(),
-    };
+    let mut layers: Vec<LayerSlices> = (0..n_layers).map(of_layer).collect();
     // The down product is the one whose output the backward pass never asks for again, so that it
     // is not repeated; what its pair needs of it is small and kept.
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable

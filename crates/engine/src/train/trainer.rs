@@ -282,7 +282,7 @@ impl<B: Backend> Trainer<B> {
             self.decoder.weights.enter(device, layer, Sweep::Down)?;
             let input = self.inputs.bring(device, layer)?;
             let workspace = layout.workspace;
-            if self.shape.recompute {
+            if layer < self.shape.recomputed_layers() {
                 self.decoder.layer_forward(device, layer, pass, slices, input, None, workspace);
             }
             let slices = BackwardSlices {

@@ -78,7 +78,7 @@ pub fn facts() -> Facts {
         method: Method::Qlora,
         peak_bytes: categories.total(),
         host_bytes: 0,
-        recompute: Some(true),
+        recomputed_layers: Some(2),
         page_file_bytes: 0,
         paging: None,
         smallest_bytes: categories.total(),

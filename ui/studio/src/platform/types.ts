@@ -284,9 +284,9 @@ export type MethodPlan = {
   host_bytes: number, 
   /** The size of its page file. */
   page_file_bytes: number, 
-  /** Whether it computes activations again in the backward pass, instead of keeping them; `None`
- * in plans of before this was told. */
-  recompute: boolean | null, 
+  /** Layers whose activations are computed again in the backward pass, instead of kept; `None` in
+ * plans of before this was told. */
+  recomputed_layers: number | null, 
   /** What does not stay on the device; `None`: everything does. */
   paging: PagingPlan | null, 
   /** The smallest budget that a run with these settings fits. */

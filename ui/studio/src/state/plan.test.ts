@@ -3,6 +3,7 @@ import recorded from "../platform/recorded/paged-run.json";
 import type { MethodPlan, RunUpdate } from "../platform/types";
 import { History } from "./history";
 import {
+  activationsWords,
   budgetStops,
   outsideBytes,
   pagingPlace,
@@ -12,6 +13,17 @@ import {
 } from "./plan";
 
 const plan = recorded.plan.methods[0] as unknown as MethodPlan;
+
+test("what becomes of activations is told", () => {
+  const words = (recomputed_layers: number | null) =>
+    activationsWords({ ...plan, recomputed_layers }, 16);
+  expect([null, 0, 5, 16].map(words)).toEqual([
+    null,
+    "kept",
+    "kept in 11 of 16 layers",
+    "computed twice",
+  ]);
+});
 
 test("what is paged is told with its place, its traffic and its time", () => {
   const paging = plan.paging!;

@@ -64,6 +64,14 @@ export function placesWords({ host_bytes, page_file_bytes }: MethodPlan): string
   return places.join(" and ");
 }
 
+/** What becomes of activations between the forward and the backward pass of a model of `layers`. */
+export function activationsWords({ recomputed_layers }: MethodPlan, layers: number): string | null {
+  if (recomputed_layers === null) return null;
+  if (recomputed_layers === 0) return "kept";
+  if (recomputed_layers >= layers) return "computed twice";
+  return `kept in ${layers - recomputed_layers} of ${layers} layers`;
+}
+
 /** Budgets to choose from, each a quarter of an octave above the last, between two sizes. */
 export function budgetStops(least: number, most: number): number[] {
   const stops: number[] = [];
