@@ -105,6 +105,12 @@ impl<T: Element> DeviceSlice<T> {
         self.slice(0..len)
     }
 
+    /// Both as one, where `next` begins at its end.
+    pub fn joined(&self, next: &Self) -> Option<Self> {
+        let is_next = self.memory == next.memory && self.byte_range().end == next.offset;
+        is_next.then(|| Self::new(self.memory, self.offset, self.len + next.len))
+    }
+
     /// The same bytes seen as another element type.
     ///
     /// # Panics

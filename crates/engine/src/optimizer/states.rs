@@ -1,11 +1,12 @@
 //! Where the optimizer's states lie: one image of pages, each of which can visit the device alone.
 //!
 //! ```text
-//! page 0 | page 1 | …          page = piece | piece | …          piece = first moment | second moment
+//! page 0 | page 1 | …          page = first moments of its pieces | second moments of its pieces
 //! ```
 //! A piece is a run of elements of one tensor. A page holds both moments of up to [`PAGE_ELEMENTS`]
 //! neighbouring elements, so that a visit is one transfer each way, and never crosses the border of
-//! two blocks of weights, so that trained weights may visit block by block beside it. The image is
+//! two blocks of weights, so that trained weights may visit block by block beside it. Moments of
+//! neighbours are neighbours, so that many small tensors can be updated as one. The image is
 //! the same whether it lies on the device, in the host's memory or in a file.
 
 use std::ops::Range;
@@ -207,57 +208,65 @@ struct BlockPage {
 
 impl BlockLayout {
     fn new(sizes: Vec<usize>, format: StateFormat, page_elements: usize) -> Self {
-        let mut layout = Self { pieces: Vec::with_capacity(sizes.len()), ..Self::default() };
+        let mut layout = Self { pieces: Vec::with_capacity(sizes.len()), sizes, ..Self::default() };
+        // Of a piece whose page is not complete.
+        let nowhere = MomentParts::F32 { offset: 0 };
         let mut room = 0;
-        for (tensor, &n_elements) in sizes.iter().enumerate() {
-            let quantized = format == StateFormat::Blockwise8 && n_elements >= LEAST_QUANTIZED;
+        for tensor in 0..layout.sizes.len() {
+            let n_elements = layout.sizes[tensor];
             let mut first_element = 0;
             while first_element < n_elements {
                 let rest = n_elements - first_element;
                 if room < rest.min(MOMENT_BLOCK) {
-                    layout.begin_page();
+                    layout.end_page(format);
                     room = page_elements;
                 }
                 // Cut between the blocks that share a magnitude.
                 let len = if rest <= room { rest } else { room / MOMENT_BLOCK * MOMENT_BLOCK };
-                layout.push(tensor, first_element, len, quantized);
+                let (first, second) = (nowhere, nowhere);
+                layout.pieces.push(Piece { tensor, first_element, len, first, second });
                 room -= len;
                 first_element += len;
             }
         }
-        Self { sizes, ..layout }
+        layout.end_page(format);
+        layout
     }
 
     fn n_bytes(&self) -> usize {
         self.pages.last().map_or(0, |page| page.offset.saturating_add(page.n_bytes))
     }
 
-    fn begin_page(&mut self) {
-        let (offset, next) = (self.n_bytes(), self.pieces.len());
-        self.pages.push(BlockPage { pieces: next..next, offset, n_bytes: 0 });
-    }
-
-    /// Adds a piece to the last page.
-    fn push(&mut self, tensor: usize, first_element: usize, len: usize, quantized: bool) {
-        let Some(page) = self.pages.last_mut() else { return };
+    /// Makes a page of the pieces behind the last one's, if there are any.
+    fn end_page(&mut self, format: StateFormat) {
+        let start = self.pages.last().map_or(0, |page| page.pieces.end);
+        let pieces = start..self.pieces.len();
+        if pieces.is_empty() {
+            return;
+        }
+        let mut n_bytes = 0_usize;
         let mut place = |bytes: usize| {
-            let offset = page.n_bytes;
+            let offset = n_bytes;
             let end = offset.saturating_add(bytes).checked_next_multiple_of(ALIGNMENT);
-            page.n_bytes = end.unwrap_or(usize::MAX);
+            n_bytes = end.unwrap_or(usize::MAX);
             offset
         };
-        let mut moment = || {
-            if quantized {
-                let codes = place(len);
-                let absmax = place(n_moment_blocks(len).saturating_mul(size_of::<f32>()));
-                MomentParts::Blockwise8 { codes, absmax }
+        let sizes = &self.sizes;
+        let mut moment = |piece: &Piece| {
+            let is_large = sizes[piece.tensor] >= LEAST_QUANTIZED;
+            if format == StateFormat::Blockwise8 && is_large {
+                let codes = place(piece.len);
+                let absmax = n_moment_blocks(piece.len).saturating_mul(size_of::<f32>());
+                MomentParts::Blockwise8 { codes, absmax: place(absmax) }
             } else {
-                MomentParts::F32 { offset: place(len.saturating_mul(size_of::<f32>())) }
+                MomentParts::F32 { offset: place(piece.len.saturating_mul(size_of::<f32>())) }
             }
         };
-        let (first, second) = (moment(), moment());
-        page.pieces.end += 1;
-        self.pieces.push(Piece { tensor, first_element, len, first, second });
+        let of_page = &mut self.pieces[pieces.clone()];
+        of_page.iter_mut().for_each(|piece| piece.first = moment(piece));
+        of_page.iter_mut().for_each(|piece| piece.second = moment(piece));
+        let offset = self.n_bytes();
+        self.pages.push(BlockPage { pieces, offset, n_bytes });
     }
 }
 
@@ -318,12 +327,31 @@ mod tests {
                 }
                 for (i, a) in spans.iter().enumerate() {
                     assert!(a.start.is_multiple_of(ALIGNMENT) && a.end <= page.n_bytes);
-                    assert!(spans[i + 1..].iter().all(|b| a.end <= b.start));
+                    let apart = |b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+                    assert!(spans[i + 1..].iter().all(apart));
                 }
             }
             assert_eq!(end_of_last, layout.n_bytes());
             let expected: Vec<usize> = tensors.iter().map(|tensor| tensor.n_elements).collect();
             assert_eq!(seen, expected);
+        }
+    }
+
+    #[test]
+    fn moments_of_neighbours_are_neighbours() {
+        let tensor = |n_elements| StateTensor { n_elements, block: 0 };
+        let tensors = [64, 16 * 1000, 4096].map(tensor);
+        let layout = StateLayout::new(tensors, StateFormat::F32);
+        let pieces: Vec<Piece> = layout.pieces(0).collect();
+        assert_eq!((layout.n_pages(), pieces.len()), (1, tensors.len()));
+        let offset = |moment| match moment {
+            MomentParts::F32 { offset } => offset,
+            MomentParts::Blockwise8 { .. } => panic!("{moment:?} of moments in f32"),
+        };
+        for moment in [|piece: &Piece| piece.first, |piece: &Piece| piece.second] {
+            for pair in pieces.windows(2) {
+                assert_eq!(offset(moment(&pair[0])) + 4 * pair[0].len, offset(moment(&pair[1])));
+            }
         }
     }
 

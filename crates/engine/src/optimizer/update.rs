@@ -153,6 +153,7 @@ impl OptimizerStates {
                 entered = layer;
             }
             let states = self.enter(device, number)?;
+            let mut waiting: Option<Part> = None;
             for piece in self.layout.pieces(number) {
                 let tensor = &self.tensors[piece.tensor];
                 let (start, len) = (piece.first_element, piece.len);
@@ -175,7 +176,19 @@ impl OptimizerStates {
                 };
                 let (parameters, gradient) =
                     (parameters.slice(range.clone()), tensor.gradient(gradients).slice(range));
-                device.adamw(step, parameters, gradient, moments(states, &piece));
+                let part = Part { step, parameters, gradient, moments: moments(states, &piece) };
+                waiting = match waiting.as_ref().and_then(|waiting| waiting.joined(&part)) {
+                    Some(joined) => Some(joined),
+                    None => {
+                        if let Some(waiting) = waiting {
+                            waiting.update(device);
+                        }
+                        Some(part)
+                    }
+                };
+            }
+            if let Some(waiting) = waiting {
+                waiting.update(device);
             }
             if let (Some(page), Some(window)) = (self.paged(number), &mut self.window) {
                 window.save(device, page)?;
@@ -192,6 +205,53 @@ impl OptimizerStates {
             Some(window) => window.leave(device),
             None => Ok(()),
         }
+    }
+}
+
+/// What is updated by one operation.
+struct Part {
+    step: AdamWStep,
+    parameters: Floats,
+    gradient: Floats,
+    moments: Moments,
+}
+
+impl Part {
+    fn update(self, device: &mut impl Backend) {
+        device.adamw(self.step, self.parameters, self.gradient, self.moments);
+    }
+
+    /// Both as one, where `next` lies behind in everything and nothing depends on where a tensor begins:
+    /// an adapter is hundreds of small matrices, and an operation costs a card and threads their start.
+    fn joined(&self, next: &Self) -> Option<Self> {
+        let (Floats::F32(parameters), Floats::F32(next_parameters)) =
+            (self.parameters, next.parameters)
+        else {
+            // Rounded by draws of the tensor's own.
+            return None;
+        };
+        let (Floats::F32(gradient), Floats::F32(next_gradient)) = (self.gradient, next.gradient)
+        else {
+            return None;
+        };
+        let (
+            Moments::F32 { first, second },
+            Moments::F32 { first: next_first, second: next_second },
+        ) = (self.moments, next.moments)
+        else {
+            // In blocks that begin with the tensor.
+            return None;
+        };
+        (self.step.weight_decay == next.step.weight_decay).then_some(())?;
+        Some(Self {
+            step: self.step,
+            parameters: parameters.joined(&next_parameters)?.into(),
+            gradient: gradient.joined(&next_gradient)?.into(),
+            moments: Moments::F32 {
+                first: first.joined(&next_first)?,
+                second: second.joined(&next_second)?,
+            },
+        })
     }
 }
 
