@@ -118,7 +118,7 @@ fn show_plan(model: &str, report: &PlanReport) {
     row("  activations", &|m| match m.recomputed_layers {
         Some(0) => "kept".to_owned(),
         Some(n) if n < report.model.layers => {
-            format!("{} of {} kept", report.model.layers - n, report.model.layers)
+            format!("{}/{} kept", report.model.layers - n, report.model.layers)
         }
         _ => "recomputed".to_owned(),
     });
