@@ -1,5 +1,5 @@
 import { render, screen, waitFor } from "@testing-library/svelte";
-import { beforeEach, describe, expect, it } from "vitest";
+import { beforeEach, describe, expect, it, vi } from "vitest";
 import { platform } from "../platform";
 import { app } from "../state/app.svelte";
 import { bytes } from "../state/format";
@@ -103,6 +103,20 @@ describe("the memory panel", () => {
     await screen.findByTestId("suggestions");
     expect(draft.plan!.methods[0]!.smallest_bytes).toBeGreaterThan(draft.hereBytes);
     expect(screen.queryByTestId("smallest-budget")).toBeNull();
+  });
+
+  it("plans for a card as a card lays memory out, and for this machine as it is", async () => {
+    const draft = await panel();
+    const { hereBytes } = draft;
+    const asked = vi.spyOn(platform, "plan");
+    draft.budgetBytes = 12 * 2 ** 30;
+    await draft.replan();
+    expect(asked.mock.lastCall![0].settings.device).toBe("cuda");
+    expect([draft.settings.device, draft.hereBytes]).toEqual(["cpu", hereBytes]);
+    draft.budgetBytes = null;
+    await draft.replan();
+    expect(asked.mock.lastCall![0].settings.device).toBe("cpu");
+    asked.mockRestore();
   });
 
   it("shows why there is no plan", async () => {

@@ -145,11 +145,14 @@ export class Draft {
   async replan(): Promise<void> {
     const settings = $state.snapshot(this.settings);
     const { model, budgetBytes: budget_bytes } = this;
+    // For a card as a card lays it out, whatever this machine has.
+    const device = budget_bytes === null ? settings.device : "cuda";
     const planned = this.#plans.run(async () => {
-      const request = { model: model.path ?? model.id, settings, budget_bytes };
+      const shown = { ...settings, device };
+      const request = { model: model.path ?? model.id, settings: shown, budget_bytes };
       try {
         this.plan = await platform.plan(request);
-        this.hereBytes = this.plan.available_bytes;
+        if (budget_bytes === null) this.hereBytes = this.plan.available_bytes;
         this.planFailure = null;
       } catch (thrown) {
         this.planFailure = commandError(thrown);
