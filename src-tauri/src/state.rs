@@ -16,7 +16,7 @@ use nibble_engine::{
     devices,
     playground::{AnswerPiece, Playground, Question},
     preview::{self, ModelChoice},
-    train::{self, Command, RunHandle, TrainError},
+    train::{self, Command, Elsewhere, RunHandle, TrainError},
 };
 use nibble_run::{
     PlanReport, RunFolder, RunList, RunSettings, RunState, RunSummary, TrainingDevice, new_run_path,
@@ -200,17 +200,19 @@ impl Studio {
         Ok(run)
     }
 
-    /// Goes on with a run.
+    /// Goes on with a run, on another device than before if one is named.
     ///
     /// # Errors
     /// As [`Studio::start_run`]; or when it is complete or being trained.
     pub fn resume_run(
         &self,
         run: &Path,
+        device: Option<TrainingDevice>,
         on_end: impl FnOnce(Ended) + Send + 'static,
     ) -> Result<(), CommandError> {
         self.close_playground();
-        self.follow(run, train::resume(run)?, on_end);
+        let elsewhere = Elsewhere { device, ..Elsewhere::default() };
+        self.follow(run, train::resume(run, elsewhere)?, on_end);
         Ok(())
     }
 

@@ -120,7 +120,7 @@ fn a_run_is_started_watched_paused_stopped_resumed_and_exported() {
     until(&updates, |update| update.state == RunState::Paused);
     assert_eq!(studio.runs().unwrap()[0].state, RunState::Paused);
     // While it is paused, nobody else may take or delete it.
-    let resumed = studio.resume_run(&run, |_| {}).unwrap_err();
+    let resumed = studio.resume_run(&run, None, |_| {}).unwrap_err();
     assert_eq!(resumed.code, "run_in_use");
     assert_eq!(studio.release_run(&run).unwrap_err().code, "run_in_use");
     studio.control_run(&run, Command::Resume).unwrap();
@@ -144,7 +144,7 @@ fn a_run_is_started_watched_paused_stopped_resumed_and_exported() {
     assert_eq!(details.plan.methods.len(), 1);
 
     let (sender, ended) = mpsc::channel();
-    studio.resume_run(&run, move |end| drop(sender.send(end))).unwrap();
+    studio.resume_run(&run, None, move |end| drop(sender.send(end))).unwrap();
     until(&again, |update| update.state == RunState::Training);
     studio.trainings.stop_all();
     assert_eq!(ended.recv_timeout(PATIENCE).unwrap().state, RunState::Stopped);

@@ -14,7 +14,7 @@ use nibble_engine::{
     generate::{AnySession, SamplingSettings, SessionSettings},
     optimizer::StateFormat,
     plan::{MemoryPlan, Outside, Residency},
-    train::{self, Command},
+    train::{self, Command, Elsewhere},
     weights::{
         StoredType, WeightFormat,
         random::{RandomModel, write_random_model},
@@ -289,7 +289,7 @@ fn a_run_on_a_card_takes_what_it_planned_and_resumes_bit_for_bit() {
     run.send(Command::Stop);
     let outcome = run.join().unwrap();
     if !outcome.complete {
-        let run = train::resume(&stopped).unwrap();
+        let run = train::resume(&stopped, Elsewhere::default()).unwrap();
         run.events().iter().for_each(drop);
         assert!(run.join().unwrap().complete);
     }
@@ -323,12 +323,23 @@ fn a_card_that_fails_ends_the_run_and_loses_nothing() {
         assert!(n_told < 2, "{n_kernels} kernels are less than a run");
         let checkpoints = RunFolder::open(&failed).unwrap().checkpoints().unwrap();
         assert!(checkpoints.len() <= n_told);
-        let run = train::resume(&failed).unwrap();
+        let run = train::resume(&failed, Elsewhere::default()).unwrap();
         run.events().iter().for_each(drop);
         assert!(run.join().unwrap().complete);
         assert_eq!(losses(&failed), losses(&whole), "after {n_kernels} kernels");
         assert!(adapter(&failed) == adapter(&whole), "after {n_kernels} kernels");
     }
+    // Without the card it goes on as well.
+    let failed = place.path().join("failed");
+    devices::fail_next_after(150);
+    let run = train::start(settings, &failed).unwrap();
+    run.events().iter().for_each(drop);
+    run.join().unwrap_err();
+    let processor = Elsewhere { device: Some(TrainingDevice::Cpu), ..Elsewhere::default() };
+    let run = train::resume(&failed, processor).unwrap();
+    run.events().iter().for_each(drop);
+    assert!(run.join().unwrap().complete);
+    assert_eq!(losses(&failed).len(), losses(&whole).len());
 }
 
 fn a_card_answers_and_measures_as_the_processor_does() {

@@ -4,7 +4,7 @@
 
 use std::{path::Path, time::Duration};
 
-use nibble_engine::train::{self, Command};
+use nibble_engine::train::{self, Command, Elsewhere};
 use nibble_run::{Event, RunFolder, RunSettings, SampleSettings};
 
 fn settings() -> RunSettings {
@@ -65,7 +65,7 @@ fn a_run_that_is_stopped_at_once_says_so_and_goes_on_later() {
     let outcome = run.join().unwrap();
     assert_eq!((outcome.n_steps, outcome.checkpoint, outcome.complete), (0, None, false));
     assert!(!events.iter().any(|event| matches!(event, Event::Step { .. } | Event::Done { .. })));
-    let outcome = train::resume(&path).unwrap().join().unwrap();
+    let outcome = train::resume(&path, Elsewhere::default()).unwrap().join().unwrap();
     assert!(outcome.complete && outcome.checkpoint.unwrap().is_dir());
 }
 

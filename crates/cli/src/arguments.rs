@@ -328,6 +328,13 @@ pub struct ResumeArguments {
     /// The run folder.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+    /// Where to compute, instead of where the run did until now; another device rounds otherwise, so that the
+    /// numbers are no longer the same to the last bit.
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArgument>,
+    /// The most memory to use, instead of what the run was given; the numbers are the same.
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub budget: Option<u64>,
 }
 
 /// What to write.

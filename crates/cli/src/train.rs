@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nibble_engine::{
     devices::{self, OpenDeviceError},
     model::ModelError,
-    train::{self, Command, Outcome, RunHandle, TrainError},
+    train::{self, Command, Elsewhere, Outcome, RunHandle, TrainError},
 };
 use nibble_run::{
     CardReadings, Columns, ComputePrecision, Event, Method, Optimizer, Paging, Recompute, RunError,
@@ -34,7 +34,11 @@ pub fn train(arguments: &TrainArguments, json: bool) -> Result<(), Failure> {
 
 /// `nibble resume`.
 pub fn resume(arguments: &ResumeArguments, json: bool) -> Result<(), Failure> {
-    let run = train::resume(&arguments.run).map_err(failure)?;
+    let elsewhere = Elsewhere {
+        device: arguments.device.map(|named| device(Some(named))),
+        budget_bytes: arguments.budget,
+    };
+    let run = train::resume(&arguments.run, elsewhere).map_err(failure)?;
     follow(run, &arguments.run, json)
 }
 

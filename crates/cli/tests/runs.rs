@@ -151,6 +151,35 @@ fn an_interrupted_run_saves_and_resumes_bit_for_bit() {
     assert_eq!(last("whole"), last("interrupted"));
 }
 
+/// A run begun on a card that is gone, or in memory that is no longer free.
+#[test]
+fn a_run_goes_on_elsewhere_than_it_began() {
+    let place = Place::new();
+    let train = format!("{TRAIN} --method full --steps 8 --save-every 4 --paged off");
+    place.json(&format!("{train} --out @whole"));
+    place.json(&format!("{train} --out @moved"));
+    let moved = place.path("moved");
+    fs::remove_dir_all(moved.join("checkpoints").join("step-000008")).unwrap();
+    let settings = moved.join("run.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    assert!(text.contains("device = \"cpu\"") && text.contains("paged = \"off\""), "{text}");
+    let text = text
+        .replace("device = \"cpu\"", "device = \"cuda\"")
+        .replace("paged = \"off\"", "paged = \"auto\"");
+    fs::write(&settings, &text).unwrap();
+    let plan = || {
+        let plan = fs::read_to_string(moved.join("plan.json")).unwrap();
+        serde_json::from_str::<Value>(&plan).unwrap()
+    };
+    place.json("resume @moved --device cpu --budget 2MiB");
+    assert_eq!(plan()["device"], "cpu");
+    assert!(plan()["methods"][0]["paging"].is_object(), "more than that is all of it");
+    let last = |run: &str| files(&place.path(run).join("checkpoints").join("step-000008"));
+    assert_eq!(last("whole"), last("moved"));
+    // What the run is stays as it was said.
+    assert_eq!(fs::read_to_string(&settings).unwrap(), text);
+}
+
 /// Killed between its last step and its last word, or told to stop there.
 #[test]
 fn a_resumed_run_says_what_was_left_to_say_and_no_word_twice() {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use nibble_engine::train::Command;
-use nibble_run::{RunSettings, RunSummary};
+use nibble_run::{RunSettings, RunSummary, TrainingDevice};
 use tauri::{AppHandle, ipc::Channel};
 
 use super::{App, work};
@@ -22,12 +22,17 @@ pub async fn start_run(
     work(move || app.start_run(settings, name.as_deref(), on_end)).await
 }
 
-/// Goes on with a run.
+/// Goes on with a run, on another device than before if one is named.
 #[tauri::command]
-pub async fn resume_run(handle: AppHandle, app: App<'_>, run: PathBuf) -> Result<(), CommandError> {
+pub async fn resume_run(
+    handle: AppHandle,
+    app: App<'_>,
+    run: PathBuf,
+    device: Option<TrainingDevice>,
+) -> Result<(), CommandError> {
     let app = app.inner().clone();
     let on_end = notifications::on_end(handle);
-    work(move || app.resume_run(&run, on_end)).await
+    work(move || app.resume_run(&run, device, on_end)).await
 }
 
 /// The settings of a run, to begin another with.

@@ -12,7 +12,7 @@ use std::{
 
 use nibble_data::DataError;
 use nibble_kernels::paging::PageFile;
-use nibble_run::{Event, MetricsWriter, RunFolder, RunLock, RunSettings};
+use nibble_run::{Event, MetricsWriter, RunFolder, RunLock, RunSettings, TrainingDevice};
 use serde::Deserialize;
 
 use super::{
@@ -157,15 +157,30 @@ enum Begin {
     Again(Option<PathBuf>),
 }
 
+/// What may be otherwise when a run goes on: where it computes and in how much memory, as a card may be gone,
+/// or less memory be free. `None`: as its settings say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// What computes. Another device rounds otherwise, so that the run is no longer the same bit for bit.
+    pub device: Option<TrainingDevice>,
+    /// The most memory to use, in bytes.
+    pub budget_bytes: Option<u64>,
+}
+
 /// Goes on with the run in the folder `path` from its last whole checkpoint, or from the beginning
 /// when it has none.
 ///
 /// # Errors
 /// As [`start`]; or when the run is complete, or is being trained already.
-pub fn resume(path: &Path) -> Result<RunHandle, TrainError> {
+pub fn resume(path: &Path, elsewhere: Elsewhere) -> Result<RunHandle, TrainError> {
     let folder = RunFolder::open(path)?;
     let lock = folder.lock()?;
-    let prepared = prepare::prepare(folder.settings()?)?;
+    let settings = folder.settings()?;
+    let prepared = prepare::prepare(RunSettings {
+        device: elsewhere.device.unwrap_or(settings.device),
+        budget_bytes: elsewhere.budget_bytes.or(settings.budget_bytes),
+        ..settings
+    })?;
     settle_plan(&prepared, &folder)?;
     folder.remove_unfinished_checkpoints();
     let last = folder.checkpoints()?.pop();

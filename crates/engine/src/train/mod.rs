@@ -10,7 +10,7 @@ mod schedule;
 mod tests;
 mod trainer;
 
-pub use handle::{Command, Outcome, RunHandle, resume, start, start_profiled};
+pub use handle::{Command, Elsewhere, Outcome, RunHandle, resume, start, start_profiled};
 pub use prepare::{Prepared, column_mapping, compute, prepare, tokenize_options};
 pub use schedule::LearningRate;
 pub use trainer::{MicroBatch, Trainer};

@@ -23,6 +23,7 @@ import type {
   RunSummary,
   RunUpdate,
   Startup,
+  TrainingDevice,
 } from "./types";
 
 export interface Platform {
@@ -37,7 +38,7 @@ export interface Platform {
   /** Tells the share of the file that is read. The next call ends this one. */
   inspect(request: InspectRequest, onShare: (share: number) => void): Promise<Inspection>;
   startRun(settings: RunSettings, name: string | null): Promise<string>;
-  resumeRun(run: string): Promise<void>;
+  resumeRun(run: string, device: TrainingDevice | null): Promise<void>;
   repeatSettings(run: string): Promise<RunSettings>;
   controlRun(run: string, command: Command): Promise<void>;
   /** Sends what happened to a run and what happens next. Returns how to end that. */

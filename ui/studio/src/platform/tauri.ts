@@ -20,7 +20,7 @@ export const tauri: Platform = {
   measurePageRates: () => invoke("measure_page_rates"),
   inspect: (request, onShare) => invoke("inspect", { request, channel: channel<number>(onShare) }),
   startRun: (settings, name) => invoke("start_run", { settings, name }),
-  resumeRun: (run) => invoke("resume_run", { run }),
+  resumeRun: (run, device) => invoke("resume_run", { run, device }),
   repeatSettings: (run) => invoke("repeat_settings", { run }),
   controlRun: (run, command) => invoke("control_run", { run, command }),
   async watchRun(run, onUpdate) {

@@ -1,7 +1,7 @@
 // A run that is looked at: its history follows what the shell sends.
 
 import { commandError, platform } from "../platform";
-import type { Command, CommandError, RunDetails } from "../platform/types";
+import type { Command, CommandError, RunDetails, TrainingDevice } from "../platform/types";
 import { History, isActive } from "./history";
 
 export class Watch {
@@ -49,8 +49,9 @@ export class Watch {
     await this.#attempt(() => platform.controlRun(this.run, command));
   }
 
-  async resume(): Promise<void> {
-    await this.#attempt(() => platform.resumeRun(this.run));
+  /** Goes on, on another device than before if one is named. */
+  async resume(device: TrainingDevice | null = null): Promise<void> {
+    await this.#attempt(() => platform.resumeRun(this.run, device));
   }
 
   async #attempt(action: () => Promise<void>): Promise<void> {
