@@ -32,6 +32,7 @@ part() {
 
 checks() {
     part "the driver answers" bin/nibble devices
+    part "what the card does at most" bin/nibble bench --device cuda
     part "every operation against its reference, on the card" \
         bin/kernels-tests --ignored on_a_card --test-threads=1
     # Golden files are found beside the package's `tests`.

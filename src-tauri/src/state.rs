@@ -156,10 +156,11 @@ impl Studio {
 
     /// Measures how fast pages move where this machine's runs would keep theirs.
     pub fn measure_page_rates(&self) {
-        let runs = self.preferences().runs_folder;
+        let Preferences { runs_folder: runs, device, .. } = self.preferences();
         // Before the first run, its folder is not there yet.
         if let Some(folder) = runs.ancestors().find(|folder| folder.is_dir()) {
-            devices::measure_page_rates(folder);
+            let device = chosen(&devices::devices(), &device);
+            devices::measure_page_rates(&devices::profile(device, None, None), folder);
         }
     }
 

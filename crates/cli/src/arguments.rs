@@ -46,6 +46,8 @@ pub enum Verb {
     Generate(GenerateArguments),
     /// Measure the loss on a dataset.
     Eval(EvalArguments),
+    /// Measure how fast this computer is, and where the time of a training step goes.
+    Bench(BenchArguments),
 }
 
 /// What is trained.
@@ -320,6 +322,24 @@ pub struct TrainArguments {
     /// Columns.
     #[command(flatten)]
     pub columns: DataArguments,
+}
+
+/// Arguments of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArguments {
+    /// A model's folder, of which a few steps are trained on numbers and thrown away; without one, the device
+    /// alone is measured.
+    #[arg(long, value_name = "FOLDER")]
+    pub model: Option<PathBuf>,
+    /// What is trained [default: qlora].
+    #[arg(long, value_enum)]
+    pub method: Option<MethodArgument>,
+    /// Optimizer steps; the first warms up and does not count.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(2..))]
+    pub steps: u64,
+    /// Sizes.
+    #[command(flatten)]
+    pub sizes: SizeArguments,
 }
 
 /// Arguments of `resume`.

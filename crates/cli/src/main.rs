@@ -2,6 +2,7 @@
 //! engine; nothing is computed here.
 
 mod arguments;
+mod bench;
 mod output;
 mod profile;
 mod show;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Export(arguments) => verbs::export(&arguments, json),
         Verb::Generate(arguments) => verbs::generate(&arguments, json),
         Verb::Eval(arguments) => verbs::eval(&arguments, json),
+        Verb::Bench(arguments) => bench::bench(&arguments, json),
     };
     let result = result.and_then(|()| match output::failure() {
         None => Ok(()),

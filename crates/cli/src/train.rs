@@ -115,6 +115,15 @@ pub fn device(named: Option<DeviceArgument>) -> TrainingDevice {
     }
 }
 
+/// The method that was named.
+pub fn method(named: MethodArgument) -> Method {
+    match named {
+        MethodArgument::Full => Method::Full,
+        MethodArgument::Lora => Method::Lora,
+        MethodArgument::Qlora => Method::Qlora,
+    }
+}
+
 /// The precision that was named.
 pub fn precision(compute: ComputeArgument) -> ComputePrecision {
     match compute {
@@ -159,12 +168,8 @@ fn settings(arguments: &TrainArguments) -> Result<RunSettings, Failure> {
     if let Some(data) = &arguments.data {
         settings.data = absolute(data)?;
     }
-    if let Some(method) = arguments.method {
-        settings.method = match method {
-            MethodArgument::Full => Method::Full,
-            MethodArgument::Lora => Method::Lora,
-            MethodArgument::Qlora => Method::Qlora,
-        };
+    if let Some(named) = arguments.method {
+        settings.method = method(named);
     }
     if let Some(schedule) = arguments.schedule {
         settings.schedule = match schedule {

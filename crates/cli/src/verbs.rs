@@ -14,7 +14,7 @@ use nibble_engine::{
     preview, train,
     weights::WeightFormat,
 };
-use nibble_run::{MethodPlan, PagingPlan, PlanReport, Residence, RunSettings, TrainingDevice};
+use nibble_run::{MethodPlan, PagingPlan, PlanReport, RunSettings, TrainingDevice};
 use serde::Serialize;
 
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     train::{apply_columns, apply_sizes, device, failure, precision},
 };
 
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(Failure::running)?;
     say!("{text}");
     Ok(())
@@ -75,11 +75,12 @@ pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
     let budget_bytes = arguments.sizes.budget;
     let plan =
         || preview::plan_report(&arguments.model, &settings, budget_bytes).map_err(Failure::input);
-    let pages_to_disk =
-        |method: &MethodPlan| method.paging.is_some_and(|p| p.resident == Residence::Disk);
-    if plan()?.methods.iter().any(pages_to_disk) {
+    let is_untimed = |method: &MethodPlan| method.paging.is_some_and(|p| p.step_seconds.is_none());
+    if plan()?.methods.iter().any(is_untimed) {
+        let profile =
+            devices::profile(settings.device, settings.threads, train::compute(settings.compute));
         // Where a run would keep its page file, as long as none is named.
-        devices::measure_page_rates(Path::new("."));
+        devices::measure_page_rates(&profile, Path::new("."));
     }
     // The second plan of a process tells what every change of a setting costs in a window; the first
     // also brings the program's own code from the disk.

@@ -64,6 +64,23 @@ fn a_profile_tells_where_the_time_of_the_steps_went() {
 }
 
 #[test]
+fn a_computer_and_a_step_are_measured_and_nothing_is_left() {
+    let place = Place::new();
+    let before = fs::read_dir(place.path(".")).unwrap().count();
+    let words = "bench --device cpu --model @model --seq 32 --steps 3 --method lora";
+    let report: Value =
+        serde_json::from_slice(&place.nibble(&format!("{words} --json")).stdout).unwrap();
+    for rate in ["product_flops_per_s", "copy_bytes_per_s", "disk_bytes_per_s"] {
+        assert!(report[rate].as_f64().unwrap() > 0.0, "{rate}: {report}");
+    }
+    assert_eq!(report["to_device_bytes_per_s"], Value::Null);
+    assert_eq!(report["profile"]["steps"], 2);
+    let words = String::from_utf8(place.nibble(words).stdout).unwrap();
+    assert!(words.contains("GFLOP/s") && words.contains("linear layers, backward"), "{words}");
+    assert_eq!(fs::read_dir(place.path(".")).unwrap().count(), before);
+}
+
+#[test]
 fn a_killed_run_resumes_bit_for_bit() {
     let place = Place::new();
     // Paged or not: the killed one always goes on from pages that a step was in the middle of.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Address, Cuda, Launch, Parameters};
+use super::{Address, Cuda, DeviceError, Launch, Moved, Parameters};
 use crate::cpu::ceilings::fastest;
 
 /// Time given to each measurement.
@@ -61,6 +61,35 @@ impl Cuda {
         })
     }
 
+    /// Bytes a second that move from the host's pinned memory to the card, and from the card to it, as pages
+    /// do. 0 when the card fails or there is no memory left.
+    pub fn host_copy_bytes_per_s(&mut self) -> [f64; 2] {
+        // Some milliseconds, beside which the start of a transfer does not count.
+        self.host_copied_bytes_per_s(64 << 20).unwrap_or_default()
+    }
+
+    fn host_copied_bytes_per_s(&mut self, n_bytes: usize) -> Option<[f64; 2]> {
+        let host = self.driver.host_allocate(n_bytes).ok()?;
+        let found = self.take(n_bytes).ok().and_then(|address| {
+            let driver = &*self.driver;
+            let copied = |begin: &dyn Fn() -> Result<Moved, DeviceError>| {
+                let secs = fastest(MEASUREMENT, || {
+                    self.failure.keep(|| begin().and_then(|_| driver.wait_for_transfers()));
+                });
+                self.failure.get().is_none().then_some(n_bytes as f64 / secs)
+            };
+            // SAFETY: either place is as long, and each transfer is waited for before the next.
+            let load = || unsafe { driver.begin_load(host.start, address, n_bytes) };
+            // SAFETY: as above.
+            let save = || unsafe { driver.begin_save(address, host.start, n_bytes) };
+            let rates = copied(&load).zip(copied(&save));
+            self.driver.free(address);
+            rates.map(|(load, save)| [load, save])
+        });
+        self.driver.host_free(host);
+        found
+    }
+
     /// What `measure` finds with `n_bytes` of cleared memory, which are given back; none when there
     /// are not as many.
     fn with_memory(
@@ -98,10 +127,12 @@ mod tests {
     use crate::Compute;
 
     #[test]
-    fn both_measurements_run_and_leave_no_memory() {
+    fn all_measurements_run_and_leave_no_memory() {
         let mut cuda = Cuda::simulated(Compute::Bf16).unwrap();
         assert!(cuda.products_per_s(2, 3) > 0.0);
         assert!(cuda.copied_bytes_per_s(3 * COPIED_BY_BLOCK).is_some_and(|rate| rate > 0.0));
+        let rates = cuda.host_copied_bytes_per_s(3 * COPIED_BY_BLOCK).unwrap();
+        assert!(rates.iter().all(|rate| *rate > 0.0), "{rates:?}");
         assert_eq!(crate::Memory::allocated_bytes(&cuda), 0);
         crate::Memory::check(&cuda).unwrap();
     }

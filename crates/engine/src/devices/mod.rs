@@ -16,7 +16,7 @@ pub use host::{ResidentMemory, host_available_bytes};
 #[cfg(feature = "simulator")]
 pub use nibble_kernels::cuda::fail_next_after;
 pub(crate) use open::on_device;
-pub use open::{Ceilings, OpenDeviceError, RunDevice, check_model, meet};
+pub use open::{Ceilings, OpenDeviceError, RunDevice, ceilings, check_model, meet};
 pub use rates::{measure_page_rates, page_rates};
 
 /// One device.

@@ -13,6 +13,23 @@ use nibble_run::CardReadings;
 use super::card;
 use crate::model::{ModelError, ModelSpec};
 
+/// Does `$work` with `$Device` standing for the backend of a profile.
+macro_rules! on_device {
+    ($profile:expr, $Device:ident => $work:expr) => {
+        match $profile.kind {
+            nibble_kernels::DeviceKind::Cpu { .. } => {
+                type $Device = nibble_kernels::Cpu;
+                $work
+            }
+            nibble_kernels::DeviceKind::Cuda { .. } => {
+                type $Device = nibble_kernels::Cuda;
+                $work
+            }
+        }
+    };
+}
+pub(crate) use on_device;
+
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenDeviceError {
@@ -34,6 +51,8 @@ pub struct Ceilings {
     pub product_flops_per_s: Option<f64>,
     /// Bytes a second that a copy reads and writes.
     pub copy_bytes_per_s: Option<f64>,
+    /// Bytes a second from the host's memory to a card, and from a card to it.
+    pub host_copy_bytes_per_s: Option<[f64; 2]>,
 }
 
 /// A backend that runs, sessions and evaluations can be opened on.
@@ -74,6 +93,7 @@ impl RunDevice for Cpu {
         Ceilings {
             product_flops_per_s: Some(ceilings::product_flops_per_s(self.profile())),
             copy_bytes_per_s: Some(ceilings::copy_bytes_per_s(self.n_threads())),
+            host_copy_bytes_per_s: None,
         }
     }
 
@@ -107,6 +127,8 @@ impl RunDevice for Cuda {
         Ceilings {
             product_flops_per_s: products.filter(found),
             copy_bytes_per_s: Some(self.copy_bytes_per_s()).filter(found),
+            host_copy_bytes_per_s: Some(self.host_copy_bytes_per_s())
+                .filter(|rates| rates.iter().all(found)),
         }
     }
 
@@ -119,6 +141,14 @@ impl RunDevice for Cuda {
             power_watts: readings.power_watts,
         })
     }
+}
+
+/// What the device of `profile` does at most, measured now.
+///
+/// # Errors
+/// When it is not there, or cannot be opened.
+pub fn ceilings(profile: DeviceProfile) -> Result<Ceilings, OpenDeviceError> {
+    on_device!(profile, Device => Ok(<Device as RunDevice>::open(profile)?.ceilings()))
 }
 
 /// Makes sure that the device of `profile` is there, and that what its driver takes beside a plan is
@@ -156,23 +186,6 @@ pub fn check_model(
         supported: format!("up to {MAX_CARD_HEAD_SIZE} on a card; the processor takes any"),
     })
 }
-
-/// Does `$work` with `$Device` standing for the backend of a profile.
-macro_rules! on_device {
-    ($profile:expr, $Device:ident => $work:expr) => {
-        match $profile.kind {
-            nibble_kernels::DeviceKind::Cpu { .. } => {
-                type $Device = nibble_kernels::Cpu;
-                $work
-            }
-            nibble_kernels::DeviceKind::Cuda { .. } => {
-                type $Device = nibble_kernels::Cuda;
-                $work
-            }
-        }
-    };
-}
-pub(crate) use on_device;
 
 #[cfg(test)]
 mod tests {

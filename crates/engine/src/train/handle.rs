@@ -24,7 +24,6 @@ use super::{
 use crate::{
     devices::{self, RunDevice, on_device},
     model::ModelError,
-    plan::Outside,
 };
 
 /// What a running run can be told.
@@ -141,10 +140,10 @@ fn start_watched(
 fn settle_plan(prepared: &Prepared, folder: &RunFolder) -> Result<(), TrainError> {
     let n_bytes = prepared.plan.page_file_bytes() as u64;
     PageFile::check_space(&folder.page_file(), n_bytes)?;
-    let residency = prepared.plan.shape().residency;
-    if !residency.is_resident() && residency.outside == Outside::Disk {
+    let shape = prepared.plan.shape();
+    if !shape.residency.is_resident() {
         // So that the stored plan tells what paging costs, where it happens.
-        devices::measure_page_rates(folder.path());
+        devices::measure_page_rates(&shape.profile, folder.path());
     }
     Ok(folder.write_plan(&prepared.report())?)
 }
