@@ -153,7 +153,8 @@ fn figures(
         ("Tokens a second", last(&history.smooth_throughput, words::count)),
         ("Host memory", last(&history.host_bytes, words::bytes)),
     ];
-    figures.into_iter().chain(pages.then_some(traffic)).collect()
+    let card = history.card.as_ref().and_then(words::card).map(|said| ("Card", said));
+    figures.into_iter().chain(pages.then_some(traffic)).chain(card).collect()
 }
 
 /// A name above a value.

@@ -1,6 +1,6 @@
 //! What happened in a run so far, as columns that charts can draw.
 
-use nibble_run::{Event, PlanReport, RunSettings};
+use nibble_run::{CardReadings, Event, PlanReport, RunSettings};
 
 /// Beyond this a number cannot be placed on a screen, and says nothing anyhow.
 const LARGEST: f64 = 1e30;
@@ -61,6 +61,10 @@ pub struct History {
     pub host_bytes: Vec<f64>,
     /// Memory taken from the device.
     pub device_bytes: Vec<f64>,
+    /// Memory in use on a card by all programs, as it says.
+    pub card_bytes: Points,
+    /// What a card said last.
+    pub card: Option<CardReadings>,
     /// Bytes a second between the device and what lies outside it.
     pub page_traffic: Vec<f64>,
     /// The same, averaged.
@@ -116,6 +120,7 @@ impl History {
                 host_bytes,
                 device_bytes,
                 paged_bytes,
+                card,
                 ..
             } => {
                 let step = *step as f64;
@@ -131,6 +136,11 @@ impl History {
                 self.throughput.push(value(*tokens_per_s));
                 self.host_bytes.push(*host_bytes as f64);
                 self.device_bytes.push(*device_bytes as f64);
+                if let Some(used_bytes) = card.as_ref().and_then(|card| card.used_bytes) {
+                    self.card_bytes.steps.push(step);
+                    self.card_bytes.values.push(used_bytes as f64);
+                }
+                self.card = *card;
                 self.n_tokens = self.n_tokens.saturating_add(*tokens);
                 let seconds = *tokens as f64 / tokens_per_s;
                 self.seconds.push(if seconds.is_finite() { seconds as f32 } else { 0.0 });
@@ -258,6 +268,25 @@ mod tests {
         // 500 tokens at 1,000 a second.
         assert_eq!(history.page_traffic, [f64::from(6 << 20)]);
         assert_eq!(history.smooth_page_traffic, history.page_traffic);
+    }
+
+    #[test]
+    fn a_card_tells_of_itself() {
+        let mut history = History::default();
+        let mut on_card = step(2, 1.0);
+        let said = CardReadings {
+            used_bytes: Some(5 << 30),
+            process_bytes: None,
+            temperature_celsius: Some(61.0),
+            power_watts: Some(182.4),
+        };
+        if let Event::Step { card, .. } = &mut on_card {
+            *card = Some(said);
+        }
+        history.add(true, &[step(1, 1.0), on_card]);
+        assert_eq!(history.card, Some(said));
+        assert_eq!(history.card_bytes.steps, [2.0]);
+        assert_eq!(history.card_bytes.values, [(5_u64 << 30) as f64]);
     }
 
     #[test]

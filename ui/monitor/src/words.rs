@@ -1,5 +1,7 @@
 //! Numbers as people read them.
 
+use nibble_run::CardReadings;
+
 /// A size in binary units, with three significant digits.
 pub fn bytes(n_bytes: f64) -> String {
     let (unit, name) = byte_unit(n_bytes);
@@ -15,6 +17,16 @@ pub fn bytes(n_bytes: f64) -> String {
 /// A size a second.
 pub fn byte_rate(bytes_per_second: f64) -> String {
     bytes(bytes_per_second) + "/s"
+}
+
+/// A card's temperature and the power that it draws, as far as it tells.
+pub fn card(readings: &CardReadings) -> Option<String> {
+    let said = [
+        readings.temperature_celsius.map(|celsius| format!("{celsius:.0} °C")),
+        readings.power_watts.map(|watts| format!("{watts:.0} W")),
+    ];
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    (!said.is_empty()).then(|| said.join(", "))
 }
 
 /// The unit in which `n_bytes` is written: its size and its name.
@@ -92,6 +104,12 @@ mod tests {
         ] {
             assert_eq!(bytes(value), text);
         }
+        let card = |temperature_celsius, power_watts| {
+            card(&CardReadings { temperature_celsius, power_watts, ..CardReadings::default() })
+        };
+        assert_eq!(card(Some(61.4), Some(182.0)).unwrap(), "61 °C, 182 W");
+        assert_eq!(card(None, Some(9.6)).unwrap(), "10 W");
+        assert_eq!(card(None, None), None);
         for (value, text) in [(0.0, "0"), (999.6, "1,000"), (1_234_567.0, "1,234,567")] {
             assert_eq!(count(value), text);
         }

@@ -228,6 +228,14 @@ impl Charts {
         nearest(&history.steps, range.0 + share * (range.1 - range.0))
     }
 
+    /// Whether a line is there, or may still come.
+    fn is_named(&self, line: &LineSpec, history: &History) -> bool {
+        match line.pen {
+            Pen::Marked => self.has_eval,
+            _ => !line.optional || !(line.values)(history).0.is_empty(),
+        }
+    }
+
     /// The values beside the title: at the cursor, else the last.
     fn figures(
         &self,
@@ -236,13 +244,12 @@ impl Charts {
         levels: &[Level],
     ) -> Vec<Figure> {
         let at = self.cursor.unwrap_or(f64::INFINITY);
-        let lines =
-            spec.lines.iter().filter(|line| line.pen != Pen::Marked || self.has_eval).map(|line| {
-                let (steps, values) = (line.values)(history);
-                let n_before = steps.partition_point(|&step| step <= at);
-                let value = n_before.checked_sub(1).and_then(|i| values.get(i).copied());
-                Figure { name: line.name, ink: line.ink, pen: Some(line.pen), value }
-            });
+        let lines = spec.lines.iter().filter(|line| self.is_named(line, history)).map(|line| {
+            let (steps, values) = (line.values)(history);
+            let n_before = steps.partition_point(|&step| step <= at);
+            let value = n_before.checked_sub(1).and_then(|i| values.get(i).copied());
+            Figure { name: line.name, ink: line.ink, pen: Some(line.pen), value }
+        });
         let levels = levels.iter().map(|level| Figure {
             name: level.name,
             ink: level.ink,

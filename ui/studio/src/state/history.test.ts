@@ -36,6 +36,22 @@ describe("the history of a run", () => {
     expect(parts.version).toBe(3);
   });
 
+  it("has what a card says of itself, as far as it does", () => {
+    const history = new History();
+    const steps = events.filter(({ event }) => event === "step").slice(0, 3);
+    const card = {
+      used_bytes: 5e9,
+      process_bytes: null,
+      temperature_celsius: 61,
+      power_watts: null,
+    };
+    const onCard = steps.map((step, i) => ({ ...step, card: i === 0 ? null : card }) as Event);
+    history.add(update(onCard));
+    expect([...history.cardBytes.y]).toEqual([5e9, 5e9]);
+    expect([...history.cardTemperature.x]).toEqual([2, 3]);
+    expect(history.cardPower.length).toBe(0);
+  });
+
   it("tells the time left only after a measured warm-up", () => {
     const history = new History();
     const ready = events.filter(({ event }) => event === "ready");

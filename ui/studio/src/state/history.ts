@@ -25,6 +25,10 @@ export class History {
   evaluation = new Series();
   hostBytes = new Series();
   deviceBytes = new Series();
+  /** What a card says of itself: bytes in use by all programs, °C and W; empty where none computes. */
+  cardBytes = new Series();
+  cardTemperature = new Series();
+  cardPower = new Series();
   throughput = new Series();
   learningRate = new Series();
   gradientNorm = new Series();
@@ -68,6 +72,13 @@ export class History {
         this.loss.push(event.step, event.loss);
         this.hostBytes.push(event.step, event.host_bytes);
         this.deviceBytes.push(event.step, event.device_bytes);
+        for (const [series, value] of [
+          [this.cardBytes, event.card?.used_bytes],
+          [this.cardTemperature, event.card?.temperature_celsius],
+          [this.cardPower, event.card?.power_watts],
+        ] as const) {
+          if (value != null) series.push(event.step, value);
+        }
         this.throughput.push(event.step, event.tokens_per_s);
         this.learningRate.push(event.step, event.lr);
         this.gradientNorm.push(event.step, event.grad_norm);
