@@ -315,10 +315,16 @@ pub trait Memory {
 }
 
 use crate::{cuda::DeviceError, device::DeviceProfile};
-pub use mapped::MappedFile;
+pub use mapped::{MappedFile, ReadAhead};
 
 mod mapped {
-    use std::{fs::File, ops::Deref, path::Path};
+    use std::{
+        fs::File,
+        ops::Deref,
+        path::Path,
+        sync::mpsc::{self, Sender},
+        thread::{self, Scope},
+    };
 
     use super::MemoryError;
 
@@ -342,6 +348,23 @@ mod mapped {
             // truncates the file meanwhile is this type's documented condition. Everything read
             // through it is plain bytes, for which every bit pattern is valid.
             unsafe { memmap2::Mmap::map(&file) }.map(Self).map_err(failed)
+        }
+
+        /// Brings the pages of `range`, which will be read soon, from the disk. May take as long as that: for
+        /// a thread beside the one that reads.
+        pub fn expect(&self, range: std::ops::Range<usize>) {
+            let start = range.start / super::BLOCK_ALIGNMENT * super::BLOCK_ALIGNMENT;
+            let end = range.end.min(self.len());
+            if start >= end {
+                return;
+            }
+            // In requests as large as the disk takes, where a system can be told.
+            #[cfg(unix)]
+            let _ = self.0.advise_range(memmap2::Advice::WillNeed, start, end - start);
+            #[cfg(not(unix))]
+            for at in (start..end).step_by(super::BLOCK_ALIGNMENT) {
+                std::hint::black_box(self.0[at]);
+            }
         }
 
         /// Tells the system that the pages of `range` will not be read again soon, so that they
@@ -369,6 +392,38 @@ mod mapped {
         }
     }
 
+    /// A thread that brings what will be read next from the disk, so much ahead of who reads it.
+    ///
+    /// One of its own, as a system may wait for the disk when it is told what will be needed. Where there is no
+    /// thread to be had, bytes come when they are read.
+    #[derive(Debug)]
+    pub struct ReadAhead(Sender<()>);
+
+    impl ReadAhead {
+        /// Brings `n_ahead` of `pieces`, in order, and then one for each that was read.
+        pub fn begin<'scope, T>(
+            scope: &'scope Scope<'scope, '_>,
+            n_ahead: usize,
+            pieces: impl Iterator<Item = T> + Send + 'scope,
+            bring: impl Fn(T) + Send + 'scope,
+        ) -> Self {
+            let (permits, permitted) = mpsc::channel();
+            let _ =
+                thread::Builder::new().name("nibble-ahead".into()).spawn_scoped(scope, move || {
+                    pieces.zip(permitted).for_each(|(piece, ())| bring(piece));
+                });
+            let ahead = Self(permits);
+            (0..n_ahead).for_each(|_| ahead.was_read());
+            ahead
+        }
+
+        /// One piece was read.
+        pub fn was_read(&self) {
+            // There may be no more, or nobody to bring them.
+            let _ = self.0.send(());
+        }
+    }
+
     impl Deref for MappedFile {
         type Target = [u8];
         fn deref(&self) -> &[u8] {
@@ -383,6 +438,20 @@ mod tests {
     use crate::testing::{fetch, on_every_device};
 
     on_every_device![what_was_uploaded_may_be_changed_at_once];
+
+    #[test]
+    fn so_much_is_brought_ahead_and_no_more() {
+        for (n_read, expected) in [(0, 3), (2, 5), (20, 10)] {
+            let (sender, brought) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                let ahead = ReadAhead::begin(scope, 3, 0..10, move |piece| {
+                    sender.send(piece).unwrap();
+                });
+                (0..n_read).for_each(|_| ahead.was_read());
+            });
+            assert_eq!(brought.iter().collect::<Vec<i32>>(), (0..expected).collect::<Vec<_>>());
+        }
+    }
 
     /// More than a device may have under way, in pieces of many sizes, from one place of the host.
     fn what_was_uploaded_may_be_changed_at_once(device: &mut impl Memory) {

@@ -36,7 +36,7 @@ pub use simulated::fail_next_after;
 use crate::{
     arguments::{Arguments, InFlight},
     device::{Compute, DeviceKind, DeviceProfile},
-    memory::{DeviceSlice, Element, MappedFile, Memory, MemoryError, MemoryId},
+    memory::{DeviceSlice, Element, MappedFile, Memory, MemoryError, MemoryId, ReadAhead},
     paging::PageFile,
     profile::{self, OperationProfile, Profile},
 };
@@ -407,8 +407,10 @@ impl Memory for Cuda {
             "{used:?} of a file of {} bytes",
             file.len()
         );
-        /// Bytes that are read from the disk, and leave the host's memory again, at a time.
+        /// Bytes that are brought from the disk, and leave the host's memory again, at a time.
         const PART: usize = 64 << 20;
+        /// Parts that are brought while those before them go to the card.
+        const PARTS_AHEAD: usize = 4;
         let mut n_bytes = 0;
         let runs: Box<[_]> = used
             .iter()
@@ -419,15 +421,24 @@ impl Memory for Cuda {
             })
             .collect();
         let address = self.take(n_bytes)?;
-        for (run, start) in &runs {
-            for first in run.clone().step_by(PART) {
-                let part = first..(first + PART).min(run.end);
-                let destination = address.plus(start + first - run.start);
-                // SAFETY: inside the memory just taken.
-                unsafe { self.driver.upload(&file[part.clone()], destination) }?;
-                file.release(part);
-            }
+        fn parts(run: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+            let end = run.end;
+            run.clone().step_by(PART).map(move |first| first..(first + PART).min(end))
         }
+        std::thread::scope(|scope| {
+            let all = runs.iter().flat_map(|(run, _)| parts(run));
+            let ahead = ReadAhead::begin(scope, PARTS_AHEAD, all, |part| file.expect(part));
+            for (run, start) in &runs {
+                for part in parts(run) {
+                    let destination = address.plus(start + part.start - run.start);
+                    // SAFETY: inside the memory just taken.
+                    unsafe { self.driver.upload(&file[part.clone()], destination) }?;
+                    file.release(part);
+                    ahead.was_read();
+                }
+            }
+            Ok::<_, DeviceError>(())
+        })?;
         Ok(self.push(Block { address, runs, is_read_only: true }))
     }
 

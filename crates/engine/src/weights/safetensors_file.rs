@@ -156,6 +156,11 @@ impl SafetensorsFile {
         &self.file[range]
     }
 
+    /// Brings `range`, which will be read soon, from the disk.
+    pub(super) fn expect(&self, range: Range<usize>) {
+        self.file.expect(range);
+    }
+
     /// Lets go of the memory that reading `range` brought in.
     pub(super) fn release(&self, range: Range<usize>) {
         self.file.release(range);

@@ -135,6 +135,14 @@ impl ModelFolder {
         result
     }
 
+    /// Brings elements of a tensor, which will be read soon, from the disk.
+    pub(super) fn expect(&self, role: TensorRole, elements: Range<usize>) {
+        let (number, stored) = self.stored(role);
+        let n_bytes = stored.stored_type.n_bytes();
+        let [start, end] = [elements.start, elements.end].map(|n| stored.offset + n * n_bytes);
+        self.files[*number].expect(start..end);
+    }
+
     fn stored(&self, role: TensorRole) -> &(usize, StoredTensor) {
         self.tensors.get(&role).unwrap_or_else(|| panic!("the model has no {role:?}"))
     }
