@@ -440,6 +440,16 @@ mod tests {
     on_every_device![what_was_uploaded_may_be_changed_at_once];
 
     #[test]
+    fn slices_join_where_one_begins_at_the_others_end() {
+        let slice = |memory, offset, len| DeviceSlice::<f32>::new(MemoryId(memory), offset, len);
+        let first = slice(1, 64, 4);
+        assert_eq!(first.joined(&slice(1, 80, 3)).unwrap().byte_range(), 64..92);
+        for apart in [slice(1, 84, 3), slice(1, 76, 3), slice(2, 80, 3), slice(1, 52, 3)] {
+            assert!(first.joined(&apart).is_none(), "{apart:?}");
+        }
+    }
+
+    #[test]
     fn so_much_is_brought_ahead_and_no_more() {
         for (n_read, expected) in [(0, 3), (2, 5), (20, 10)] {
             let (sender, brought) = std::sync::mpsc::channel();

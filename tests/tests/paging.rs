@@ -68,6 +68,25 @@ fn paged_runs_are_bit_for_bit_the_unpaged_one() {
     }
 }
 
+/// With dropout, evaluations between steps and several micro-batches; and as many bytes as planned.
+#[test]
+fn runs_are_bit_for_bit_the_same_however_many_layers_keep_their_activations() {
+    let model = model();
+    for (name, shape) in methods(model.files.spec(), f32_profile(2), 8) {
+        let runs = [0, 1, 3, N_LAYERS - 1, N_LAYERS].map(|kept_layers| {
+            let shape = TrainingShape { kept_layers, ..shape.clone() };
+            let mut trainer = open::<Cpu>(&model, &shape, Residency::default());
+            let plan = MemoryPlan::new(trainer.shape().clone());
+            assert_eq!(trainer.allocated_bytes(), plan.peak_bytes(), "{name} {kept_layers}");
+            (kept_layers, run(&mut trainer, 1..=3))
+        });
+        let (_, expected) = &runs[0];
+        for (kept_layers, actual) in &runs {
+            assert!(actual == expected, "{name}: {kept_layers}");
+        }
+    }
+}
+
 #[test]
 fn what_is_planned_is_allocated_and_crosses() {
     let model = model();
@@ -150,7 +169,7 @@ fn the_least_is_paged_that_fits() {
         let whole = MemoryPlan::new(shape.clone()).peak_bytes() as u64;
         let within = |budget_bytes| Allowance {
             budget_bytes,
-            spare_bytes: None,
+            spare_bytes: 0,
             recompute: Recompute::On,
             paging: Paging::Auto,
         };

@@ -105,8 +105,12 @@ fn full_fine_tuning_of_13b_is_52_and_52_and_104_gigabytes() {
     let spec = catalog::find("llama-2-13b").unwrap().spec().unwrap();
     let settings = RunSettings::default();
     let profile = DeviceProfile::native_cpu();
-    let plan_settings =
-        PlanSettings { settings: &settings, profile, page_rates: PageRates::default() };
+    let plan_settings = PlanSettings {
+        settings: &settings,
+        profile,
+        page_rates: PageRates::default(),
+        available_bytes: u64::MAX,
+    };
     let full = plan::method_plan(&spec, Method::Full, plan_settings, u64::MAX).unwrap();
     let gigabytes = |bytes: u64| (bytes as f64 / 1e9).round();
     assert_eq!(gigabytes(full.categories.weights), 52.0);
@@ -126,8 +130,12 @@ fn suggestions_are_true() {
     for (method, recompute) in cases {
         let settings =
             RunSettings { sequence: 2048, batch: 8, paged, recompute, ..RunSettings::default() };
-        let plan_settings =
-            PlanSettings { settings: &settings, profile, page_rates: PageRates::default() };
+        let plan_settings = PlanSettings {
+            settings: &settings,
+            profile,
+            page_rates: PageRates::default(),
+            available_bytes: u64::MAX,
+        };
         let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
         let plan = MemoryPlan::new(shape.clone());
         let budget_bytes = plan.peak_bytes() as u64 * 3 / 4;
@@ -152,12 +160,23 @@ fn suggestions_are_true() {
                 },
                 ..settings.clone()
             };
-            let plan_settings =
-                PlanSettings { settings: &changed, profile, page_rates: PageRates::default() };
+            let plan_settings = PlanSettings {
+                settings: &changed,
+                profile,
+                page_rates: PageRates::default(),
+                available_bytes: u64::MAX,
+            };
             let method = suggestion.settings.method;
             let shape = plan::training_shape(&spec, method, plan_settings).unwrap();
-            let allowance = Allowance::of(&changed, budget_bytes);
-            let total = plan::choose(&shape, allowance).peak_bytes() as u64;
+            let plan = plan::choose(&shape, Allowance::of(plan_settings, budget_bytes));
+            let total = plan.peak_bytes() as u64;
+            // A change that brings recomputation with it says so, and no other.
+            let recomputed = plan.shape().recomputed_layers() > 0;
+            let says = suggestion.change.ends_with(", recomputed");
+            let alone = suggestion.change == "recompute activations";
+            let brings = recompute == Recompute::Off && changed.recompute != recompute;
+            let expected = recomputed && brings && !alone;
+            assert_eq!(says, expected, "{method:?} {suggestion:?}");
             assert_eq!(total, suggestion.peak_bytes, "{method:?} {suggestion:?}");
         }
     }
@@ -167,60 +186,75 @@ fn suggestions_are_true() {
 fn activations_are_kept_of_as_many_layers_as_memory_is_to_spare_for() {
     let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();
     let n_layers = spec.n_layers;
-    let planned_on = |profile, settings: &RunSettings, budget_bytes: u64| {
-        let settings = PlanSettings { settings, profile, page_rates: PageRates::default() };
-        plan::method_plan(&spec, Method::Qlora, settings, budget_bytes).unwrap()
-    };
     let processor = DeviceProfile::native_cpu();
-    let planned =
-        |settings: &RunSettings, budget_bytes| planned_on(processor, settings, budget_bytes);
+    let page_rates = PageRates::default();
+    let planned_on = |profile, settings: &RunSettings, budget_bytes: u64, available_bytes: u64| {
+        let settings = PlanSettings { settings, profile, page_rates, available_bytes };
+        plan::method_plan(&spec, Method::Qlora, settings, budget_bytes.min(available_bytes))
+            .unwrap()
+    };
+    let planned = |settings: &RunSettings, budget_bytes, available_bytes| {
+        planned_on(processor, settings, budget_bytes, available_bytes)
+    };
     let kept_layers = |plan: &MethodPlan| n_layers - plan.recomputed_layers.unwrap();
     let [auto, on, off] = [Recompute::Auto, Recompute::On, Recompute::Off]
         .map(|recompute| RunSettings { recompute, ..RunSettings::default() });
-    let (kept, least) = (planned(&off, u64::MAX), planned(&on, u64::MAX));
+    let all_of_it = u64::MAX;
+    let (kept, least) = (planned(&off, all_of_it, all_of_it), planned(&on, all_of_it, all_of_it));
     assert_eq!((kept_layers(&kept), kept_layers(&least)), (n_layers, 0));
     assert!(least.peak_bytes < kept.peak_bytes);
     let peaks: Vec<u64> = (0..=n_layers)
         .map(|kept_layers| {
-            let plan_settings = PlanSettings {
-                settings: &on,
-                profile: processor,
-                page_rates: PageRates::default(),
-            };
-            let shape = plan::training_shape(&spec, Method::Qlora, plan_settings).unwrap();
+            let available_bytes = all_of_it;
+            let settings =
+                PlanSettings { settings: &on, profile: processor, page_rates, available_bytes };
+            let shape = plan::training_shape(&spec, Method::Qlora, settings).unwrap();
             MemoryPlan::new(TrainingShape { kept_layers, ..shape }).peak_bytes() as u64
         })
         .collect();
     assert_eq!([peaks[0], peaks[n_layers]], [least.peak_bytes, kept.peak_bytes]);
-    // As many as fit, in half of the memory where nobody chose, and all of a budget that somebody did.
-    for spare in (least.peak_bytes..=kept.peak_bytes).step_by(16 << 20) {
-        let most = (0..=n_layers).rev().find(|&n| peaks[n] <= spare).unwrap();
-        let chosen = RunSettings { budget_bytes: Some(spare), ..auto.clone() };
-        for plan in [planned(&auto, 2 * spare), planned(&chosen, spare), planned(&chosen, u64::MAX)]
-        {
-            assert_eq!((kept_layers(&plan), plan.peak_bytes), (most, peaks[most]), "{spare}");
-            assert!(plan.fits && plan.paging.is_none());
+    let most_within = |bytes| (0..=n_layers).rev().find(|&n| peaks[n] <= bytes).unwrap_or(0);
+    // As many as a budget holds, of enough memory.
+    for budget in (least.peak_bytes..=kept.peak_bytes).step_by(16 << 20) {
+        let plan = planned(&auto, budget, 4 * kept.peak_bytes);
+        let most = most_within(budget);
+        assert_eq!((kept_layers(&plan), plan.peak_bytes), (most, peaks[most]), "{budget}");
+        assert!(plan.fits && plan.paging.is_none());
+    }
+    // Of all that is free never more than half (but for what makes that steady), and never less for a
+    // larger budget, up to one beyond what there is, which nobody chose.
+    for available in (2 * least.peak_bytes..=2 * kept.peak_bytes).step_by(64 << 20) {
+        let mut last = 0;
+        for budget in [available / 4, available / 2, available / 4 * 3, available, all_of_it] {
+            let plan = planned(&auto, budget, available);
+            assert!(plan.peak_bytes >= last, "{budget} of {available}");
+            last = plan.peak_bytes;
         }
+        let half = available / 2;
+        assert!(last <= half, "{last} of {available}");
+        assert!(last >= peaks[most_within(half - half / 16)].min(half), "{last} of {available}");
     }
     // A card's memory is little used by others.
     let card = DeviceProfile::cuda(Capability::OLDEST);
-    let kept_on_card = planned_on(card, &off, u64::MAX).peak_bytes;
-    let enough = kept_on_card + kept_on_card.div_ceil(7);
-    assert_eq!(kept_layers(&planned_on(card, &auto, enough)), n_layers);
-    let fewer = planned_on(card, &auto, kept_on_card);
+    let on_card =
+        |settings: &RunSettings, available| planned_on(card, settings, all_of_it, available);
+    let kept_on_card = on_card(&off, all_of_it).peak_bytes;
+    assert_eq!(kept_layers(&on_card(&auto, kept_on_card / 3 * 4)), n_layers);
+    let fewer = on_card(&auto, kept_on_card);
     assert!(
         (1..n_layers).contains(&kept_layers(&fewer)) && fewer.peak_bytes <= kept_on_card / 8 * 7
     );
     // Nothing leaves the device before they do, and what is asked for is done.
-    let tight = planned(&auto, least.peak_bytes);
+    let tight = planned(&auto, least.peak_bytes, least.peak_bytes);
     assert!(kept_layers(&tight) == 0 && tight.paging.is_none());
-    assert!(planned(&auto, least.peak_bytes - 1).paging.is_some());
-    let all = planned(&RunSettings { paged: Paging::On, ..auto.clone() }, u64::MAX);
-    assert_eq!(kept_layers(&all), 0);
-    let paged = planned(&off, least.peak_bytes);
+    assert!(planned(&auto, least.peak_bytes - 1, all_of_it).paging.is_some());
+    let paged = RunSettings { paged: Paging::On, ..auto.clone() };
+    assert_eq!(kept_layers(&planned(&paged, all_of_it, all_of_it)), 0);
+    let paged = planned(&off, least.peak_bytes, all_of_it);
     assert!(kept_layers(&paged) == n_layers && (paged.paging.is_some() || !paged.fits));
     for settings in [auto, on] {
-        assert_eq!(planned(&settings, u64::MAX).smallest_bytes, least.smallest_bytes);
+        let smallest = planned(&settings, all_of_it, all_of_it).smallest_bytes;
+        assert_eq!(smallest, least.smallest_bytes);
     }
 }
 
@@ -229,7 +263,12 @@ fn unknown_targets_and_long_sequences_are_refused() {
     let spec = catalog::find("smollm2-135m").unwrap().spec().unwrap();
     let profile = DeviceProfile::native_cpu();
     let refused = |settings: &RunSettings| {
-        let settings = PlanSettings { settings, profile, page_rates: PageRates::default() };
+        let settings = PlanSettings {
+            settings,
+            profile,
+            page_rates: PageRates::default(),
+            available_bytes: u64::MAX,
+        };
         plan::training_shape(&spec, Method::Lora, settings).unwrap_err().to_string()
     };
     let lora = LoraSettings { targets: vec!["banana".into()], ..LoraSettings::default() };
@@ -281,6 +320,7 @@ fn gradients_are_in_bf16_where_none_are_added_up() {
             settings: &settings,
             profile: DeviceProfile::native_cpu(),
             page_rates: PageRates::default(),
+            available_bytes: u64::MAX,
         };
         let plan = plan::method_plan(&spec, method, settings, u64::MAX).unwrap();
         (plan.categories.gradients, plan::training_shape(&spec, method, settings).unwrap())

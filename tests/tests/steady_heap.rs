@@ -47,14 +47,15 @@ fn steps_after_the_first_leave_the_heap_as_it_was() {
 }
 
 fn a_trainer() {
-    for (weight_format, with_adapter) in
-        [(WeightFormat::F32, false), (WeightFormat::Bf16, true), (WeightFormat::Nf4, true)]
+    for (weight_format, with_adapter, kept_layers) in
+        [(WeightFormat::F32, false, 0), (WeightFormat::Bf16, true, 1), (WeightFormat::Nf4, true, 2)]
     {
         let mut sequences = Sequences::default();
         let ids: Vec<u32> = (1..30).collect();
         let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         sequences.push(&ids, &labels);
-        let setup = Setup { weight_format, with_adapter, n_rows: ids.len(), ..Setup::default() };
+        let n_rows = ids.len();
+        let setup = Setup { weight_format, with_adapter, kept_layers, n_rows, ..Setup::default() };
         let folder = golden().join("families").join("llama");
         let (mut trainer, _) = open_trainer(&folder, setup);
         let optimizer = OptimizerConfig {

@@ -108,7 +108,7 @@ pub enum PagedArgument {
 /// Whether activations are computed twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RecomputeArgument {
-    /// Kept of as many layers as fit --budget, or else half of the memory, of a card seven eighths.
+    /// Kept of as many layers as fit --budget and half of the free memory, of a card seven eighths.
     Auto,
     /// Always computed again: least memory.
     On,
@@ -348,11 +348,11 @@ pub struct ResumeArguments {
     /// The run folder.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Where to compute, instead of where the run did until now; another device rounds otherwise, so that the
-    /// numbers are no longer the same to the last bit.
+    /// Where to compute this time, instead of where the run's settings say; another device rounds otherwise, so
+    /// that the numbers are no longer the same to the last bit.
     #[arg(long, value_enum)]
     pub device: Option<DeviceArgument>,
-    /// The most memory to use, instead of what the run was given; the numbers are the same.
+    /// The most memory to use this time, instead of what the run's settings say; the numbers are the same.
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub budget: Option<u64>,
 }

@@ -71,14 +71,15 @@ pub fn plan(arguments: &PlanArguments, json: bool) -> Result<(), Failure> {
     let mut settings = RunSettings::default();
     apply_sizes(&mut settings, &arguments.sizes);
     settings.device = device(arguments.sizes.device);
-    // Whatever this machine has: a plan for another is made here too.
-    let budget_bytes = arguments.sizes.budget;
+    let profile =
+        devices::profile(settings.device, settings.threads, train::compute(settings.compute));
+    // More than there is here is meant of another machine.
+    let another =
+        arguments.sizes.budget.filter(|&bytes| bytes > devices::available_bytes(&profile));
     let plan =
-        || preview::plan_report(&arguments.model, &settings, budget_bytes).map_err(Failure::input);
+        || preview::plan_report(&arguments.model, &settings, another).map_err(Failure::input);
     let is_untimed = |method: &MethodPlan| method.paging.is_some_and(|p| p.step_seconds.is_none());
     if plan()?.methods.iter().any(is_untimed) {
-        let profile =
-            devices::profile(settings.device, settings.threads, train::compute(settings.compute));
         // Where a run would keep its page file, as long as none is named.
         devices::measure_page_rates(&profile, Path::new("."));
     }
@@ -123,6 +124,7 @@ fn show_plan(model: &str, report: &PlanReport) {
         }
         _ => "recomputed".to_owned(),
     });
+    row("  would do with", &|m| if m.fits { show::bytes(m.smallest_bytes) } else { "–".into() });
     if report.methods.iter().any(|method| method.paging.is_some()) {
         let of = |of: fn(&PagingPlan) -> u64| {
             move |m: &MethodPlan| m.paging.map_or("–".into(), |p| show::bytes(of(&p)))

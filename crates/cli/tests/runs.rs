@@ -75,6 +75,10 @@ fn a_computer_and_a_step_are_measured_and_nothing_is_left() {
     }
     assert_eq!(report["to_device_bytes_per_s"], Value::Null);
     assert_eq!(report["profile"]["steps"], 2);
+    // All of an adapter at once, in each of the steps.
+    let operations = report["profile"]["operations"].as_array().unwrap();
+    let adamw = operations.iter().find(|operation| operation["name"] == "adamw").unwrap();
+    assert_eq!(adamw["calls"], 2);
     let words = String::from_utf8(place.nibble(words).stdout).unwrap();
     assert!(words.contains("GFLOP/s") && words.contains("linear layers, backward"), "{words}");
     assert_eq!(fs::read_dir(place.path(".")).unwrap().count(), before);

@@ -44,7 +44,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let n_threads = profile.n_threads();
     let settings = RunSettings { sequence: n_tokens, ..RunSettings::default() };
     let page_rates = PageRates::default();
-    let plan_settings = PlanSettings { settings: &settings, profile, page_rates };
+    let plan_settings =
+        PlanSettings { settings: &settings, profile, page_rates, available_bytes: u64::MAX };
     let shape = training_shape(model.spec(), method, plan_settings)?;
     let layers = shape.spec.n_layers;
     let paged = Residency { layers, outside: Outside::Host, ..Residency::default() };

@@ -119,30 +119,34 @@ pub fn model_spec(model: &str) -> Result<ModelSpec, ModelError> {
     }
 }
 
-/// The plans of full fine-tuning, LoRA and QLoRA side by side, held against `budget_bytes` of some
-/// machine, or against what a run with these settings would have on this one (on a card that is not
-/// there: nothing). Takes less than a frame
-/// of a window.
+/// The plans of full fine-tuning, LoRA and QLoRA side by side, held against the memory that `another` machine
+/// has free, or against what a run with these settings would have on this one (on a card that is not
+/// there: nothing). Takes less than a frame of a window.
 ///
 /// # Errors
-/// When the model is unknown or a setting impossible; when there is neither a budget nor the card.
+/// When the model is unknown or a setting impossible; when neither another machine is meant nor the card there.
 pub fn plan_report(
     model: &str,
     settings: &RunSettings,
-    budget_bytes: Option<u64>,
+    another: Option<u64>,
 ) -> Result<PlanReport, TrainError> {
     let spec = model_spec(model)?;
     settings.check()?;
     let profile =
         devices::profile(settings.device, settings.threads, train::compute(settings.compute));
-    if profile.is_cuda() && budget_bytes.is_none() {
+    if profile.is_cuda() && another.is_none() {
         devices::card().map_err(OpenDeviceError::from)?;
     }
     let available_bytes = devices::available_bytes(&profile);
-    let budget_bytes =
-        budget_bytes.unwrap_or_else(|| devices::budget_bytes(settings, available_bytes));
+    let budget_bytes = another.unwrap_or_else(|| devices::budget_bytes(settings, available_bytes));
     let page_rates = devices::page_rates(&profile);
-    let plan_settings = PlanSettings { settings, profile, page_rates };
+    let plan_settings = PlanSettings {
+        settings,
+        profile,
+        page_rates,
+        // Another machine's budget is all that it has.
+        available_bytes: another.unwrap_or(available_bytes),
+    };
     Ok(PlanReport {
         model: plan::model_summary(&spec),
         device: settings.device,

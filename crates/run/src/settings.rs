@@ -119,14 +119,14 @@ pub enum Paging {
     Off,
 }
 
-/// Whether activations are computed again in the backward pass instead of kept: for each layer half as
-/// much work again, for a fraction of the memory. The result is the same, bit for bit.
+/// Whether activations are computed again in the backward pass instead of kept: up to three eighths more
+/// work, for a fraction of the memory. The result is the same, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "typescript", derive(ts_rs::TS))]
 pub enum Recompute {
-    /// Kept of as many layers as there is room for: within a budget that was chosen, half of the
-    /// computer's memory, or seven eighths of a card's. Nothing is paged for it.
+    /// Kept of as many layers as there is room for within the budget, and within half of the memory that
+    /// is free, or seven eighths of a card's. Nothing is paged for it.
     #[default]
     Auto,
     /// Always computed again.

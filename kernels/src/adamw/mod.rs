@@ -71,7 +71,7 @@ pub struct AdamWStep {
     pub step: u64,
     /// Factor on the gradient: the clipping factor.
     pub gradient_scale: f32,
-    /// Chooses the rounding of bf16 parameters; one value for each step and region.
+    /// Chooses the rounding of bf16 parameters, and nothing else; one value for each step and region.
     pub rounding_seed: u64,
     /// Where in its region the first of the given elements stands. With eight-bit moments, a
     /// multiple of [`MOMENT_BLOCK`].

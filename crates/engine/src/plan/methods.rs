@@ -99,6 +99,8 @@ pub struct PlanSettings<'a> {
     pub profile: DeviceProfile,
     /// How fast pages move, as far as it was measured.
     pub page_rates: PageRates,
+    /// What other programs leave of the device's memory; a budget may be less.
+    pub available_bytes: u64,
 }
 
 /// How fast pages move between the device and what lies outside, in bytes a second; `None`: not
@@ -194,7 +196,7 @@ pub fn method_plan(
     budget_bytes: u64,
 ) -> Result<MethodPlan, PlanError> {
     let shape = training_shape(spec, method, settings)?;
-    let plan = choose(&shape, Allowance::of(settings.settings, budget_bytes));
+    let plan = choose(&shape, Allowance::of(settings, budget_bytes));
     Ok(planned_method(method, &plan, budget_bytes, settings))
 }
 
@@ -232,7 +234,7 @@ pub fn planned_method(
         page_file_bytes: plan.page_file_bytes() as u64,
         paging,
         recomputed_layers: Some(plan.shape().recomputed_layers()),
-        smallest_bytes: smallest_bytes(plan, Allowance::of(settings, budget_bytes)),
+        smallest_bytes: smallest_bytes(plan, Allowance::of(plan_settings, budget_bytes)),
         categories: plan.category_bytes(),
         regions: plan.planned_regions(),
         fits,
@@ -297,7 +299,7 @@ pub fn check(
         return Ok(());
     }
     let suggestions = suggestions(plan.shape(), budget_bytes, settings);
-    let paged = Allowance::of(settings.settings, budget_bytes);
+    let paged = Allowance::of(settings, budget_bytes);
     let smallest_bytes = smallest_bytes(plan, Allowance { paging: Paging::Auto, ..paged });
     Err(PlanError::DoesNotFit { peak_bytes, smallest_bytes, budget_bytes, suggestions })
 }

@@ -2,7 +2,7 @@
 //!
 //! All layers pass through the same moments, since their shared buffers do: a step is the forward
 //! pass of one layer (again and again), the loss, the second forward pass of one layer that rebuilds
-//! its activations, its backward pass, and the optimizer. Sampling happens between steps.
+//! its activations (unless it keeps them), its backward pass, and the optimizer. Sampling happens between steps.
 
 use std::ops::BitOr;
 

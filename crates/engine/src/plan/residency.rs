@@ -1,13 +1,14 @@
-//! What lies outside the device, and the choice of it.
+//! What lies outside the device and what is computed twice: how a run meets a budget.
 //!
-//! Given a budget, a run pages as little as makes it fit: first states of the optimizer, which visit
+//! It keeps the activations of as many layers as there is room for. Where not even a run that keeps none fits,
+//! it pages as little as makes it fit: first states of the optimizer, which visit
 //! the device once a step; then weights, layer by layer, which visit it twice for each micro-batch;
 //! then the checkpointed inputs of layers. Within each kind no more than is needed.
 
 use nibble_kernels::DeviceProfile;
-use nibble_run::{Paging, Recompute, Residence, RunSettings};
+use nibble_run::{Paging, Recompute, Residence};
 
-use super::{MemoryPlan, TrainingShape};
+use super::{MemoryPlan, PlanSettings, TrainingShape};
 
 /// Pages of a window: fewer than this many paged pages save nothing.
 const WINDOW_PAGES: usize = 2;
@@ -80,7 +81,7 @@ impl Kind {
         match self {
             Self::Optimizer => plan.state_layout().n_pages(),
             Self::Layers => shape.spec.n_layers,
-            // Kept activations are read from where they are; only checkpoints are few enough to move.
+            // Where all layers keep theirs, only what they keep is large, which does not move.
             Self::Inputs if shape.recomputed_layers() > 0 => shape.spec.n_layers,
             Self::Inputs => 0,
         }
@@ -130,9 +131,8 @@ impl Kind {
 pub struct Allowance {
     /// The most that it may take.
     pub budget_bytes: u64,
-    /// The most that it may take for the sake of speed alone, where it could do with less; `None`: a share of
-    /// the budget, which nobody chose.
-    pub spare_bytes: Option<u64>,
+    /// The most that it may take for the sake of speed alone, where it could do with less.
+    pub spare_bytes: u64,
     /// Whether activations are computed again.
     pub recompute: Recompute,
     /// What may lie outside.
@@ -140,35 +140,36 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// What `settings` allow within `budget_bytes`.
-    pub fn of(settings: &RunSettings, budget_bytes: u64) -> Self {
-        let RunSettings { recompute, paged: paging, budget_bytes: chosen, .. } = *settings;
-        Self { budget_bytes, spare_bytes: chosen, recompute, paging }
-    }
-
-    /// What a run on the device of `profile` may take for the sake of speed alone. Whoever chose a budget
-    /// means it to be used; otherwise room is left for programs that a person opens meanwhile, whose memory
-    /// the processor's is as well, while few take much of a card's.
-    fn spare_bytes_on(&self, profile: &DeviceProfile) -> u64 {
+    /// What `settings` allow within `budget_bytes`. For speed alone never all of what is available is taken,
+    /// since a person opens other programs meanwhile: half of the processor's memory, which is theirs as
+    /// well, and seven eighths of a card's, of which few take much.
+    pub fn of(settings: PlanSettings<'_>, budget_bytes: u64) -> Self {
+        let PlanSettings { settings, profile, available_bytes, .. } = settings;
         let share = if profile.is_cuda() {
-            self.budget_bytes - self.budget_bytes / 8
+            available_bytes - available_bytes / 8
         } else {
-            self.budget_bytes / 2
+            available_bytes / 2
         };
-        self.spare_bytes.map_or(share, |spare_bytes| spare_bytes.min(self.budget_bytes))
+        let spare_bytes = steady(share).min(budget_bytes);
+        Self { budget_bytes, spare_bytes, recompute: settings.recompute, paging: settings.paged }
     }
+}
+
+/// Its five leading bits, so that a plan is the same while what is free moves a little.
+fn steady(n_bytes: u64) -> u64 {
+    let shift = 59_u32.saturating_sub(n_bytes.leading_zeros());
+    n_bytes >> shift << shift
 }
 
 /// The plan of a run of `shape`, as fast as `allowance` lets it be: it keeps the activations of as many
 /// layers as there is room for, and pages as little as fits. One that does not fit whatever leaves is
 /// planned as if nothing did.
 pub fn choose(shape: &TrainingShape, allowance: Allowance) -> MemoryPlan {
-    let Allowance { budget_bytes, recompute, paging, .. } = allowance;
+    let Allowance { budget_bytes, spare_bytes, recompute, paging } = allowance;
     let residency = Residency { outside: shape.residency.outside, ..Residency::default() };
     let kept_layers = least_kept(shape, recompute);
     let unpaged = MemoryPlan::new(TrainingShape { kept_layers, residency, ..shape.clone() });
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
-    let spare_bytes = allowance.spare_bytes_on(&shape.profile);
     if recompute == Recompute::Auto
         && paging != Paging::On
         && unpaged.peak_bytes() as u64 <= spare_bytes
@@ -212,7 +213,7 @@ fn least_kept(shape: &TrainingShape, recompute: Recompute) -> usize {
 fn keep_most(none: MemoryPlan, budget_bytes: u64) -> MemoryPlan {
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
     let n_layers = none.shape().spec.n_layers;
-    // That nothing is recomputed saves what the others would take turns in.
+    // Tried first, as it may take less than one layer fewer: nothing takes turns in a set of its own then.
     let all = none.unpaged(n_layers);
     if fits(&all) {
         return all;
@@ -242,6 +243,15 @@ pub fn smallest_bytes(plan: &MemoryPlan, allowance: Allowance) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn little_is_lost_by_being_steady() {
+        for n_bytes in [0, 1, 31, 32, 33, 1000, 3 << 30, u64::MAX] {
+            let steady = steady(n_bytes);
+            assert!(steady <= n_bytes && n_bytes - steady <= n_bytes / 16, "{n_bytes}: {steady}");
+        }
+        assert_eq!(steady((17 << 30) + 12_345), 17 << 30);
+    }
 
     #[test]
     fn a_spread_chooses_as_many_as_it_says() {

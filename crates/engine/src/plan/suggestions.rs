@@ -5,6 +5,9 @@ use nibble_run::{Method, Paging, Recompute, SuggestedSettings, Suggestion};
 use super::{Allowance, PlanSettings, Trainable, TrainingShape, choose, training_shape};
 use crate::weights::WeightFormat;
 
+/// The change that is nothing else: those that do not fit.
+const RECOMPUTED: &str = "recompute activations";
+
 /// The least changes, each by itself, after which a run of `shape`, which `settings` led to, fits
 /// `budget_bytes`; the cheapest to the result first. Empty when none is enough alone and together.
 pub fn suggestions(
@@ -12,16 +15,21 @@ pub fn suggestions(
     budget_bytes: u64,
     settings: PlanSettings<'_>,
 ) -> Vec<Suggestion> {
-    let asked = Allowance::of(settings.settings, budget_bytes);
+    let asked = Allowance::of(settings, budget_bytes);
     let fits = |shape: &TrainingShape, allowance: Allowance| {
-        let peak_bytes = choose(shape, allowance).peak_bytes() as u64;
-        (peak_bytes <= budget_bytes).then_some(peak_bytes)
+        let plan = choose(shape, allowance);
+        (plan.peak_bytes() as u64 <= budget_bytes).then_some(plan)
     };
     let mut found = Vec::new();
-    let mut offer = |change: String, shape: &TrainingShape, allowance: Allowance| {
+    let mut offer = |mut change: String, shape: &TrainingShape, allowance: Allowance| {
         let fitting = fits(shape, allowance);
-        if let Some(peak_bytes) = fitting {
-            let settings = settings_of(shape, allowance);
+        if let Some(plan) = &fitting {
+            // A change that brings recomputation with it says so.
+            let brings = allowance.recompute != asked.recompute && change != RECOMPUTED;
+            if brings && plan.shape().recomputed_layers() > 0 {
+                change += ", recomputed";
+            }
+            let (peak_bytes, settings) = (plan.peak_bytes() as u64, settings_of(shape, allowance));
             found.push(Suggestion { change, peak_bytes, settings });
         }
         fitting.is_some()
@@ -36,12 +44,10 @@ pub fn suggestions(
         Recompute::Auto | Recompute::On => asked,
     };
     if allowance != asked {
-        offer("recompute activations".into(), shape, allowance);
+        offer(RECOMPUTED.into(), shape, allowance);
     }
-    let fits = |shape: &TrainingShape| fits(shape, allowance);
-    // A change that brings recomputation with it says so.
-    let also = if allowance == asked { "" } else { ", recomputed" };
-    let mut offer = |change: String, shape: &TrainingShape| offer(change + also, shape, allowance);
+    let fits = |shape: &TrainingShape| fits(shape, allowance).is_some();
+    let mut offer = |change: String, shape: &TrainingShape| offer(change, shape, allowance);
     // Another method, with whatever precision it would have under these settings.
     let by = |method| training_shape(&shape.spec, method, settings).ok();
     for batch in halvings(shape.batch, 1) {
@@ -53,7 +59,7 @@ pub fn suggestions(
     // Where not even the shortest fits, no other needs to be planned.
     let shortest = halvings(shape.sequence, 64).last();
     let shortest = shortest.map(|sequence| TrainingShape { sequence, ..least.clone() });
-    let some_fits = shortest.is_some_and(|shape| fits(&shape).is_some());
+    let some_fits = shortest.is_some_and(|shape| fits(&shape));
     for sequence in halvings(shape.sequence, 64).filter(|_| some_fits) {
         let change = if shape.batch > 1 {
             format!("sequence length {sequence} with batch 1")
@@ -102,13 +108,13 @@ fn settings_of(shape: &TrainingShape, allowance: Allowance) -> SuggestedSettings
 /// The longest sequence, at batch 1, that fits.
 fn quantised_least(
     shape: &TrainingShape,
-    fits: &impl Fn(&TrainingShape) -> Option<u64>,
+    fits: &impl Fn(&TrainingShape) -> bool,
 ) -> Option<TrainingShape> {
     let least = TrainingShape { batch: 1, ..shape.clone() };
     std::iter::once(shape.sequence)
         .chain(halvings(shape.sequence, 64))
         .map(|sequence| TrainingShape { sequence, ..least.clone() })
-        .find(|shape| fits(shape).is_some())
+        .find(|shape| fits(shape))
 }
 
 /// `value / 2`, `value / 4`, … down to `least`.

@@ -299,6 +299,8 @@ pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
 /// those behind them.
 #[derive(Clone, Copy)]
 struct Rows {
+    /// Layers that take turns, the first of all.
+    n_shared: usize,
     shared: Option<DeviceSlice<f32>>,
     kept: Option<DeviceSlice<f32>>,
     /// Elements of one layer.
@@ -306,9 +308,8 @@ struct Rows {
 }
 
 impl Rows {
-    /// Of the layer of this number among those that take turns, or behind them.
-    fn of(self, layer: usize, n_shared: usize) -> DeviceSlice<f32> {
-        match (layer.checked_sub(n_shared), self.shared, self.kept) {
+    fn of(self, layer: usize) -> DeviceSlice<f32> {
+        match (layer.checked_sub(self.n_shared), self.shared, self.kept) {
             (None, Some(shared), _) => shared,
             (Some(number), _, Some(kept)) => {
                 // Absurd sizes saturate, to be refused as a plan that does not fit.
@@ -337,7 +338,7 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         };
         let shared = ask("layer", n_shared.min(1), Moments::recomputed(since, until));
         let kept = ask("layers", n_layers - n_shared, Moments::pass());
-        Rows { shared, kept, len }
+        Rows { n_shared, shared, kept, len }
     };
 
     let query = rows("query", query_width, Forward::QueryKeyValue, Backward::Attention);
@@ -400,19 +401,19 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let activated = input("activated", &[Down], Forward::Activation, Forward::Down, Backward::Down);
     let of_layer = |layer: usize| LayerSlices {
         input_normed,
-        query_raw: query_raw.map(|rows| rows.of(layer, n_shared)),
-        key_raw: key_raw.map(|rows| rows.of(layer, n_shared)),
-        query: query.of(layer, n_shared),
-        key: key.of(layer, n_shared),
-        value: value.of(layer, n_shared),
-        attention: attention.of(layer, n_shared),
-        log_sum_exp: log_sum_exp.of(layer, n_shared),
-        middle: middle.of(layer, n_shared),
+        query_raw: query_raw.map(|rows| rows.of(layer)),
+        key_raw: key_raw.map(|rows| rows.of(layer)),
+        query: query.of(layer),
+        key: key.of(layer),
+        value: value.of(layer),
+        attention: attention.of(layer),
+        log_sum_exp: log_sum_exp.of(layer),
+        middle: middle.of(layer),
         feed_forward_normed,
-        gate: gate.of(layer, n_shared),
-        up: up.of(layer, n_shared),
+        gate: gate.of(layer),
+        up: up.of(layer),
         activated,
-        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer, n_shared))),
+        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer))),
     };
     let mut layers: Vec<LayerSlices> = (0..n_layers).map(of_layer).collect();
     // The down product is the one whose output the backward pass never asks for again, so that it

@@ -50,11 +50,11 @@ pub fn prepare(settings: RunSettings) -> Result<Prepared, TrainError> {
     devices::check_model(&profile, &spec, &config)?;
     devices::meet(&profile)?;
     let page_rates = devices::page_rates(&profile);
-    let plan_settings = PlanSettings { settings: &settings, profile, page_rates };
-    let shape = plan::training_shape(&spec, settings.method, plan_settings)?;
     let available_bytes = devices::available_bytes(&profile);
+    let plan_settings = PlanSettings { settings: &settings, profile, page_rates, available_bytes };
+    let shape = plan::training_shape(&spec, settings.method, plan_settings)?;
     let budget_bytes = devices::budget_bytes(&settings, available_bytes);
-    let plan = plan::choose(&shape, Allowance::of(&settings, budget_bytes));
+    let plan = plan::choose(&shape, Allowance::of(plan_settings, budget_bytes));
     plan::check(&plan, budget_bytes, plan_settings)?;
     let host_available_bytes = profile.is_cuda().then(devices::host_available_bytes);
     plan::check_host(&plan, host_available_bytes.unwrap_or(u64::MAX))?;
@@ -77,10 +77,11 @@ pub fn compute(precision: ComputePrecision) -> Option<Compute> {
 impl Prepared {
     /// The plan as it is stored beside the run.
     pub fn report(&self) -> PlanReport {
-        let Self { settings, plan, budget_bytes, .. } = self;
+        let Self { settings, plan, budget_bytes, available_bytes, .. } = self;
+        let available_bytes = *available_bytes;
         let profile = plan.shape().profile;
         let page_rates = devices::page_rates(&profile);
-        let plan_settings = PlanSettings { settings, profile, page_rates };
+        let plan_settings = PlanSettings { settings, profile, page_rates, available_bytes };
         let method = plan::planned_method(settings.method, plan, *budget_bytes, plan_settings);
         PlanReport {
             model: plan::model_summary(self.model.spec()),

@@ -118,6 +118,8 @@ impl<'a> Operand<'a> {
     ) {
         let Form { isa, bf16_pairs, width, .. } = form;
         let k_per_step = if bf16_pairs { 2 } else { 1 };
+        // For what does not go straight into lanes.
+        let mut rows = None;
         for (panel, packed) in packed.chunks_exact_mut(width * steps).enumerate() {
             let first_lane = lanes.start + panel * width;
             let n_lanes = width.min(lanes.end - first_lane);
@@ -129,11 +131,12 @@ impl<'a> Operand<'a> {
                     let n = (n_steps * k_per_step).min(depth.end - start);
                     let from = (first_lane + column) * self.stride + start;
                     let target = &mut packed[first_step * width + column..];
-                    let rows = (from, self.stride);
+                    let source = (from, self.stride);
                     let is_turned = bf16_pairs
-                        && self.values.pairs_turned(isa, rows, n_lanes, n, target, width);
+                        && self.values.pairs_turned(isa, source, n_lanes, n, target, width);
                     if !is_turned {
-                        self.turn(form, from, (n_lanes, n), n_steps, target);
+                        let rows = rows.get_or_insert_with(empty_rows);
+                        self.turn(form, from, (n_lanes, n), rows, (target, n_steps));
                     }
                 }
             }
@@ -146,11 +149,10 @@ impl<'a> Operand<'a> {
         form: Form,
         from: usize,
         (n_lanes, n): (usize, usize),
-        n_steps: usize,
-        target: &mut [u32],
+        rows: &mut [u32; LANES * STEPS],
+        (target, n_steps): (&mut [u32], usize),
     ) {
         let Form { isa, compute, bf16_pairs, width } = form;
-        let mut rows = [0_u32; LANES * STEPS];
         for (lane, row) in rows.chunks_exact_mut(STEPS).take(n_lanes).enumerate() {
             let from = from + lane * self.stride;
             self.values.prefetch(from + LANES_AHEAD * self.stride, n);
@@ -161,7 +163,7 @@ impl<'a> Operand<'a> {
                 self.values.fill(isa, compute, from, row);
             }
         }
-        transpose(isa, (&rows, STEPS), n_lanes, n_steps, target, width);
+        transpose(isa, (rows, STEPS), n_lanes, n_steps, target, width);
     }
 
     /// The stored rows are the panels' rows; pairs join two of them.
@@ -223,6 +225,11 @@ impl<'a> Operand<'a> {
             }
         }
     }
+}
+
+/// Made where they are needed: most of what is packed goes straight into lanes.
+fn empty_rows() -> [u32; LANES * STEPS] {
+    [0; LANES * STEPS]
 }
 
 /// Copies elements to one step of each panel, `steps` long. The width is known to the compiler, as

@@ -110,12 +110,17 @@ describe("the memory panel", () => {
     const { hereBytes } = draft;
     const asked = vi.spyOn(platform, "plan");
     draft.budgetBytes = 12 * 2 ** 30;
+    draft.settings.budget_bytes = 2 ** 30;
     await draft.replan();
-    expect(asked.mock.lastCall![0].settings.device).toBe("cuda");
+    const { device, budget_bytes } = asked.mock.lastCall![0].settings;
+    expect([device, budget_bytes]).toEqual(["cuda", null]);
     expect([draft.settings.device, draft.hereBytes]).toEqual(["cpu", hereBytes]);
     draft.budgetBytes = null;
     await draft.replan();
-    expect(asked.mock.lastCall![0].settings.device).toBe("cpu");
+    expect(asked.mock.lastCall![0].settings).toMatchObject({
+      device: "cpu",
+      budget_bytes: 2 ** 30,
+    });
     asked.mockRestore();
   });
 

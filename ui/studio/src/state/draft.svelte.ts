@@ -114,6 +114,7 @@ export class Draft {
 
   /** Computes on another device from now on. */
   useDevice({ id, free_bytes }: Device): void {
+    this.#measured = false;
     this.#startup.defaults.device = id;
     this.settings.device = id;
     this.hereBytes = free_bytes;
@@ -145,10 +146,10 @@ export class Draft {
   async replan(): Promise<void> {
     const settings = $state.snapshot(this.settings);
     const { model, budgetBytes: budget_bytes } = this;
-    // For a card as a card lays it out, whatever this machine has.
-    const device = budget_bytes === null ? settings.device : "cuda";
+    // For a card as a card lays it out, whatever this machine has, and may have for a run.
+    const ofCard = { ...settings, device: "cuda" as const, budget_bytes: null };
     const planned = this.#plans.run(async () => {
-      const shown = { ...settings, device };
+      const shown = budget_bytes === null ? settings : ofCard;
       const request = { model: model.path ?? model.id, settings: shown, budget_bytes };
       try {
         this.plan = await platform.plan(request);

@@ -9,6 +9,7 @@ import {
   pagingPlace,
   pagingWords,
   placesWords,
+  spareWords,
   wholeBytes,
 } from "./plan";
 
@@ -23,6 +24,13 @@ test("what becomes of activations is told", () => {
     "kept in 11 of 16 layers",
     "computed twice",
   ]);
+});
+
+test("what is taken for speed alone is told, where it is much", () => {
+  const words = (fits: boolean, least: number) =>
+    spareWords({ ...plan, fits, peak_bytes: 8 * 2 ** 30, smallest_bytes: least * 2 ** 30 });
+  expect(words(true, 3)).toBe("It would do with 3.00 GiB; what it takes beyond makes it faster.");
+  expect([words(true, 7.5), words(false, 3)]).toEqual([null, null]);
 });
 
 test("what is paged is told with its place, its traffic and its time", () => {

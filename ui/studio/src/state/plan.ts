@@ -72,6 +72,12 @@ export function activationsWords({ recomputed_layers }: MethodPlan, layers: numb
   return `kept in ${layers - recomputed_layers} of ${layers} layers`;
 }
 
+/** What a plan takes for speed alone, where that is worth a word. */
+export function spareWords({ fits, peak_bytes, smallest_bytes }: MethodPlan): string | null {
+  if (!fits || smallest_bytes > 0.9 * peak_bytes) return null;
+  return `It would do with ${bytes(smallest_bytes)}; what it takes beyond makes it faster.`;
+}
+
 /** Budgets to choose from, each a quarter of an octave above the last, between two sizes. */
 export function budgetStops(least: number, most: number): number[] {
   const stops: number[] = [];
