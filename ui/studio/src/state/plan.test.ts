@@ -5,6 +5,7 @@ import { History } from "./history";
 import {
   activationsWords,
   budgetStops,
+  hostWords,
   outsideBytes,
   pagingPlace,
   pagingWords,
@@ -44,6 +45,9 @@ test("what is paged is told with its place, its traffic and its time", () => {
   expect(pagingWords(timed)).toBe("Each step moves 3.00 GiB, which adds at most 1.3 s.");
   const untimed = { ...plan, paging: { ...paging, step_bytes: 3 * 2 ** 30, step_seconds: null } };
   expect(pagingWords(untimed)).toContain("not measured");
+  const [inRam, gib] = [{ ...plan, host_bytes: 9 * 2 ** 30 }, 2 ** 30];
+  expect(hostWords(inRam, 8 * gib)).toContain("has 8.00 GiB of RAM free");
+  expect([hostWords(inRam, 9 * gib), hostWords(inRam, null)]).toEqual([null, null]);
   const onHost = { ...plan, host_bytes: 2 ** 30, page_file_bytes: 0 };
   expect(placesWords(onHost)).toBe("1.00 GiB of RAM beside the device");
   expect(placesWords({ ...onHost, page_file_bytes: 2 ** 20 })).toContain(

@@ -72,6 +72,12 @@ export function activationsWords({ recomputed_layers }: MethodPlan, layers: numb
   return `kept in ${layers - recomputed_layers} of ${layers} layers`;
 }
 
+/** That a plan keeps more in RAM than this machine has free there, where it does. */
+export function hostWords({ host_bytes }: MethodPlan, available: number | null): string | null {
+  if (available === null || host_bytes <= available) return null;
+  return `This machine has ${bytes(available)} of RAM free, which is too little for that.`;
+}
+
 /** What a plan takes for speed alone, where that is worth a word. */
 export function spareWords({ fits, peak_bytes, smallest_bytes }: MethodPlan): string | null {
   if (!fits || smallest_bytes > 0.9 * peak_bytes) return null;
