@@ -116,10 +116,9 @@ impl<'a> Operand<'a> {
         steps: usize,
         packed: &mut [u32],
     ) {
-        let Form { isa, bf16_pairs, width, .. } = form;
+        let Form { isa, compute, bf16_pairs, width } = form;
         let k_per_step = if bf16_pairs { 2 } else { 1 };
-        // For what does not go straight into lanes.
-        let mut rows = None;
+        let mut rows = [0_u32; LANES * STEPS];
         for (panel, packed) in packed.chunks_exact_mut(width * steps).enumerate() {
             let first_lane = lanes.start + panel * width;
             let n_lanes = width.min(lanes.end - first_lane);
@@ -131,39 +130,32 @@ impl<'a> Operand<'a> {
                     let n = (n_steps * k_per_step).min(depth.end - start);
                     let from = (first_lane + column) * self.stride + start;
                     let target = &mut packed[first_step * width + column..];
-                    let source = (from, self.stride);
-                    let is_turned = bf16_pairs
-                        && self.values.pairs_turned(isa, source, n_lanes, n, target, width);
-                    if !is_turned {
-                        let rows = rows.get_or_insert_with(empty_rows);
-                        self.turn(form, from, (n_lanes, n), rows, (target, n_steps));
+                    if bf16_pairs
+                        && self.values.pairs_turned(
+                            isa,
+                            (from, self.stride),
+                            n_lanes,
+                            n,
+                            target,
+                            width,
+                        )
+                    {
+                        continue;
                     }
+                    for (lane, row) in rows.chunks_exact_mut(STEPS).take(n_lanes).enumerate() {
+                        let from = (first_lane + column + lane) * self.stride + start;
+                        self.values.prefetch(from + LANES_AHEAD * self.stride, n);
+                        if bf16_pairs {
+                            self.values.pairs_along(isa, from, n, row);
+                        } else {
+                            let row = bytemuck::cast_slice_mut(&mut row[..n]);
+                            self.values.fill(isa, compute, from, row);
+                        }
+                    }
+                    transpose(isa, (&rows, STEPS), n_lanes, n_steps, target, width);
                 }
             }
         }
-    }
-
-    /// A few lanes, `n` steps of k of each, by way of rows.
-    fn turn(
-        &self,
-        form: Form,
-        from: usize,
-        (n_lanes, n): (usize, usize),
-        rows: &mut [u32; LANES * STEPS],
-        (target, n_steps): (&mut [u32], usize),
-    ) {
-        let Form { isa, compute, bf16_pairs, width } = form;
-        for (lane, row) in rows.chunks_exact_mut(STEPS).take(n_lanes).enumerate() {
-            let from = from + lane * self.stride;
-            self.values.prefetch(from + LANES_AHEAD * self.stride, n);
-            if bf16_pairs {
-                self.values.pairs_along(isa, from, n, row);
-            } else {
-                let row = bytemuck::cast_slice_mut(&mut row[..n]);
-                self.values.fill(isa, compute, from, row);
-            }
-        }
-        transpose(isa, (rows, STEPS), n_lanes, n_steps, target, width);
     }
 
     /// The stored rows are the panels' rows; pairs join two of them.
@@ -225,11 +217,6 @@ impl<'a> Operand<'a> {
             }
         }
     }
-}
-
-/// Made where they are needed: most of what is packed goes straight into lanes.
-fn empty_rows() -> [u32; LANES * STEPS] {
-    [0; LANES * STEPS]
 }
 
 /// Copies elements to one step of each panel, `steps` long. The width is known to the compiler, as
