@@ -82,6 +82,13 @@ fn a_computer_and_a_step_are_measured_and_nothing_is_left() {
     let words = String::from_utf8(place.nibble(words).stdout).unwrap();
     assert!(words.contains("GFLOP/s") && words.contains("linear layers, backward"), "{words}");
     assert_eq!(fs::read_dir(place.path(".")).unwrap().count(), before);
+    // More steps than there are examples; and sizes for which no text could be made.
+    let many = "bench --device cpu --model @model --seq 8 --steps 12 --json";
+    let report: Value = serde_json::from_slice(&place.nibble(many).stdout).unwrap();
+    assert_eq!(report["profile"]["steps"], 11);
+    for size in ["--seq 9000000000", "--batch 9000000000"] {
+        place.error(2, &format!("bench --device cpu --model @model {size}"));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{data_of, median, random_model};
-use crate::{Error, nibble, root};
+use crate::{Error, nibble, root, run};
 
 /// Ids of the catalog; the second has the shape of Llama 3 8B.
 const SHAPES: [&str; 3] = ["llama-2-7b", "llama-3.1-8b", "llama-2-13b"];
@@ -109,8 +109,7 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
             println!("\n{shape}, a step of 4,096 tokens:");
             let mut command =
                 train(&nibble, &folder, &[&LONG_STEP[..], &["--recompute", "on"]].concat())?;
-            let run = command.arg("--profile").status();
-            run.map_err(|source| Error::Start { program: "nibble".into(), source })?;
+            run("nibble train --profile", command.arg("--profile"))?;
             println!();
         }
         if *shape == PAGED.0 {

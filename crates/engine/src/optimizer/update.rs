@@ -242,7 +242,9 @@ impl Part {
             // In blocks that begin with the tensor.
             return None;
         };
-        (self.step.weight_decay == next.step.weight_decay).then_some(())?;
+        if self.step.weight_decay != next.step.weight_decay {
+            return None;
+        }
         Some(Self {
             step: self.step,
             parameters: parameters.joined(&next_parameters)?.into(),

@@ -2,12 +2,12 @@
 
 use nibble_kernels::{Compute, DeviceProfile};
 use nibble_run::{
-    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, Recompute, RunSettings, size,
+    Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, RunSettings, size,
 };
 
 use super::{
-    Allowance, MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose, smallest_bytes,
-    suggestions,
+    Allowance, MemoryPlan, Outside, Residency, Trainable, TrainingShape, choose,
+    residency::least_kept, smallest_bytes, suggestions,
 };
 use crate::{
     adapter::Targets,
@@ -151,7 +151,7 @@ pub fn training_shape(
         trainable,
         sequence,
         batch: settings.batch,
-        kept_layers: if settings.recompute == Recompute::Off { spec.n_layers } else { 0 },
+        kept_layers: least_kept(spec.n_layers, settings.recompute),
         sample_tokens: if settings.samples.prompts.is_empty() {
             0
         } else {

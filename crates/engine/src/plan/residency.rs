@@ -1,9 +1,9 @@
 //! What lies outside the device and what is computed twice: how a run meets a budget.
 //!
-//! It keeps the activations of as many layers as there is room for. Where not even a run that keeps none fits,
-//! it pages as little as makes it fit: first states of the optimizer, which visit
-//! the device once a step; then weights, layer by layer, which visit it twice for each micro-batch;
-//! then the checkpointed inputs of layers. Within each kind no more than is needed.
+//! It keeps the activations of as many layers as there is room for. Where not even a run that keeps none
+//! fits, it pages as little as makes it fit: first states of the optimizer, which visit the device once a
+//! step; then weights, layer by layer, which visit it twice for each micro-batch; then the checkpointed
+//! inputs of layers. Within each kind no more than is needed.
 
 use nibble_kernels::DeviceProfile;
 use nibble_run::{Paging, Recompute, Residence};
@@ -167,7 +167,7 @@ fn steady(n_bytes: u64) -> u64 {
 pub fn choose(shape: &TrainingShape, allowance: Allowance) -> MemoryPlan {
     let Allowance { budget_bytes, spare_bytes, recompute, paging } = allowance;
     let residency = Residency { outside: shape.residency.outside, ..Residency::default() };
-    let kept_layers = least_kept(shape, recompute);
+    let kept_layers = least_kept(shape.spec.n_layers, recompute);
     let unpaged = MemoryPlan::new(TrainingShape { kept_layers, residency, ..shape.clone() });
     let fits = |plan: &MemoryPlan| plan.peak_bytes() as u64 <= budget_bytes;
     if recompute == Recompute::Auto
@@ -204,9 +204,9 @@ pub fn choose(shape: &TrainingShape, allowance: Allowance) -> MemoryPlan {
     unpaged
 }
 
-/// Layers whose activations are kept whatever room there is.
-fn least_kept(shape: &TrainingShape, recompute: Recompute) -> usize {
-    if recompute == Recompute::Off { shape.spec.n_layers } else { 0 }
+/// Layers of `n_layers` whose activations are kept whatever room there is.
+pub(super) fn least_kept(n_layers: usize, recompute: Recompute) -> usize {
+    if recompute == Recompute::Off { n_layers } else { 0 }
 }
 
 /// Of a plan that keeps no layer's activations and fits `budget_bytes`, the one that keeps most.
@@ -228,7 +228,7 @@ fn keep_most(none: MemoryPlan, budget_bytes: u64) -> MemoryPlan {
 
 /// The least of the device that a run of this plan's shape could do with.
 pub fn smallest_bytes(plan: &MemoryPlan, allowance: Allowance) -> u64 {
-    let mut least = plan.unpaged(least_kept(plan.shape(), allowance.recompute));
+    let mut least = plan.unpaged(least_kept(plan.shape().spec.n_layers, allowance.recompute));
     if allowance.paging != Paging::Off {
         for kind in Kind::ALL {
             let all = kind.leave(&least, kind.most(&least));
