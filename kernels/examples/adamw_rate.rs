@@ -6,11 +6,14 @@
 //! The fastest of several runs, as whatever else the machine does can only slow one down. Bytes are
 //! those the update must read and write: each of gradient, parameters and moments once.
 
+mod inputs;
+
 use std::time::Duration;
 
 use half::bf16;
+use inputs::{place, values};
 use nibble_kernels::{
-    Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Floats, Isa, Memory, MemoryError,
+    Cpu, DeviceKind, DeviceProfile, Floats, Isa, Memory, MemoryError,
     adamw::{AdamW, AdamWStep, Moments, QuantizedMoment, n_moment_blocks},
     cpu::ceilings,
 };
@@ -92,21 +95,4 @@ fn measure(profile: DeviceProfile) -> Result<(), Box<dyn std::error::Error>> {
     let secs = ceilings::fastest(MEASUREMENT, || device.copy(g, w));
     println!("{:<14} copy on one thread {:>27.1}", isa.to_string(), 8.0 * N as f64 / secs / 1e9);
     Ok(())
-}
-
-fn place<T: Element>(device: &mut Cpu, values: &[T]) -> Result<DeviceSlice<T>, MemoryError> {
-    let slice = DeviceSlice::new(device.allocate(size_of_val(values))?, 0, values.len());
-    device.upload(values, slice);
-    Ok(slice)
-}
-
-/// Numbers in [-1, 1) without a pattern; a linear congruence (Knuth).
-fn values(n: usize) -> Vec<f32> {
-    let mut state = 1_u64;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
 }

@@ -6,12 +6,16 @@
 //! The fastest of several runs, as whatever else the machine does can only slow one down. Hidden
 //! pairs are not counted, so that tiles which waste time on them rate lower.
 
+mod inputs;
+
 use std::time::Duration;
 
+use inputs::{place, place_in, values};
 use nibble_kernels::{
-    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory, MemoryError,
+    Compute, Cpu, DeviceKind, DeviceProfile, Isa,
     attention::{self, Attention, AttentionShape, Segment},
     cpu::ceilings,
+    linear,
 };
 
 /// Time given to each measurement.
@@ -63,10 +67,13 @@ fn measure(
     let n = n_rows as u32;
     let whole = Segment { query_start: 0, n_queries: n, key_start: 0, n_keys: n };
     let segments = place(&mut device, &[whole])?;
-    let mut matrix = |width: usize| place(&mut device, &values(n_rows * width));
     let (queries, keys) = (n_heads * head_size, n_kv_heads * head_size);
-    let (q, k, v, dout) = (matrix(queries)?, matrix(keys)?, matrix(keys)?, matrix(queries)?);
-    let (out, dq, dk, dv) = (matrix(queries)?, matrix(queries)?, matrix(keys)?, matrix(keys)?);
+    // As a step has them.
+    let format = linear::input_format(&profile, keys);
+    let mut kept = |width: usize| place_in(&mut device, &values(n_rows * width), format);
+    let (q, k, v, out) = (kept(queries)?, kept(keys)?, kept(keys)?, kept(queries)?);
+    let mut matrix = |width: usize| place(&mut device, &values(n_rows * width));
+    let (dout, dq, dk, dv) = (matrix(queries)?, matrix(queries)?, matrix(keys)?, matrix(keys)?);
     let lse = matrix(n_heads)?;
     let bytes = attention::workspace_bytes(&profile, shape, true);
     let workspace = place(&mut device, &vec![0; bytes])?;
@@ -86,21 +93,4 @@ fn measure(
     }
     println!();
     Ok(())
-}
-
-fn place<T: Element>(device: &mut Cpu, values: &[T]) -> Result<DeviceSlice<T>, MemoryError> {
-    let slice = DeviceSlice::new(device.allocate(size_of_val(values))?, 0, values.len());
-    device.upload(values, slice);
-    Ok(slice)
-}
-
-/// Numbers in [-1, 1) without a pattern; a linear congruence (Knuth).
-fn values(n: usize) -> Vec<f32> {
-    let mut state = 1_u64;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
 }

@@ -8,12 +8,14 @@
 //! several runs: whatever else the machine does can only slow one down. Shares mean something on an
 //! otherwise idle machine only, since the ceiling's short runs fit between another program's.
 
+mod inputs;
+
 use std::time::Duration;
 
 use half::bf16;
+use inputs::{place, place_in, values};
 use nibble_kernels::{
-    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, FloatFormat, Gradient, Isa,
-    Memory, MemoryError, Store,
+    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Gradient, Isa, MemoryError, Store,
     cpu::ceilings,
     layers::{
         self, Adapter, Layer, LayerBackward, LayerWidth, Layers, LayersShape, LoraPair, MAX_LAYERS,
@@ -97,7 +99,7 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
         });
         let gradient = ceilings::fastest(MEASUREMENT, || {
             let dweight = Gradient { values: dweight, store };
-            device.linear_weight_gradient(shape, x.into(), dy, dweight.into(), workspace);
+            device.linear_weight_gradient(shape, x.into(), dy.into(), dweight.into(), workspace);
         });
         line.print([forward, input, gradient].map(|secs| n_operations / secs));
     }
@@ -105,16 +107,12 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
     let shape = LayersShape { n_rows, n_in, rank: RANK };
     // As a step has it.
     let input = linear::input_format(&profile, n_in);
-    let widths = [LayerWidth { n_out, has_pair: true }; MAX_LAYERS];
+    let output = linear::input_format(&profile, n_out);
+    let width = LayerWidth { n_out, has_pair: true, output, gradient: output };
+    let widths = [width; MAX_LAYERS];
     let workspace = layers::workspace_bytes(&profile, shape, &widths, input, false);
     let workspace = place(&mut device, &vec![0; workspace])?;
-    let input = match input {
-        FloatFormat::F32 => x.into(),
-        FloatFormat::Bf16 => {
-            let rounded: Vec<_> = values(n_rows * n_in).into_iter().map(bf16::from_f32).collect();
-            place(&mut device, &rounded)?.into()
-        }
-    };
+    let input = place_in(&mut device, &values(n_rows * n_in), input)?;
     let mut pair = || -> Result<LoraPair, MemoryError> {
         let a = place(&mut device, &values(RANK * n_in))?;
         Ok(LoraPair { a, b: place(&mut device, &values(n_out * RANK))? })
@@ -127,7 +125,7 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
     for (pair, gradient) in pairs.into_iter().zip(gradients) {
         let xa = place(&mut device, &vec![0.0; n_rows * RANK])?;
         let adapter = Adapter { pair, scale: 1.0, dropout: None, xa };
-        let y = place(&mut device, &values(n_rows * n_out))?;
+        let y = place_in(&mut device, &values(n_rows * n_out), output)?;
         forward.push(Layer {
             weight,
             bias: None,
@@ -183,23 +181,6 @@ impl Line {
         }
         println!();
     }
-}
-
-fn place<T: Element>(device: &mut Cpu, values: &[T]) -> Result<DeviceSlice<T>, MemoryError> {
-    let slice = DeviceSlice::new(device.allocate(size_of_val(values))?, 0, values.len());
-    device.upload(values, slice);
-    Ok(slice)
-}
-
-/// Numbers in [-1, 1) without a pattern; a linear congruence (Knuth).
-fn values(n: usize) -> Vec<f32> {
-    let mut state = 1_u64;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
 }
 
 fn quantized(device: &mut Cpu, source: DeviceSlice<f32>) -> Result<Nf4Weight, MemoryError> {

@@ -188,6 +188,14 @@ impl Floats {
         self.len() == 0
     }
 
+    /// Size in bytes.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::F32(slice) => slice.n_bytes(),
+            Self::Bf16(slice) => slice.n_bytes(),
+        }
+    }
+
     /// How they are stored.
     pub fn format(&self) -> FloatFormat {
         match self {

@@ -1,7 +1,10 @@
 //! What the operations' tests share: every device, seeded inputs, error measures.
 
+use half::bf16;
+
 use crate::{
-    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, Isa, Memory,
+    Compute, Cpu, DeviceKind, DeviceProfile, DeviceSlice, Element, FloatFormat, Floats, Isa,
+    Memory,
     cpu::gemm::Nf4Values,
     nf4,
     random::{Sequence, uniform},
@@ -82,6 +85,32 @@ pub(crate) fn fetch<T: Element>(device: &impl Memory, slice: DeviceSlice<T>) -> 
     let mut values = vec![T::zeroed(); slice.len()];
     device.download(slice, &mut values);
     values
+}
+
+/// `values` in a block of their own, in a format.
+pub(crate) fn place_in(device: &mut impl Memory, values: &[f32], format: FloatFormat) -> Floats {
+    match format {
+        FloatFormat::F32 => place(device, values).into(),
+        FloatFormat::Bf16 => place(device, &in_bf16(values)).into(),
+    }
+}
+
+/// The values of `floats` in f32.
+pub(crate) fn fetch_floats(device: &impl Memory, floats: Floats) -> Vec<f32> {
+    match floats {
+        Floats::F32(slice) => fetch(device, slice),
+        Floats::Bf16(slice) => fetch(device, slice).into_iter().map(bf16::to_f32).collect(),
+    }
+}
+
+/// The nearest numbers in bf16.
+pub(crate) fn in_bf16(values: &[f32]) -> Vec<bf16> {
+    values.iter().copied().map(bf16::from_f32).collect()
+}
+
+/// The same, widened again.
+pub(crate) fn rounded_to_bf16(values: &[f32]) -> Vec<f32> {
+    in_bf16(values).into_iter().map(bf16::to_f32).collect()
 }
 
 /// A stream of random numbers.

@@ -6,6 +6,7 @@
 // the block's tile. Scores never leave the registers: where they are summed is where the next product
 // wants them (tensor.cuh).
 
+#include "quads.cuh"
 #include "tensor.cuh"
 
 constexpr f32 LOG2_E = 1.4426950408889634f;
@@ -21,10 +22,12 @@ struct Segment {
 // An attention as cuda.rs describes it, in its order.
 struct Attention {
     const Segment* segments;
-    const f32* q;
-    const f32* k;
-    const f32* v;
-    f32* out;
+    // In f32, or in bf16 where `are_rounded`.
+    const void* q;
+    const void* k;
+    const void* v;
+    // Likewise where `is_out_rounded`.
+    void* out;
     f32* log_sum_exp;
     const f32* dout;
     f32* delta;
@@ -38,7 +41,15 @@ struct Attention {
     u32 window;
     f32 scale;
     u32 n_rows;
+    u32 are_rounded;
+    u32 is_out_rounded;
 };
+
+// What is in f32 or in bf16, as either.
+template <class T>
+__device__ __forceinline__ const T* as(const void* matrix) {
+    return static_cast<const T*>(matrix);
+}
 
 // Whether query `i` of a segment sees its key `j`.
 __device__ __forceinline__ bool sees(const Attention& p, const Segment& s, u32 i, u32 j) {
@@ -68,34 +79,42 @@ __device__ __forceinline__ u32 end_of_queries(const Attention& p, const Segment&
 
 // ---- Tiles ----
 
+__device__ __forceinline__ void put(f32& place, f32 value) {
+    place = value;
+}
+__device__ __forceinline__ void put(bf16& place, f32 value) {
+    place = to_bf16(value);
+}
+
 template <u32 WIDTH>
 struct Rows {
     // Sixteen bytes more than are used: eight rows' chunks of one column then meet no bank twice.
     static constexpr u32 BYTES = 2 * WIDTH + 16;
 
     // Brings `n` rows of a head to a tile of ROWS, rounded to bf16; what is beyond them is zero.
-    template <u32 ROWS, u32 N_THREADS>
-    static __device__ __forceinline__ void load(u8* tile, const f32* first, u64 stride, u32 n,
+    template <u32 ROWS, u32 N_THREADS, class T>
+    static __device__ __forceinline__ void load(u8* tile, const T* first, u64 stride, u32 n,
                                                 u32 head_size) {
         constexpr u32 QUADS = WIDTH / 4;
         const bool aligned = head_size % 4 == 0 && stride % 4 == 0 && are_aligned(first);
         for (u32 at = threadIdx.x; at < ROWS * QUADS; at += N_THREADS) {
             const u32 row = at / QUADS, column = at % QUADS * 4;
-            f32 values[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            if (row < n && column < head_size) {
-                const f32* from = first + row * stride + column;
-                if (aligned) {
-                    const float4 all = *reinterpret_cast<const float4*>(from);
-                    values[0] = all.x, values[1] = all.y, values[2] = all.z, values[3] = all.w;
-                } else {
-#pragma unroll
-                    for (u32 i = 0; i < 4; i++)
-                        if (column + i < head_size) values[i] = from[i];
-                }
-            }
+            const u32 n_left = row < n && column < head_size ? head_size - column : 0;
+            const T* from = n_left > 0 ? first + row * stride + column : first;
+            const quad values = load_quad(from, n_left, aligned);
             *reinterpret_cast<uint2*>(tile + row * BYTES + 2 * column) =
-                make_uint2(pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3]));
+                make_uint2(pack_bf16(values.of[0], values.of[1]), pack_bf16(values.of[2], values.of[3]));
         }
+    }
+
+    // The same of a matrix of the attention's inputs, from number `at` on.
+    template <u32 ROWS, u32 N_THREADS>
+    static __device__ __forceinline__ void load_input(const Attention& p, u8* tile, const void* matrix,
+                                                      u64 at, u64 stride, u32 n) {
+        if (p.are_rounded)
+            load<ROWS, N_THREADS>(tile, as<bf16>(matrix) + at, stride, n, p.head_size);
+        else
+            load<ROWS, N_THREADS>(tile, as<f32>(matrix) + at, stride, n, p.head_size);
     }
 
     // 16 x 16 numbers of rows from `row` and columns from `column` on, as a first operand.
@@ -170,7 +189,8 @@ struct Sums {
     }
 
     // Writes the head's part of 16 rows of which the tile's first is `row`, times factors of the rows.
-    __device__ __forceinline__ void store(f32* first, u64 stride, u32 row, u32 n, u32 head_size,
+    template <class T>
+    __device__ __forceinline__ void store(T* first, u64 stride, u32 row, u32 n, u32 head_size,
                                           const f32 (&factors)[2]) const {
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -182,7 +202,7 @@ struct Sums {
                 for (u32 e = 0; e < 2; e++) {
                     const u32 column = 8 * j + 2 * (lane() % 4) + e;
                     if (column < head_size)
-                        first[r * stride + column] = of[j][2 * half + e] * factors[half];
+                        put(first[r * stride + column], of[j][2 * half + e] * factors[half]);
                 }
         }
     }
@@ -223,7 +243,7 @@ __device__ __forceinline__ void forward(const Attention& p) {
     const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
     u8* k_tile = tiles + OWN_ROWS * R::BYTES;
     u8* v_tile = k_tile + KEYS * R::BYTES;
-    R::template load<OWN_ROWS, N_THREADS>(tiles, p.q + q_at, q_stride, s.n_queries - first, p.head_size);
+    R::template load_input<OWN_ROWS, N_THREADS>(p, tiles, p.q, q_at, q_stride, s.n_queries - first);
 
     Sums<WIDTH> out;
     out.clear();
@@ -233,10 +253,8 @@ __device__ __forceinline__ void forward(const Attention& p) {
     const u32 end = end_of_keys(s, first + OWN_ROWS);
     for (u32 key = first_key(p, s, first) / KEYS * KEYS; key < end; key += KEYS) {
         __syncthreads();
-        R::template load<KEYS, N_THREADS>(k_tile, p.k + k_at + key * k_stride, k_stride,
-                                          s.n_keys - key, p.head_size);
-        R::template load<KEYS, N_THREADS>(v_tile, p.v + k_at + key * k_stride, k_stride,
-                                          s.n_keys - key, p.head_size);
+        R::template load_input<KEYS, N_THREADS>(p, k_tile, p.k, k_at + key * k_stride, k_stride, s.n_keys - key);
+        R::template load_input<KEYS, N_THREADS>(p, v_tile, p.v, k_at + key * k_stride, k_stride, s.n_keys - key);
         __syncthreads();
         Sums<KEYS> scores;
         scores.clear();
@@ -278,7 +296,12 @@ __device__ __forceinline__ void forward(const Attention& p) {
         out.template add_scores_by_rows<KEYS>(scores, shared_address(v_tile));
     }
     const f32 inverse[2] = {1.0f / sums[0], 1.0f / sums[1]};
-    out.store(p.out + q_at, q_stride, own, s.n_queries - first, p.head_size, inverse);
+    if (p.is_out_rounded)
+        out.store(static_cast<bf16*>(p.out) + q_at, q_stride, own, s.n_queries - first, p.head_size,
+                  inverse);
+    else
+        out.store(static_cast<f32*>(p.out) + q_at, q_stride, own, s.n_queries - first, p.head_size,
+                  inverse);
     if (lane() % 4 == 0) {
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -298,8 +321,10 @@ __device__ __forceinline__ void delta(const Attention& p) {
     if (at >= static_cast<u64>(p.n_rows) * p.n_heads) return;
     f32 sum = 0.0f;
     for (u32 i = lane(); i < p.head_size; i += WARP) {
-        const f32 dout = p.dout[at * p.head_size + i];
-        sum += (ROUNDS ? widen(to_bf16(dout)) : dout) * p.out[at * p.head_size + i];
+        const u64 place = at * p.head_size + i;
+        const f32 dout = p.dout[place];
+        const f32 out = ROUNDS && p.is_out_rounded ? widen(as<bf16>(p.out)[place]) : as<f32>(p.out)[place];
+        sum += (ROUNDS ? widen(to_bf16(dout)) : dout) * out;
     }
     sum = warp_sum(sum);
     if (lane() == 0) p.delta[at] = sum;
@@ -340,7 +365,7 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
     u8* k_tile = dout_tile + OWN_ROWS * R::BYTES;
     u8* v_tile = k_tile + KEYS * R::BYTES;
     const u32 n = s.n_queries - first;
-    R::template load<OWN_ROWS, N_THREADS>(tiles, p.q + q_at, q_stride, n, p.head_size);
+    R::template load_input<OWN_ROWS, N_THREADS>(p, tiles, p.q, q_at, q_stride, n);
     R::template load<OWN_ROWS, N_THREADS>(dout_tile, p.dout + q_at, q_stride, n, p.head_size);
     const u32 own = warp() * 16;
     f32 log_sum_exp[2], delta[2];
@@ -356,10 +381,8 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
     const u32 end = end_of_keys(s, first + OWN_ROWS);
     for (u32 key = first_key(p, s, first) / KEYS * KEYS; key < end; key += KEYS) {
         __syncthreads();
-        R::template load<KEYS, N_THREADS>(k_tile, p.k + k_at + key * k_stride, k_stride,
-                                          s.n_keys - key, p.head_size);
-        R::template load<KEYS, N_THREADS>(v_tile, p.v + k_at + key * k_stride, k_stride,
-                                          s.n_keys - key, p.head_size);
+        R::template load_input<KEYS, N_THREADS>(p, k_tile, p.k, k_at + key * k_stride, k_stride, s.n_keys - key);
+        R::template load_input<KEYS, N_THREADS>(p, v_tile, p.v, k_at + key * k_stride, k_stride, s.n_keys - key);
         __syncthreads();
         Sums<KEYS> scores, gradients;
         scores.clear();
@@ -397,8 +420,8 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
     u8* q_tile = v_tile + OWN_ROWS * R::BYTES;
     u8* dout_tile = q_tile + QUERIES * R::BYTES;
     const u32 n = s.n_keys - first;
-    R::template load<OWN_ROWS, N_THREADS>(tiles, p.k + k_at, k_stride, n, p.head_size);
-    R::template load<OWN_ROWS, N_THREADS>(v_tile, p.v + k_at, k_stride, n, p.head_size);
+    R::template load_input<OWN_ROWS, N_THREADS>(p, tiles, p.k, k_at, k_stride, n);
+    R::template load_input<OWN_ROWS, N_THREADS>(p, v_tile, p.v, k_at, k_stride, n);
     const u32 own = warp() * 16;
     Sums<OF_KEYS ? WIDTH : 16> dk;
     Sums<OF_VALUES ? WIDTH : 16> dv;
@@ -411,7 +434,7 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
             const u64 q_at = (s.query_start + query) * q_stride + head * p.head_size;
             const u32 n_left = s.n_queries - query;
             __syncthreads();
-            R::template load<QUERIES, N_THREADS>(q_tile, p.q + q_at, q_stride, n_left, p.head_size);
+            R::template load_input<QUERIES, N_THREADS>(p, q_tile, p.q, q_at, q_stride, n_left);
             R::template load<QUERIES, N_THREADS>(dout_tile, p.dout + q_at, q_stride, n_left,
                                                  p.head_size);
             __syncthreads();
@@ -528,8 +551,8 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
     const u32 end = end_of_keys(s, i + 1);
     for (u32 key = first_key(p, s, i); key < end; key += WARP) {
         const u32 j = key + lane();
-        const f32 score = j < end ? p.scale * product_of_rows(p.q + row * p.head_size,
-                                                              p.k + k_at + j * k_stride, p.head_size)
+        const f32 score = j < end ? p.scale * product_of_rows(as<f32>(p.q) + row * p.head_size,
+                                                              as<f32>(p.k) + k_at + j * k_stride, p.head_size)
                                   : -__int_as_float(0x7f800000);
         const f32 largest = fmaxf(maximum, warp_max(score));
         const f32 factor = expf(maximum - largest), weight = expf(score - largest);
@@ -537,9 +560,9 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
         sum = sum * factor + warp_sum(weight);
 #pragma unroll
         for (u32 slot = 0; slot < SLOTS; slot++) out[slot] *= factor;
-        add_rows(out, weight, p.v + k_at + key * k_stride, k_stride, end - key, p.head_size);
+        add_rows(out, weight, as<f32>(p.v) + k_at + key * k_stride, k_stride, end - key, p.head_size);
     }
-    store_row(p.out + row * p.head_size, out, 1.0f / sum, p.head_size);
+    store_row(static_cast<f32*>(p.out) + row * p.head_size, out, 1.0f / sum, p.head_size);
     if (lane() == 0) p.log_sum_exp[row] = maximum + logf(sum);
 }
 
@@ -559,11 +582,11 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
         f32 gradient = 0.0f;
         if (j < end) {
             const u64 at = k_at + j * k_stride;
-            const f32 score = p.scale * product_of_rows(p.q + row * p.head_size, p.k + at, p.head_size);
-            gradient = product_of_rows(p.dout + row * p.head_size, p.v + at, p.head_size);
+            const f32 score = p.scale * product_of_rows(as<f32>(p.q) + row * p.head_size, as<f32>(p.k) + at, p.head_size);
+            gradient = product_of_rows(p.dout + row * p.head_size, as<f32>(p.v) + at, p.head_size);
             gradient = expf(score - p.log_sum_exp[row]) * (gradient - p.delta[row]);
         }
-        add_rows(dq, gradient, p.k + k_at + key * k_stride, k_stride, end - key, p.head_size);
+        add_rows(dq, gradient, as<f32>(p.k) + k_at + key * k_stride, k_stride, end - key, p.head_size);
     }
     store_row(p.dq + row * p.head_size, dq, p.scale, p.head_size);
 }
@@ -586,14 +609,14 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
             if (i < end) {
                 const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
                 const f32 score =
-                    p.scale * product_of_rows(p.q + row * p.head_size, p.k + at, p.head_size);
-                gradient = product_of_rows(p.dout + row * p.head_size, p.v + at, p.head_size);
+                    p.scale * product_of_rows(as<f32>(p.q) + row * p.head_size, as<f32>(p.k) + at, p.head_size);
+                gradient = product_of_rows(p.dout + row * p.head_size, as<f32>(p.v) + at, p.head_size);
                 probability = expf(score - p.log_sum_exp[row]);
                 gradient = probability * (gradient - p.delta[row]);
             }
             const u64 first = q_at + query * q_stride;
             add_rows(dv, probability, p.dout + first, q_stride, end - query, p.head_size);
-            add_rows(dk, gradient, p.q + first, q_stride, end - query, p.head_size);
+            add_rows(dk, gradient, as<f32>(p.q) + first, q_stride, end - query, p.head_size);
         }
     }
     store_row(p.dk + at, dk, p.scale, p.head_size);

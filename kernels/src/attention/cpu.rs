@@ -14,15 +14,18 @@ mod tile;
 
 use std::{iter, ops::Range};
 
+use half::bf16;
+
 use super::{Attention, AttentionShape, Segment};
 use crate::{
     Compute, Cpu, DeviceProfile, Isa,
     cpu::{
-        gemm::{TURNED_LANES, TileProducts, bf16_bits, transpose},
-        math::{dot, for_each_isa},
+        gemm::{TURNED_LANES, Target, TileProducts, Values, transpose},
+        math::{Widen, dot, for_each_isa},
         parallel::{Shared, for_each_part, rows_per_task},
     },
-    memory::DeviceSlice,
+    linear::cpu::{target, values},
+    memory::{DeviceSlice, Element, Floats},
 };
 use backward::Backward;
 use forward::Forward;
@@ -111,12 +114,16 @@ fn copy(source: &[f32], target: &mut [f32]) {
 }
 
 /// Sets the rows outside of all that will be `written` to zero, and maybe others.
-fn clear_others(written: impl Iterator<Item = Range<usize>>, width: usize, values: &mut [f32]) {
+fn clear_others<T: Element>(
+    written: impl Iterator<Item = Range<usize>>,
+    width: usize,
+    values: &mut [T],
+) {
     let n_rows = values.len() / width;
     let mut end = 0;
     for rows in written.chain(iter::once(n_rows..n_rows)) {
         if rows.start > end {
-            values[end * width..rows.start * width].fill(0.0);
+            values[end * width..rows.start * width].fill(T::zeroed());
         }
         end = end.max(rows.end);
     }
@@ -127,10 +134,10 @@ impl Attention for Cpu {
         &mut self,
         shape: AttentionShape,
         segments: DeviceSlice<Segment>,
-        q: DeviceSlice<f32>,
-        k: DeviceSlice<f32>,
-        v: DeviceSlice<f32>,
-        out: DeviceSlice<f32>,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        out: Floats,
         log_sum_exp: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     ) {
@@ -138,20 +145,24 @@ impl Attention for Cpu {
         let products = TileProducts::new(isa, compute);
         let mut access = self.access("attention");
         let segments = access.read(segments);
-        let (q, k, v) = (access.read(q), access.read(k), access.read(v));
+        let [q, k, v] = [q, k, v].map(|matrix| values(&mut access, matrix));
         let inputs = Inputs { isa, compute, products, shape, q, k, v };
         // Scores, and what they weigh.
         access.count_flops(|| 2.0 * inputs.product_flops(segments));
-        let out = &mut access.write(out)[..shape.n_rows * inputs.query_stride()];
+        let mut out = target(&mut access, out.first(shape.n_rows * inputs.query_stride()));
         let log_sum_exp = &mut access.write(log_sum_exp)[..shape.n_rows * shape.n_heads];
-        clear_others(segments.iter().map(Segment::query_rows), inputs.query_stride(), out);
+        let written = segments.iter().map(Segment::query_rows);
+        match &mut out {
+            Target::F32(out) => clear_others(written, inputs.query_stride(), out),
+            Target::Bf16(out) => clear_others(written, inputs.query_stride(), out),
+        }
         log_sum_exp.fill(0.0);
         let parts = Parts::new(&products, &shape, n_threads, false);
         let workspace = access.write(workspace.cast::<u32>());
         let (packed, scratch) = workspace.split_at_mut(parts.keys);
         let scratch = Shared::new(&mut scratch[..parts.scratch]);
         let tiles = forward::key_tiles(&products, shape.head_size);
-        let (out, log_sum_exp) = (Shared::new(out), Shared::new(log_sum_exp));
+        let (out, log_sum_exp) = (out.share(), Shared::new(log_sum_exp));
         let forward = Forward { inputs, tiles, out, log_sum_exp };
         let count = |segment: &Segment| forward.key_tiles_of(segment);
         for batch in tiles.batches(&shape, n_threads, segments, count) {
@@ -163,10 +174,10 @@ impl Attention for Cpu {
         &mut self,
         shape: AttentionShape,
         segments: DeviceSlice<Segment>,
-        q: DeviceSlice<f32>,
-        k: DeviceSlice<f32>,
-        v: DeviceSlice<f32>,
-        out: DeviceSlice<f32>,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        out: Floats,
         log_sum_exp: DeviceSlice<f32>,
         dout: DeviceSlice<f32>,
         dq: DeviceSlice<f32>,
@@ -178,12 +189,12 @@ impl Attention for Cpu {
         let products = TileProducts::new(isa, compute);
         let mut access = self.access("attention backward");
         let segments = access.read(segments);
-        let (q, k, v) = (access.read(q), access.read(k), access.read(v));
+        let [q, k, v] = [q, k, v].map(|matrix| values(&mut access, matrix));
         let inputs = Inputs { isa, compute, products, shape, q, k, v };
         // Scores again, and four gradients.
         access.count_flops(|| 5.0 * inputs.product_flops(segments));
         let (query_stride, key_stride) = (inputs.query_stride(), inputs.key_stride());
-        let (out, dout) = (access.read(out), access.read(dout));
+        let (out, dout) = (values(&mut access, out), access.read(dout));
         let log_sum_exp = access.read(log_sum_exp);
         let dq = &mut access.write(dq)[..shape.n_rows * query_stride];
         let dk = &mut access.write(dk)[..shape.n_key_rows * key_stride];
@@ -203,7 +214,12 @@ impl Attention for Cpu {
         for_each_part(access.pool(), &mut *delta, rows_at_once * shape.n_heads, |task, delta| {
             let first = task * rows_at_once;
             let rows = first * query_stride..(first + delta.len() / shape.n_heads) * query_stride;
-            row_deltas(isa, compute, &dout[rows.clone()], &out[rows], head_size, delta);
+            let dout = &dout[rows.clone()];
+            match out {
+                Values::Bf16(out) => row_deltas(isa, compute, dout, &out[rows], head_size, delta),
+                Values::F32(out) => row_deltas(isa, compute, dout, &out[rows], head_size, delta),
+                _ => unreachable!("an activation is in f32 or in bf16"),
+            }
         });
         let of_heads: &mut [f32] = bytemuck::cast_slice_mut(&mut of_heads[..parts.heads]);
         let (dk_of_heads, dv_of_heads) = of_heads.split_at_mut(parts.heads / 2);
@@ -257,22 +273,22 @@ for_each_isa! {
     }
 }
 
-/// A value as the products see it.
+/// A value as the products see it; what is stored in bf16 is seen as it is.
 #[inline(always)]
-fn seen(compute: Compute, value: f32) -> f32 {
-    match compute {
-        Compute::F32 => value,
-        Compute::Bf16 => f32::from_bits(bf16_bits(value) << 16),
+fn seen<T: Widen>(compute: Compute, value: T) -> f32 {
+    match (compute, size_of::<T>()) {
+        (Compute::Bf16, 4) => bf16::nearest(value.widen()).widen(),
+        _ => value.widen(),
     }
 }
 
 for_each_isa! {
     /// `delta` of every head of some rows. `dout` is rounded as in the products, so that the gradients
     /// of a query's scores still add up to zero.
-    fn row_deltas(
+    fn row_deltas<T: Widen>(
         compute: Compute,
         dout: &[f32],
-        out: &[f32],
+        out: &[T],
         head_size: usize,
         delta: &mut [f32],
     ) {
@@ -282,11 +298,14 @@ for_each_isa! {
         for (delta, (dout, out)) in delta.iter_mut().zip(heads) {
             *delta = 0.0;
             for (dout, out) in dout.chunks(RUN).zip(out.chunks(RUN)) {
-                let mut rounded = [0.0; RUN];
+                let (mut rounded, mut widened) = ([0.0; RUN], [0.0; RUN]);
                 for (rounded, value) in rounded.iter_mut().zip(dout) {
                     *rounded = seen(compute, *value);
                 }
-                *delta += dot(&rounded[..dout.len()], out);
+                for (widened, value) in widened.iter_mut().zip(out) {
+                    *widened = value.widen();
+                }
+                *delta += dot(&rounded[..dout.len()], &widened[..out.len()]);
             }
         }
     }

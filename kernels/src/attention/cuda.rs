@@ -4,7 +4,7 @@ use super::{Attention, AttentionShape, Segment};
 use crate::{
     Compute, Cuda, DeviceProfile,
     cuda::{Address, Call, Launch, Parameters},
-    memory::DeviceSlice,
+    memory::{DeviceSlice, FloatFormat, Floats},
 };
 
 /// The most numbers of a head that the kernels are made for.
@@ -63,23 +63,31 @@ struct Arguments {
     dq: Address,
     dk: Address,
     dv: Address,
+    are_rounded: bool,
+    is_out_rounded: bool,
 }
 
 impl Arguments {
-    /// What both passes read.
+    /// What both passes read, for an output like `out`.
     fn read(
         call: &mut Call<'_>,
         shape: AttentionShape,
         segments: DeviceSlice<Segment>,
-        [q, k, v]: [DeviceSlice<f32>; 3],
+        [q, k, v]: [Floats; 3],
+        out: Floats,
     ) -> Self {
         let (n, n_keys) = lengths(shape);
+        let is_rounded = |floats: Floats| floats.format() == FloatFormat::Bf16;
+        let are_rounded = is_rounded(q);
+        assert!([k, v].map(is_rounded) == [are_rounded; 2], "inputs in different formats");
+        let any = are_rounded || is_rounded(out);
+        assert!(!any || call.compute() == Compute::Bf16, "what was to be in f32, as products are");
         let none = Address::NULL;
         Self {
             segments: call.read(segments),
-            q: call.read(q.first(n)),
-            k: call.read(k.first(n_keys)),
-            v: call.read(v.first(n_keys)),
+            q: call.read_floats(q.first(n)),
+            k: call.read_floats(k.first(n_keys)),
+            v: call.read_floats(v.first(n_keys)),
             out: none,
             log_sum_exp: none,
             dout: none,
@@ -87,11 +95,13 @@ impl Arguments {
             dq: none,
             dk: none,
             dv: none,
+            are_rounded,
+            is_out_rounded: is_rounded(out),
         }
     }
 
     fn parameters(&self, shape: AttentionShape) -> Parameters {
-        let Self { segments, q, k, v, out, log_sum_exp, dout, delta, dq, dk, dv } = *self;
+        let Self { segments, q, k, v, out, log_sum_exp, dout, delta, dq, dk, dv, .. } = *self;
         let all = [segments, q, k, v, out, log_sum_exp, dout, delta, dq, dk, dv];
         // No segment has as many keys.
         let window = shape.window.and_then(|window| u32::try_from(window).ok());
@@ -103,6 +113,8 @@ impl Arguments {
             .u32(window.unwrap_or(u32::MAX))
             .f32(shape.scale)
             .extent(shape.n_rows)
+            .u32(u32::from(self.are_rounded))
+            .u32(u32::from(self.is_out_rounded))
     }
 }
 
@@ -123,19 +135,19 @@ impl Attention for Cuda {
         &mut self,
         shape: AttentionShape,
         segments: DeviceSlice<Segment>,
-        q: DeviceSlice<f32>,
-        k: DeviceSlice<f32>,
-        v: DeviceSlice<f32>,
-        out: DeviceSlice<f32>,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        out: Floats,
         log_sum_exp: DeviceSlice<f32>,
         _workspace: DeviceSlice<u8>,
     ) {
         let (n, n_segments) = (lengths(shape).0, segments.len());
         let (out, log_sum_exp) = (out.first(n), log_sum_exp.first(shape.n_rows * shape.n_heads));
         let mut call = self.call("attention");
-        let read = Arguments::read(&mut call, shape, segments, [q, k, v]);
+        let read = Arguments::read(&mut call, shape, segments, [q, k, v], out);
         let arguments =
-            Arguments { out: call.write(out), log_sum_exp: call.write(log_sum_exp), ..read };
+            Arguments { out: call.write_floats(out), log_sum_exp: call.write(log_sum_exp), ..read };
         count_flops(&mut call, shape, 4.0);
         let parameters = arguments.parameters(shape);
         // SAFETY: all arguments were cut to the extents of `shape`, and segments lie within them.
@@ -161,10 +173,10 @@ impl Attention for Cuda {
         &mut self,
         shape: AttentionShape,
         segments: DeviceSlice<Segment>,
-        q: DeviceSlice<f32>,
-        k: DeviceSlice<f32>,
-        v: DeviceSlice<f32>,
-        out: DeviceSlice<f32>,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        out: Floats,
         log_sum_exp: DeviceSlice<f32>,
         dout: DeviceSlice<f32>,
         dq: DeviceSlice<f32>,
@@ -176,9 +188,9 @@ impl Attention for Cuda {
         let n_rows_of_heads = shape.n_rows * shape.n_heads;
         let (dq, dk, dv) = (dq.first(n), dk.first(n_keys), dv.first(n_keys));
         let mut call = self.call("attention backward");
-        let read = Arguments::read(&mut call, shape, segments, [q, k, v]);
+        let read = Arguments::read(&mut call, shape, segments, [q, k, v], out);
         let arguments = Arguments {
-            out: call.read(out.first(n)),
+            out: call.read_floats(out.first(n)),
             log_sum_exp: call.read(log_sum_exp.first(n_rows_of_heads)),
             dout: call.read(dout.first(n)),
             delta: call.write(workspace.first(delta_bytes(shape)).cast::<f32>()),

@@ -30,7 +30,7 @@ pub use cuda::MAX_HEAD_SIZE as MAX_CARD_HEAD_SIZE;
 
 use crate::{
     DeviceKind, DeviceProfile,
-    memory::{DeviceSlice, Element, Memory},
+    memory::{DeviceSlice, Element, Floats, Memory},
 };
 
 /// The extents of one attention.
@@ -77,16 +77,16 @@ impl Element for Segment {
 pub trait Attention: Memory {
     /// `out` and `log_sum_exp` of every query in a segment; other rows are set to zero.
     ///
-    /// `q` `[T, H·K]`, `k`, `v` `[n_key_rows, G·K]`, `out` `[T, H·K]` `=`,
-    /// `log_sum_exp` `[T, H]` `=`; `workspace`: [`workspace_bytes`].
+    /// `q` `[T, H·K]`, `k`, `v` `[n_key_rows, G·K]`, all in one format; `out` `[T, H·K]` `=`, in bf16
+    /// rounded; `log_sum_exp` `[T, H]` `=`; `workspace`: [`workspace_bytes`].
     fn attention(
         &mut self,
         shape: AttentionShape,
         segments: DeviceSlice<Segment>,
-        q: DeviceSlice<f32>,
-        k: DeviceSlice<f32>,
-        v: DeviceSlice<f32>,
-        out: DeviceSlice<f32>,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        out: Floats,
         log_sum_exp: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     );
@@ -99,10 +99,10 @@ pub trait Attention: Memory {
         &mut self,
         shape: AttentionShape,
         segments: DeviceSlice<Segment>,
-        q: DeviceSlice<f32>,
-        k: DeviceSlice<f32>,
-        v: DeviceSlice<f32>,
-        out: DeviceSlice<f32>,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        out: Floats,
         log_sum_exp: DeviceSlice<f32>,
         dout: DeviceSlice<f32>,
         dq: DeviceSlice<f32>,

@@ -1,9 +1,10 @@
 use super::{reference::attend, *};
 use crate::{
-    Compute,
+    Compute, FloatFormat,
     testing::{
         Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch,
-        on_every_device, place, relative_error, to_f32, unrounded, workspace,
+        fetch_floats, on_every_device, place, place_in, relative_error, rounded_to_bf16, to_f32,
+        unrounded, workspace,
     },
 };
 
@@ -61,19 +62,36 @@ fn run(
     device: &mut impl Attention,
     shape: AttentionShape,
     segments: &[Segment],
+    inputs: [&[f32]; 4],
+) -> [Vec<f32>; 5] {
+    run_in(device, shape, segments, inputs, [FloatFormat::F32; 2], <[f32]>::to_vec)
+}
+
+/// The same with queries, keys and values in a format, and the output in another, of which the backward
+/// pass reads what `left` makes.
+fn run_in(
+    device: &mut impl Attention,
+    shape: AttentionShape,
+    segments: &[Segment],
     [q, k, v, dout]: [&[f32]; 4],
+    [input, output]: [FloatFormat; 2],
+    left: fn(&[f32]) -> Vec<f32>,
 ) -> [Vec<f32>; 5] {
     let profile = device.profile();
     let scratch = workspace(device, workspace_bytes(&profile, shape, true));
     let segments = place(device, segments);
-    let [q, k, v, dout] = [q, k, v, dout].map(|values| place(device, values));
+    let [q, k, v] = [q, k, v].map(|values| place_in(device, values, input));
+    let dout = place(device, dout);
     let nans = |device: &mut _, n| place(device, &vec![f32::NAN; n]);
-    let out = nans(device, q.len());
+    let out = place_in(device, &vec![f32::NAN; q.len()], output);
     let lse = nans(device, shape.n_rows * shape.n_heads);
     device.attention(shape, segments, q, k, v, out, lse, scratch);
+    let attended = fetch_floats(device, out);
+    let out = place_in(device, &left(&attended), output);
     let (dq, dk, dv) = (nans(device, q.len()), nans(device, k.len()), nans(device, v.len()));
     device.attention_backward(shape, segments, q, k, v, out, lse, dout, dq, dk, dv, scratch);
-    [out, lse, dq, dk, dv].map(|slice| fetch(device, slice))
+    let [lse, dq, dk, dv] = [lse, dq, dk, dv].map(|slice| fetch(device, slice));
+    [attended, lse, dq, dk, dv]
 }
 
 fn inputs(shape: &AttentionShape, seed: u64) -> [Vec<f32>; 4] {
@@ -108,8 +126,32 @@ fn both_passes_match_the_reference(device: &mut impl Attention) {
     }
 }
 
+/// Queries, keys and values in bf16 are what the products see anyway; in an output in bf16 stands what
+/// would be in f32, rounded, and the backward pass reads that.
+fn activations_in_bf16_are_what_products_see(device: &mut impl Attention) {
+    use FloatFormat::{Bf16, F32};
+    if device.profile().compute == Compute::F32 {
+        return;
+    }
+    for (case, (shape, segments)) in cases().into_iter().enumerate() {
+        let inputs = inputs(&shape, 7);
+        let inputs = inputs.each_ref().map(Vec::as_slice);
+        let mut run = |formats, left| run_in(device, shape, &segments, inputs, formats, left);
+        let [out, lse, ..] = run([F32, F32], <[f32]>::to_vec);
+        let [_, _, gradients @ ..] = run([F32, F32], rounded_to_bf16);
+        let [dq, dk, dv] = gradients;
+        let expected = [rounded_to_bf16(&out), lse, dq, dk, dv];
+        for input in [F32, Bf16] {
+            let actual = run([input, Bf16], <[f32]>::to_vec);
+            assert!(actual == expected, "case {case}, inputs in {input:?}");
+        }
+        assert!(run([Bf16, F32], rounded_to_bf16)[2..] == expected[2..], "case {case}");
+    }
+}
+
 on_every_device! {
     both_passes_match_the_reference,
+    activations_in_bf16_are_what_products_see,
     segments_see_nothing_but_themselves,
     writing_one_token_at_a_time_attends_as_all_at_once,
 }

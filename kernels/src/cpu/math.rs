@@ -2,18 +2,35 @@
 
 use half::bf16;
 
-use crate::Element;
+use super::gemm::{bf16_bits, round_row};
+use crate::{Element, Isa};
 
-/// What loops read in f32, however it is stored.
+/// What loops read and write in f32, however it is stored.
 pub(crate) trait Widen: Element {
     /// The number in f32.
     fn widen(self) -> f32;
+
+    /// The nearest to a number, of two equally near the even.
+    fn nearest(value: f32) -> Self;
+
+    /// The nearest to each number of a row; see [`round_row`].
+    fn store_row(isa: Isa, row: &[f32], place: &mut [Self]);
 }
 
 impl Widen for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        value
+    }
+
+    #[inline]
+    fn store_row(_: Isa, row: &[f32], place: &mut [Self]) {
+        place.copy_from_slice(row);
     }
 }
 
@@ -22,6 +39,16 @@ impl Widen for bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        Self::from_bits(bf16_bits(value) as u16)
+    }
+
+    #[inline]
+    fn store_row(isa: Isa, row: &[f32], place: &mut [Self]) {
+        round_row(isa, row, place);
     }
 }
 
@@ -105,16 +132,16 @@ pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
 
 /// The sum of products of two rows of one length.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot<T: Widen>(a: &[f32], b: &[T]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
         for lane in 0..LANES {
-            lanes[lane] += a[lane] * b[lane];
+            lanes[lane] += a[lane] * b[lane].widen();
         }
     }
     for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane += a * b;
+        *lane += a * b.widen();
     }
     add_up(lanes)
 }

@@ -59,6 +59,10 @@ __device__ __forceinline__ f32 widen(bf16 value) {
     return __uint_as_float(static_cast<u32>(value.bits) << 16);
 }
 
+__device__ __forceinline__ f32 widen(f32 value) {
+    return value;
+}
+
 // The lower and the upper of two in one word.
 __device__ __forceinline__ f32 widen_lower(u32 pair) {
     return __uint_as_float(pair << 16);

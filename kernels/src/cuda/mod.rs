@@ -36,7 +36,7 @@ pub use simulated::fail_next_after;
 use crate::{
     arguments::{Arguments, InFlight},
     device::{Compute, DeviceKind, DeviceProfile},
-    memory::{DeviceSlice, Element, MappedFile, Memory, MemoryError, MemoryId, ReadAhead},
+    memory::{DeviceSlice, Element, Floats, MappedFile, Memory, MemoryError, MemoryId, ReadAhead},
     paging::PageFile,
     profile::{self, OperationProfile, Profile},
 };
@@ -313,6 +313,22 @@ impl Call<'_> {
     /// An output (or an argument changed in place).
     pub fn write<T: Element>(&mut self, slice: DeviceSlice<T>) -> Address {
         self.take(slice, true)
+    }
+
+    /// As [`Call::read`], of either format.
+    pub fn read_floats(&mut self, floats: Floats) -> Address {
+        match floats {
+            Floats::F32(slice) => self.read(slice),
+            Floats::Bf16(slice) => self.read(slice),
+        }
+    }
+
+    /// As [`Call::write`], of either format.
+    pub fn write_floats(&mut self, floats: Floats) -> Address {
+        match floats {
+            Floats::F32(slice) => self.write(slice),
+            Floats::Bf16(slice) => self.write(slice),
+        }
     }
 
     fn take<T: Element>(&mut self, slice: DeviceSlice<T>, writable: bool) -> Address {

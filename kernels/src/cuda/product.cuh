@@ -435,8 +435,7 @@ __device__ __forceinline__ void multiply(const Product& p) {
     }
 
     const bool in_pairs = p.n % 2 == 0 && p.parts == nullptr;
-    // Gradients of weights alone.
-    const bool is_rounded = A_ACROSS && B_ACROSS && p.is_rounded;
+    const bool is_rounded = p.is_rounded;
 #pragma unroll
     for (u32 i = 0; i < T::TILES_M; i++)
 #pragma unroll

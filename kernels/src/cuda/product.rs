@@ -107,11 +107,7 @@ pub(crate) struct Activation {
 impl Activation {
     /// All of `x`, as an argument of `call`.
     pub fn new(call: &mut Call<'_>, x: Floats) -> Self {
-        let values = match x {
-            Floats::F32(x) => call.read(x),
-            Floats::Bf16(x) => call.read(x),
-        };
-        Self { values, format: x.format() }
+        Self { values: call.read_floats(x), format: x.format() }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
         Access,
         gemm::{
             self, Extents, Layout, LowRank, MOST_AT_ONCE, Operand, Place, Rows, Sums, Target, Term,
-            Values,
+            Values, round_row,
         },
         math::for_each_isa,
         parallel::{Shared, for_each_part, for_each_task},
@@ -18,9 +18,9 @@ use crate::{
     },
     linear::{
         self, Linear, LinearShape, Weight,
-        cpu::{add_bias, operand as linear_operand, values},
+        cpu::{operand as linear_operand, target, values},
     },
-    memory::{DeviceSlice, Floats, Memory, Store},
+    memory::{DeviceSlice, FloatFormat, Floats, Memory, Store},
     random::hash,
 };
 
@@ -60,6 +60,10 @@ pub(super) fn workspace_bytes(
 ) -> usize {
     let LayersShape { n_rows, n_in, rank } = shape;
     let product = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k });
+    let rounded = |beside: &[(usize, usize)], n| {
+        let beside = beside.iter().copied();
+        gemm::rounded_workspace_bytes_of_all(profile, (n_rows, n), n_in, beside)
+    };
     let all = |m, n, k: &[usize], beside: &[(usize, usize)]| {
         gemm::workspace_bytes_of_all(profile, (m, n), k.iter().copied(), beside.iter().copied())
     };
@@ -68,10 +72,14 @@ pub(super) fn workspace_bytes(
     // Forward: every layer and what is beside it.
     let beside: Each<_> = pairs().map(|_| (rank, n_in)).collect();
     let mut most = all(n_rows, widest, &[n_in], &beside);
-    for &LayerWidth { n_out, has_pair } in layers {
+    if layers.iter().any(|layer| layer.output == FloatFormat::Bf16) {
+        most = most.max(rounded(&beside, widest));
+    }
+    for &LayerWidth { n_out, has_pair, output, .. } in layers {
         // Few rows, each layer alone.
         let layer = LinearShape { n_rows, n_in, n_out };
-        most = most.max(linear::workspace_bytes(profile, layer));
+        let unrounded = unrounded_bytes(n_rows, n_out, output);
+        most = most.max(linear::workspace_bytes(profile, layer).saturating_add(unrounded));
         // Backward, one after another.
         let beside = if has_pair { &[(rank, n_out)][..] } else { &[] };
         most = most.max(all(n_rows, n_in, &[n_out], beside));
@@ -106,6 +114,14 @@ pub(super) fn workspace_bytes(
     });
     let masked = if dropout { part_bytes(n_rows.min(PRODUCT_ROWS), n_in) } else { 0 };
     apart.saturating_add(masked).saturating_add(most)
+}
+
+/// Bytes of a few rows that are yet to be rounded.
+fn unrounded_bytes(n_rows: usize, n_out: usize, output: FloatFormat) -> usize {
+    match output {
+        FloatFormat::F32 => 0,
+        FloatFormat::Bf16 => part_bytes(n_rows.min(gemm::FEW_ROWS), n_out),
+    }
 }
 
 /// A workspace, handed out from its front.
@@ -162,7 +178,7 @@ fn dropped(x: Values<'_>, dropout: Option<Dropout>) -> Values<'_> {
 /// A layer on the way back: what it reads and writes.
 struct Back<'a> {
     n_out: usize,
-    dy: &'a [f32],
+    dy: Values<'a>,
     weight: Weight,
     pair: Option<PairBack<'a>>,
 }
@@ -204,12 +220,13 @@ impl<'a> Back<'a> {
                 db: access.write(gradient.b),
                 dbt: workspace.take(access, rank, n_out),
             });
-        Self { n_out, dy: access.read(dy), weight, pair }
+        Self { n_out, dy: values(access, dy), weight, pair }
     }
 
     /// `dy` as rows of a product.
     fn rows(&self) -> Rows<'a> {
-        Rows { a: Operand::f32(self.dy, Layout::Depth, self.n_out), k: self.n_out }
+        let a = Operand { values: self.dy, layout: Layout::Depth, stride: self.n_out };
+        Rows { a, k: self.n_out }
     }
 }
 
@@ -234,7 +251,6 @@ impl Layers for Cpu {
         let x = values(&mut access, x);
         let scratch = access.write(workspace.cast());
         let mut sums = Each::new();
-        let mut biases = Each::new();
         for layer in layers {
             let Layer { weight, bias, ref adapter, n_out, residual, y } = *layer;
             access.count_product(n_rows, n_out, n_in);
@@ -259,19 +275,14 @@ impl Layers for Cpu {
             let shape = LinearShape { n_rows, n_in, n_out };
             let b = linear_operand(&mut access, weight, shape, Layout::Depth);
             let term = Term { rows: 0, b, factor: 1.0, beside };
-            let sum = Sums::of(term, n_out, Store::Overwrite, access.write(y));
-            sums.push(Sums { onto: residual.map(|residual| access.read(residual)), ..sum });
-            biases.push(bias.map(|bias| &access.read(bias)[..n_out]));
+            let onto = residual.map(|residual| access.read(residual));
+            let bias = bias.map(|bias| &access.read(bias)[..n_out]);
+            let sum = Sums::into_target(term, n_out, Store::Overwrite, target(&mut access, y));
+            sums.push(Sums { onto, bias, ..sum });
         }
         let x = Operand { values: x, layout: Layout::Depth, stride: n_in };
         let rows = Rows { a: x, k: n_in };
         gemm::multiply_all(place, n_rows, &[rows], &mut sums, scratch);
-        for (sums, bias) in sums.iter_mut().zip(biases) {
-            for y in &mut sums.c {
-                let Target::F32(y) = y else { unreachable!("outputs are not rounded") };
-                add_bias(place.pool, bias, &mut y[..n_rows * sums.n]);
-            }
-        }
     }
 
     fn layers_backward(
@@ -326,7 +337,7 @@ impl Layers for Cpu {
                     terms.push(Term { rows: number, b, factor: 1.0, beside });
                 }
                 let c = ArrayVec::from_iter([Target::F32(dx)]);
-                let sums = Sums { n: n_in, store: *store, onto: None, terms, c };
+                let sums = Sums { n: n_in, store: *store, onto: None, bias: None, terms, c };
                 gemm::multiply_all(place, n_rows, &rows, &mut [sums], scratch);
                 *store = Store::Accumulate;
             }
@@ -379,7 +390,7 @@ fn pair_gradients(
         }
         rows.push(columns(&**dxa));
         rows_of_b.push(columns(xa));
-        let b = Operand::f32(dy, Layout::Lanes, *n_out);
+        let b = Operand { values: *dy, layout: Layout::Lanes, stride: *n_out };
         let term = Term { rows: n_pairs + number, b, factor: *scale, beside: None };
         sums_of_b.push(Sums::of(term, *n_out, Store::Overwrite, dbt));
     }
@@ -460,6 +471,13 @@ impl Cpu {
     ) {
         let Layer { weight, bias, ref adapter, n_out, residual, y } = *layer;
         let shape = LinearShape { n_rows, n_in, n_out };
+        let unrounded = unrounded_bytes(n_rows, n_out, y.format());
+        let (sums, workspace) =
+            (workspace.first(unrounded), workspace.slice(unrounded..workspace.len()));
+        let (y, rounded) = match y {
+            Floats::F32(y) => (y, None),
+            Floats::Bf16(y) => (sums.cast().first(n_rows * n_out), Some(y)),
+        };
         let store = match residual {
             Some(residual) => {
                 self.copy(residual.first(n_rows * n_out), y.first(n_rows * n_out));
@@ -468,7 +486,28 @@ impl Cpu {
             None => Store::Overwrite,
         };
         self.linear(shape, x, weight, bias, store, y, workspace);
-        let Some(Adapter { pair, scale, dropout, xa }) = *adapter else { return };
+        if let Some(adapter) = adapter {
+            self.pair_of_few_rows(shape, rank, x, adapter, y, workspace);
+        }
+        if let Some(rounded) = rounded {
+            let isa = self.isa();
+            let mut access = self.access("rounding");
+            let (sums, y) = (access.read(y), access.write(rounded));
+            round_row(isa, sums, &mut y[..sums.len()]);
+        }
+    }
+
+    /// What the pair adds to its layer's output.
+    fn pair_of_few_rows(
+        &mut self,
+        LinearShape { n_rows, n_in, n_out }: LinearShape,
+        rank: usize,
+        x: Floats,
+        adapter: &Adapter,
+        y: DeviceSlice<f32>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let Adapter { pair, scale, dropout, xa } = *adapter;
         let mut access = self.access("low-rank pair");
         let place = access.place();
         let a = Operand::f32(access.read(pair.a), Layout::Depth, n_in);

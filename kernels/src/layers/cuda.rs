@@ -10,8 +10,8 @@ use crate::{
 };
 
 /// Bytes of workspace that either direction needs: what is staged of `x` for all, of the backward pass of
-/// one layer (`x` dropped from, `xa`, `dy`, `dxa`), and the products' own. In f32 only what is dropped
-/// from is.
+/// one layer (`x` dropped from, `xa`, `dy`, `dxa`), and the products' own. What is in bf16 already is not
+/// staged, and of f32 products only what is dropped from is.
 pub(super) fn workspace_bytes(
     shape: LayersShape,
     layers: &[LayerWidth],
@@ -21,11 +21,11 @@ pub(super) fn workspace_bytes(
     let LayersShape { n_rows, n_in, rank } = shape;
     let dropped = if dropout { product::f32_bytes(n_rows.saturating_mul(n_in)) } else { 0 };
     let of_layer = |layer: &LayerWidth| {
-        let LayerWidth { n_out, .. } = *layer;
+        let LayerWidth { n_out, gradient, .. } = *layer;
         [
             // A second x, dropped from; in f32 at most.
             dropped,
-            product::staged_bytes(n_rows, n_out),
+            input_bytes(n_rows, n_out, gradient),
             // xa, dxa, and dxa before it is staged.
             product::staged_bytes(n_rows, rank),
             product::staged_bytes(n_rows, rank),
@@ -42,11 +42,15 @@ pub(super) fn workspace_bytes(
         .fold(0, usize::saturating_add)
     };
     let most = layers.iter().map(of_layer).max().unwrap_or(0);
-    let rows = match input {
-        FloatFormat::F32 => product::staged_bytes(n_rows, n_in),
+    input_bytes(n_rows, n_in, input).saturating_add(most)
+}
+
+/// Bytes of rows as they are staged for products.
+fn input_bytes(n_rows: usize, width: usize, format: FloatFormat) -> usize {
+    match format {
+        FloatFormat::F32 => product::staged_bytes(n_rows, width),
         FloatFormat::Bf16 => 0,
-    };
-    rows.saturating_add(most)
+    }
 }
 
 impl Layers for Cuda {
@@ -68,10 +72,11 @@ impl Layers for Cuda {
             let weight = Matrix::weight(&mut call, weight, n_out, n_in);
             let bias = bias.map(|bias| call.read(bias.first(n_out)));
             let onto = residual.map(|residual| call.read(residual.first(n_rows * n_out)));
-            let y = call.write(y.first(n_rows * n_out));
+            let is_rounded = y.format() == FloatFormat::Bf16;
+            let y = call.write_floats(y.first(n_rows * n_out));
             let extents = (n_rows, n_out, n_in);
             let layer = plain(extents, (rows, along), (weight, along), overwrite, y);
-            let layer = Product { bias, onto, ..layer };
+            let layer = Product { bias, onto, is_rounded, ..layer };
             let Some(Adapter { pair, scale, dropout, xa }) = *adapter else {
                 // SAFETY: every argument was cut to these extents.
                 unsafe { layer.multiply(&mut call, &staging) };
@@ -98,6 +103,7 @@ impl Layers for Cuda {
                     continue;
                 }
                 layer.multiply(&mut call, &staging);
+                assert!(!is_rounded, "an output that was to be in f32, as products are");
                 let store = Store::Accumulate;
                 let pair = plain((n_rows, n_out, rank), (xa, along), (b, along), store, y);
                 Product { scale, ..pair }.multiply(&mut call, &staging);
@@ -127,10 +133,10 @@ impl Layers for Cuda {
         let rows = x.filter(|_| shared).map(|x| staging.input(&call, x, (n_rows, n_in), None));
         for layer in layers {
             let LayerBackward { weight, ref adapter, n_out, dy } = *layer;
-            let dy = call.read(dy.first(n_rows * n_out));
+            let dy = Activation::new(&mut call, dy.first(n_rows * n_out));
             // What is staged for one layer makes room for the next one's.
             let mut staging = staging.rest();
-            let dy = staging.operand(&call, dy, (n_rows, n_out), None);
+            let dy = staging.input(&call, dy, (n_rows, n_out), None);
             let mut low_rank = None;
             if let (Some((Adapter { pair, scale, dropout, xa }, gradient)), Some(x)) = (*adapter, x)
             {

@@ -51,6 +51,10 @@ pub struct LayerWidth {
     pub n_out: usize,
     /// Whether it has a pair.
     pub has_pair: bool,
+    /// How `y` is stored.
+    pub output: FloatFormat,
+    /// How `dy` is stored.
+    pub gradient: FloatFormat,
 }
 
 /// Which inputs of the pair are dropped.
@@ -97,8 +101,8 @@ pub struct Layer {
     pub n_out: usize,
     /// `[T, n_out]`, which the layer's output is added to on its way to `y`, and which is no part of that.
     pub residual: Option<DeviceSlice<f32>>,
-    /// `[T, n_out]` `=`.
-    pub y: DeviceSlice<f32>,
+    /// `[T, n_out]` `=`, in bf16 rounded once; in f32 where there is a residual.
+    pub y: Floats,
 }
 
 /// A layer on the way back.
@@ -110,8 +114,8 @@ pub struct LayerBackward {
     pub adapter: Option<(Adapter, LoraPair)>,
     /// Columns of `dy`.
     pub n_out: usize,
-    /// `[T, n_out]`.
-    pub dy: DeviceSlice<f32>,
+    /// `[T, n_out]`, in f32 or in [`crate::linear::input_format`].
+    pub dy: Floats,
 }
 
 /// Layers of one input, forward and backward.

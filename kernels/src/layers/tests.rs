@@ -1,9 +1,10 @@
-use half::bf16;
-
 use super::{reference::*, *};
 use crate::{
     Backend, Compute, Cpu, DeviceKind, Isa, linear,
-    testing::{Nf4Parts, Random, fetch, on_every_device, place, relative_error, workspace},
+    testing::{
+        Nf4Parts, Random, fetch, fetch_floats, on_every_device, place, place_in, relative_error,
+        rounded_to_bf16, workspace,
+    },
 };
 
 /// Extents that are multiples of nothing, one row, ranks below and above a vector and the layer's own
@@ -31,11 +32,12 @@ const CASES: [(LayersShape, &[LayerWidth]); 14] = [
 ];
 
 const fn with_pair(n_out: usize) -> LayerWidth {
-    LayerWidth { n_out, has_pair: true }
+    LayerWidth { has_pair: true, ..without(n_out) }
 }
 
 const fn without(n_out: usize) -> LayerWidth {
-    LayerWidth { n_out, has_pair: false }
+    let (output, gradient) = (FloatFormat::F32, FloatFormat::F32);
+    LayerWidth { n_out, has_pair: false, output, gradient }
 }
 
 const SCALE: f32 = 1.7;
@@ -103,7 +105,7 @@ impl Inputs {
         let LayersShape { n_rows, n_in, rank } = shape;
         let mut seed = 98;
         let layer = |(number, &width): (usize, &LayerWidth)| {
-            let LayerWidth { n_out, has_pair } = width;
+            let LayerWidth { n_out, has_pair, .. } = width;
             let rank = if has_pair { rank } else { 0 };
             seed += 1;
             // Of several the second drops nothing.
@@ -147,13 +149,7 @@ impl Inputs {
     }
 
     fn place_x(&self, device: &mut impl Memory) -> Floats {
-        match self.format {
-            FloatFormat::F32 => place(device, &self.x).into(),
-            FloatFormat::Bf16 => {
-                let rounded: Vec<_> = self.x.iter().copied().map(bf16::from_f32).collect();
-                place(device, &rounded).into()
-            }
-        }
+        place_in(device, &self.x, self.format)
     }
 
     /// The pairs on the device, with what they keep.
@@ -190,11 +186,12 @@ impl Inputs {
             let bias = Some(place(device, &layer.bias));
             let n_out = layer.width.n_out;
             let residual = layer.residual.as_ref().map(|residual| place(device, residual));
-            let y = place(device, &vec![f32::NAN; self.shape.n_rows * n_out]);
+            let unset = vec![f32::NAN; self.shape.n_rows * n_out];
+            let y = place_in(device, &unset, layer.width.output);
             layers.push(Layer { weight, bias, adapter: *adapter, n_out, residual, y });
         }
         device.layers(self.shape, x, &layers, scratch);
-        let y: Vec<_> = layers.iter().map(|layer| fetch(device, layer.y)).collect();
+        let y: Vec<_> = layers.iter().map(|layer| fetch_floats(device, layer.y)).collect();
         let dx = vec![before; self.x.len()];
         let dx = Some((place(device, &dx), Store::Accumulate));
         let mut outputs = self.run_back(device, (x, weights, &adapters), before, dx, scratch);
@@ -236,7 +233,7 @@ impl Inputs {
                 let b = place(device, &vec![before; layer.b.len()]);
                 (adapter, LoraPair { a, b })
             });
-            let dy = place(device, &layer.dy);
+            let dy = place_in(device, &layer.dy, layer.width.gradient);
             layers.push(LayerBackward { weight, adapter, n_out: layer.width.n_out, dy });
         }
         device.layers_backward(self.shape, x, &layers, gradients, dx, scratch);
@@ -373,20 +370,39 @@ fn every_store_of_a_weight_gives_the_same_bits(device: &mut impl Backend) {
     }
 }
 
-/// An input that products would round may be in bf16 already.
-fn an_input_in_bf16_gives_the_same_bits(device: &mut impl Layers) {
+/// What products would round may be in bf16 already.
+fn what_products_round_gives_the_same_bits_in_bf16(device: &mut impl Layers) {
+    let profile = device.profile();
     for case in CASES {
-        if linear::input_format(&device.profile(), case.0.n_in) != FloatFormat::Bf16 {
-            continue;
-        }
         let mut inputs = Inputs::new(case, None, &mut Random::new(9));
         let expected = inputs.run(device, 0.0);
-        inputs.format = FloatFormat::Bf16;
+        inputs.format = linear::input_format(&profile, case.0.n_in);
+        for layer in &mut inputs.layers {
+            layer.width.gradient = linear::input_format(&profile, layer.width.n_out);
+        }
         let actual = inputs.run(device, 0.0);
         assert!(actual.dx == expected.dx, "dx of {case:?}");
         for (actual, expected) in actual.layers.iter().zip(&expected.layers) {
             assert!(actual.y == expected.y && actual.xa == expected.xa, "{case:?}");
             assert!(actual.da == expected.da && actual.db == expected.db, "{case:?}");
+        }
+    }
+}
+
+/// In bf16 stands what would be in f32, rounded.
+fn an_output_in_bf16_is_rounded_once(device: &mut impl Layers) {
+    if device.profile().compute == Compute::F32 {
+        return;
+    }
+    for (case, dropout) in CASES.into_iter().flat_map(|case| DROPOUTS.map(|d| (case, d))) {
+        let mut inputs = Inputs::new(case, dropout, &mut Random::new(10));
+        inputs.layers.iter_mut().for_each(|layer| layer.residual = None);
+        let expected = inputs.run(device, 0.0);
+        inputs.layers.iter_mut().for_each(|layer| layer.width.output = FloatFormat::Bf16);
+        let actual = inputs.run(device, 0.0);
+        for (actual, expected) in actual.layers.iter().zip(&expected.layers) {
+            assert!(actual.y == rounded_to_bf16(&expected.y), "y of {case:?}, {dropout:?}");
+            assert!(actual.xa == expected.xa, "xa of {case:?}, {dropout:?}");
         }
     }
 }
@@ -447,7 +463,8 @@ on_every_device! {
     gradients_replace_what_is_there,
     an_unwanted_input_gradient_changes_nothing_else,
     every_store_of_a_weight_gives_the_same_bits,
-    an_input_in_bf16_gives_the_same_bits,
+    what_products_round_gives_the_same_bits_in_bf16,
+    an_output_in_bf16_is_rounded_once,
     gradients_match_finite_differences,
 }
 
@@ -538,7 +555,11 @@ fn a_workspace_suits_fewer_rows() {
             for (input, dropout) in [(FloatFormat::F32, true), (FloatFormat::Bf16, false)] {
                 let bytes = |n_rows| {
                     let shape = LayersShape { n_rows, n_in: 300, rank };
-                    let layers = [with_pair(7000), without(70)];
+                    let layers = [with_pair(7000), without(70)].map(|layer| LayerWidth {
+                        output: input,
+                        gradient: input,
+                        ..layer
+                    });
                     workspace_bytes(&profile, shape, &layers, input, dropout)
                 };
                 assert!((1..1100).all(|n_rows| bytes(n_rows) <= bytes(n_rows + 1)));

@@ -3,10 +3,10 @@
 
 use super::{Linear, LinearShape, Weight, few_rows_bytes};
 use crate::{
-    Cpu,
+    Compute, Cpu,
     cpu::{
         Access,
-        gemm::{self, Extents, Layout, Nf4Values, Operand, Values},
+        gemm::{self, Extents, Layout, Nf4Values, Operand, Target, Values},
         parallel::for_each_part,
         pool::Pool,
     },
@@ -42,8 +42,16 @@ pub(crate) fn values<'a>(access: &mut Access<'a>, x: Floats) -> Values<'a> {
     }
 }
 
+/// Where an activation goes.
+pub(crate) fn target<'a>(access: &mut Access<'a>, y: Floats) -> Target<'a> {
+    match y {
+        Floats::F32(y) => Target::F32(access.write(y)),
+        Floats::Bf16(y) => Target::Bf16(access.write(y)),
+    }
+}
+
 /// Adds a bias to every row.
-pub(crate) fn add_bias(pool: &Pool, bias: Option<&[f32]>, y: &mut [f32]) {
+fn add_bias(pool: &Pool, bias: Option<&[f32]>, y: &mut [f32]) {
     let Some(bias) = bias else { return };
     for_each_part(pool, y, bias.len(), |_, row| {
         for (y, bias) in row.iter_mut().zip(bias) {
@@ -106,14 +114,14 @@ impl Linear for Cpu {
         &mut self,
         shape: LinearShape,
         x: Floats,
-        dy: DeviceSlice<f32>,
+        dy: Floats,
         dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
     ) {
         let mut access = self.access("weight gradient");
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
-        let dy = Operand::f32(access.read(dy), Layout::Lanes, n_out);
+        let dy = Operand { values: values(&mut access, dy), layout: Layout::Lanes, stride: n_out };
         let x = Operand { values: values(&mut access, x), layout: Layout::Lanes, stride: n_in };
         let extents = Extents { m: n_out, n: n_in, k: n_rows };
         access.count_product(n_out, n_in, n_rows);
@@ -129,25 +137,23 @@ impl Linear for Cpu {
         }
     }
 
-    fn linear_bias_gradient(
-        &mut self,
-        n_rows: usize,
-        n_out: usize,
-        dy: DeviceSlice<f32>,
-        dbias: Gradient,
-    ) {
+    fn linear_bias_gradient(&mut self, n_rows: usize, n_out: usize, dy: Floats, dbias: Gradient) {
         /// Columns of a task: a cache line.
         const COLUMNS: usize = 16;
         let mut access = self.access("bias gradient");
-        let dy = &access.read(dy)[..n_rows * n_out];
+        let dy = values(&mut access, dy.first(n_rows * n_out));
+        let isa = access.place().isa;
         let Gradient { values, store } = dbias;
         let dbias = &mut access.write(values)[..n_out];
         for_each_part(access.pool(), dbias, COLUMNS, |task, sums| {
             if store == Store::Overwrite {
                 sums.fill(0.0);
             }
-            for row in dy.chunks_exact(n_out) {
-                for (sum, term) in sums.iter_mut().zip(&row[task * COLUMNS..]) {
+            let mut run = [0.0; COLUMNS];
+            for row in 0..n_rows {
+                let run = &mut run[..sums.len()];
+                let terms = dy.expand(isa, Compute::F32, row * n_out + task * COLUMNS, run);
+                for (sum, term) in sums.iter_mut().zip(terms) {
                     *sum += term;
                 }
             }

@@ -7,7 +7,7 @@ use crate::{
         Launch, Parameters,
         product::{self, Activation, Matrix, Product, Staging, Turn},
     },
-    memory::{DeviceSlice, Floats, Gradient, Store, WeightGradient},
+    memory::{DeviceSlice, FloatFormat, Floats, Gradient, Store, WeightGradient},
 };
 
 /// Bytes of workspace that any of the three products needs: both activations as they are staged, and
@@ -83,14 +83,14 @@ impl Linear for Cuda {
         &mut self,
         shape: LinearShape,
         x: Floats,
-        dy: DeviceSlice<f32>,
+        dy: Floats,
         dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
     ) {
         let LinearShape { n_rows, n_in, n_out } = shape;
         let mut call = self.call("weight gradient");
         let x = Activation::new(&mut call, x.first(n_rows * n_in));
-        let dy = call.read(dy.first(n_rows * n_out));
+        let dy = Activation::new(&mut call, dy.first(n_rows * n_out));
         let n = n_out * n_in;
         let (dweight, store, is_rounded) = match dweight {
             WeightGradient::F32(Gradient { values, store }) => {
@@ -100,29 +100,27 @@ impl Linear for Cuda {
         };
         let mut staging = Staging::new(&mut call, workspace);
         let x = staging.input(&call, x, (n_rows, n_in), None);
-        let dy = staging.operand(&call, dy, (n_rows, n_out), None);
+        let dy = staging.input(&call, dy, (n_rows, n_out), None);
         let extents = (n_out, n_in, n_rows);
         let product = plain(extents, (dy, Turn::Across), (x, Turn::Across), store, dweight);
         // SAFETY: every argument was cut to these extents.
         unsafe { Product { is_rounded, ..product }.multiply(&mut call, &staging) };
     }
 
-    fn linear_bias_gradient(
-        &mut self,
-        n_rows: usize,
-        n_out: usize,
-        dy: DeviceSlice<f32>,
-        dbias: Gradient,
-    ) {
+    fn linear_bias_gradient(&mut self, n_rows: usize, n_out: usize, dy: Floats, dbias: Gradient) {
         let mut call = self.call("bias gradient");
         let parameters = Parameters::new()
-            .address(call.read(dy.first(n_rows * n_out)))
+            .address(call.read_floats(dy.first(n_rows * n_out)))
             .address(call.write(dbias.values.first(n_out)))
             .extent(n_rows)
             .extent(n_out)
             .u32(u32::from(dbias.store == Store::Accumulate));
         let launch = Launch::covering(n_out, 64);
+        let kernel = match dy.format() {
+            FloatFormat::F32 => "linear_bias_gradient_f32",
+            FloatFormat::Bf16 => "linear_bias_gradient_bf16",
+        };
         // SAFETY: both arguments were cut to these extents.
-        unsafe { call.launch("linear_bias_gradient", launch, parameters) };
+        unsafe { call.launch(kernel, launch, parameters) };
     }
 }

@@ -143,7 +143,7 @@ __device__ __forceinline__ void multiply_f32(const Product& p) {
         for (u32 j = 0; j < 4; j++) {
             const u32 r = m0 + row + 16 * i, c = n0 + column + 16 * j;
             if (r < p.m && c < p.n)
-                store(p, A_ACROSS && B_ACROSS && p.is_rounded, static_cast<u64>(r) * p.n + c,
+                store(p, p.is_rounded, static_cast<u64>(r) * p.n + c,
                       finished(p, r, c, sums[i][j]));
         }
 }
@@ -164,12 +164,21 @@ PRODUCT_IN_F32(across_across_f32, true, true, F32Element)
 // ---- The gradient of a bias ----
 
 // A thread has a column, and adds its rows in their order.
-extern "C" __global__ void __launch_bounds__(64)
-    linear_bias_gradient(const f32* __restrict__ dy, f32* __restrict__ dbias, u32 n_rows, u32 n_out,
-                         u32 accumulates) {
+template <class T>
+__device__ __forceinline__ void bias_gradient(const T* dy, f32* dbias, u32 n_rows, u32 n_out,
+                                              u32 accumulates) {
     const u32 column = blockIdx.x * 64 + threadIdx.x;
     if (column >= n_out) return;
     f32 sum = accumulates ? dbias[column] : 0.0f;
-    for (u32 row = 0; row < n_rows; row++) sum += dy[static_cast<u64>(row) * n_out + column];
+    for (u32 row = 0; row < n_rows; row++) sum += widen(dy[static_cast<u64>(row) * n_out + column]);
     dbias[column] = sum;
 }
+
+#define BIAS_GRADIENT(format)                                                                      \
+    extern "C" __global__ void __launch_bounds__(64)                                               \
+        linear_bias_gradient_##format(const format* __restrict__ dy, f32* __restrict__ dbias,      \
+                                      u32 n_rows, u32 n_out, u32 accumulates) {                    \
+        bias_gradient(dy, dbias, n_rows, n_out, accumulates);                                      \
+    }
+BIAS_GRADIENT(f32)
+BIAS_GRADIENT(bf16)

@@ -98,12 +98,12 @@ pub trait Linear: Memory {
 
     /// `dweight (store) dyᵀ · x`, or the sums rounded to bf16.
     ///
-    /// `x` `[n_rows, n_in]`, in [`input_format`] or f32; `dy` `[n_rows, n_out]`, `dweight` `[n_out, n_in]`.
+    /// `x` `[n_rows, n_in]`, `dy` `[n_rows, n_out]`, each in [`input_format`] or f32; `dweight` `[n_out, n_in]`.
     fn linear_weight_gradient(
         &mut self,
         shape: LinearShape,
         x: Floats,
-        dy: DeviceSlice<f32>,
+        dy: Floats,
         dweight: WeightGradient,
         workspace: DeviceSlice<u8>,
     );
@@ -111,13 +111,7 @@ pub trait Linear: Memory {
     /// `dbias (store) Σ_t dy[t, :]`.
     ///
     /// `dy` `[n_rows, n_out]`, `dbias` `[n_out]`.
-    fn linear_bias_gradient(
-        &mut self,
-        n_rows: usize,
-        n_out: usize,
-        dy: DeviceSlice<f32>,
-        dbias: Gradient,
-    );
+    fn linear_bias_gradient(&mut self, n_rows: usize, n_out: usize, dy: Floats, dbias: Gradient);
 }
 
 /// How an activation of `width` numbers a row is best stored where products alone read it: in bf16 where

@@ -4,7 +4,10 @@ use super::{reference::*, *};
 use crate::{
     Compute,
     nf4::Nf4,
-    testing::{Nf4Parts, Random, fetch, on_every_device, place, relative_error, workspace},
+    testing::{
+        Nf4Parts, Random, fetch, on_every_device, place, place_in, relative_error, rounded_to_bf16,
+        workspace,
+    },
 };
 
 /// Extents that are multiples of nothing, one row, one column, more than one block each way, and
@@ -57,13 +60,7 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         let scratch = workspace(device, workspace_bytes(&profile, shape));
         let [x_rounded, dy_rounded] = [&x, &dy].map(|values| rounded(values, profile.compute));
         let (x_slice, dy_slice) = (place(device, &x), place(device, &dy));
-        let narrow = match input_format(&profile, shape.n_in) {
-            FloatFormat::F32 => None,
-            FloatFormat::Bf16 => {
-                let x: Vec<_> = x.iter().copied().map(bf16::from_f32).collect();
-                Some(Floats::from(place(device, &x)))
-            }
-        };
+        let narrow = place_in(device, &x, input_format(&profile, shape.n_in));
         for (weight, values) in weights(device, shape, &mut random) {
             let values = rounded(&values, profile.compute);
             let y = place(device, &vec![f32::NAN; dy.len()]);
@@ -71,10 +68,8 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
             let what = format!("forward {shape:?} {weight:?}");
             let from_f32 = fetch(device, y);
             check(&what, &from_f32, &forward(shape, &x_rounded, &values));
-            if let Some(x) = narrow {
-                device.linear(shape, x, weight, None, Store::Overwrite, y, scratch);
-                assert!(fetch(device, y) == from_f32, "x in bf16, {what}");
-            }
+            device.linear(shape, narrow, weight, None, Store::Overwrite, y, scratch);
+            assert!(fetch(device, y) == from_f32, "x in bf16, {what}");
 
             let dx = place(device, &vec![f32::NAN; x.len()]);
             device.linear_input_gradient(shape, dy_slice, weight, Store::Overwrite, dx, scratch);
@@ -83,14 +78,19 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         }
         let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
         let gradient = Gradient { values: dweight, store: Store::Overwrite };
-        device.linear_weight_gradient(shape, x_slice.into(), dy_slice, gradient.into(), scratch);
+        device.linear_weight_gradient(
+            shape,
+            x_slice.into(),
+            dy_slice.into(),
+            gradient.into(),
+            scratch,
+        );
         let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
         let from_f32 = fetch(device, dweight);
         check(&format!("weight gradient {shape:?}"), &from_f32, &expected);
-        if let Some(x) = narrow {
-            device.linear_weight_gradient(shape, x, dy_slice, gradient.into(), scratch);
-            assert!(fetch(device, dweight) == from_f32, "x in bf16, {shape:?}");
-        }
+        let dy = place_in(device, &dy, input_format(&profile, shape.n_out));
+        device.linear_weight_gradient(shape, narrow, dy, gradient.into(), scratch);
+        assert!(fetch(device, dweight) == from_f32, "in bf16, {shape:?}");
     }
 }
 
@@ -134,7 +134,7 @@ fn the_bias_gradient_sums_rows(device: &mut impl Linear) {
         (Store::Overwrite, &vec![f32::NAN; n_out], &vec![0.0; n_out]),
     ] {
         let values = place(device, given);
-        device.linear_bias_gradient(n_rows, n_out, dy_slice, Gradient { values, store });
+        device.linear_bias_gradient(n_rows, n_out, dy_slice.into(), Gradient { values, store });
         let exact: Vec<f64> = (0..n_out)
             .map(|i| f64::from(before[i]) + sums(i).map(|at| f64::from(dy[at])).sum::<f64>())
             .collect();
@@ -142,6 +142,15 @@ fn the_bias_gradient_sums_rows(device: &mut impl Linear) {
             (0..n_out).map(|i| sums(i).fold(before[i], |sum, at| sum + dy[at])).collect();
         check("bias gradient", &fetch(device, values), &(exact, plain));
     }
+    let sum = |device: &mut _, dy| {
+        let values = place(device, &vec![f32::NAN; n_out]);
+        let gradient = Gradient { values, store: Store::Overwrite };
+        Linear::linear_bias_gradient(device, n_rows, n_out, dy, gradient);
+        fetch(device, values)
+    };
+    let [narrow, wide] = [FloatFormat::Bf16, FloatFormat::F32]
+        .map(|format| place_in(device, &rounded_to_bf16(&dy), format));
+    assert_eq!(sum(device, narrow), sum(device, wide));
 }
 
 /// Sums of nothing.
@@ -155,7 +164,7 @@ fn no_rows_have_a_weight_gradient_of_zero(device: &mut impl Linear) {
     {
         let values = place(device, &vec![before; 630]);
         let gradient = Gradient { values, store }.into();
-        device.linear_weight_gradient(shape, x.into(), dy, gradient, scratch);
+        device.linear_weight_gradient(shape, x.into(), dy.into(), gradient, scratch);
         assert_eq!(fetch(device, values), vec![after; 630]);
     }
 }
@@ -174,13 +183,19 @@ fn check_bf16_gradient(device: &mut impl Linear, shape: LinearShape) {
     let scratch = workspace(device, scratch);
     let values = place(device, &vec![f32::NAN; n]);
     let gradient = Gradient { values, store: Store::Overwrite };
-    device.linear_weight_gradient(shape, x.into(), dy, gradient.into(), scratch);
+    device.linear_weight_gradient(shape, x.into(), dy.into(), gradient.into(), scratch);
     let expected = fetch(device, values).into_iter().map(bf16::from_f32).collect();
     // An odd place and an even one, for which a card has stores of its own.
     for offset in [3, 8] {
         let around = place(device, &vec![bf16::NAN; offset + n + 5]);
         let rounded = around.slice(offset..offset + n);
-        device.linear_weight_gradient(shape, x.into(), dy, WeightGradient::Bf16(rounded), scratch);
+        device.linear_weight_gradient(
+            shape,
+            x.into(),
+            dy.into(),
+            WeightGradient::Bf16(rounded),
+            scratch,
+        );
         assert!(bits(fetch(device, rounded)) == bits(Vec::clone(&expected)), "{shape:?}");
         let around = fetch(device, around);
         assert!(around[..offset].iter().chain(&around[offset + n..]).all(|value| value.is_nan()));
@@ -240,7 +255,13 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
         let Weight::F32(_) = weight else { continue };
         let dweight = place(device, &values);
         let gradient = Gradient { values: dweight, store };
-        device.linear_weight_gradient(shape, x_slice.into(), dy_slice, gradient.into(), scratch);
+        device.linear_weight_gradient(
+            shape,
+            x_slice.into(),
+            dy_slice.into(),
+            gradient.into(),
+            scratch,
+        );
         let dweight = fetch(device, dweight);
         for _ in 0..3 {
             let i = random.below(values.len());
@@ -287,7 +308,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 device.linear(shape, x.into(), weight, None, store, y, scratch);
                 device.linear_input_gradient(shape, dy, weight, store, dx, scratch);
                 let gradient = Gradient { values: dweight, store };
-                device.linear_weight_gradient(shape, x.into(), dy, gradient.into(), scratch);
+                device.linear_weight_gradient(shape, x.into(), dy.into(), gradient.into(), scratch);
                 [y, dx, dweight].map(|slice| {
                     fetch(&device, slice).into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 })
@@ -390,7 +411,7 @@ fn large_tiles_give_the_bits_of_small_ones() {
     let dweight = place(&mut device, &vec![f32::NAN; 1040 * 1088]);
     let [x_slice, dy_slice] = [&x, &dy].map(|values| place(&mut device, values));
     let gradient = Gradient { values: dweight, store: Store::Overwrite };
-    device.linear_weight_gradient(shape, x_slice.into(), dy_slice, gradient.into(), scratch);
+    device.linear_weight_gradient(shape, x_slice.into(), dy_slice.into(), gradient.into(), scratch);
     let expected = weight_gradient(shape, &x, &dy);
     check("weight gradient in large tiles", &fetch(&device, dweight), &expected);
     check_bf16_gradient(&mut device, shape);

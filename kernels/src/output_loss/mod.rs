@@ -142,7 +142,7 @@ fn in_chunks(
         device.linear_input_gradient(chunk, logits, weight, store, dx, products);
         if let Some(dweight) = &mut dweight {
             let x = rows(x).into();
-            device.linear_weight_gradient(chunk, x, logits, (*dweight).into(), products);
+            device.linear_weight_gradient(chunk, x, logits.into(), (*dweight).into(), products);
             dweight.store = Store::Accumulate;
         }
     }

@@ -1,13 +1,10 @@
 //! Normalisation on the processor: rows in parallel, the weight's gradient in partial sums.
 
-use half::bf16;
-
 use super::{RmsNorm, RmsNormShape, partial_rows};
 use crate::{
     Cpu, Isa,
     cpu::{
-        gemm::bf16_bits,
-        math::{dot, dot_of_three, for_each_isa},
+        math::{Widen, dot, dot_of_three, for_each_isa},
         parallel::{Shared, for_each_part, for_each_task, rows_per_task},
         pool::Pool,
     },
@@ -15,25 +12,12 @@ use crate::{
 };
 
 for_each_isa! {
-    fn forward_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
+    fn forward_rows<O: Widen>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [O]) {
         let width = weight.len();
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
             let rstd = inverse_deviation(x, epsilon);
             for i in 0..width {
-                y[i] = x[i] * rstd * weight[i];
-            }
-        }
-    }
-}
-
-for_each_isa! {
-    /// The same, rounded.
-    fn rounded_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [bf16]) {
-        let width = weight.len();
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            let rstd = inverse_deviation(x, epsilon);
-            for i in 0..width {
-                y[i] = bf16::from_bits(bf16_bits(x[i] * rstd * weight[i]) as u16);
+                y[i] = O::nearest(x[i] * rstd * weight[i]);
             }
         }
     }
@@ -117,7 +101,7 @@ impl RmsNorm for Cpu {
                 let y = &mut access.write(y)[..len];
                 for_each_part(access.pool(), y, part, |task, y| {
                     let x = &x[task * part..task * part + y.len()];
-                    rounded_rows(isa, x, weight, shape.epsilon, y);
+                    forward_rows(isa, x, weight, shape.epsilon, y);
                 });
             }
         }

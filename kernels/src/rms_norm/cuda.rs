@@ -85,10 +85,7 @@ impl RmsNorm for Cuda {
         let parameters = Parameters::new()
             .address(call.read(x.first(len)))
             .address(call.read(weight.first(width)))
-            .address(match y {
-                Floats::F32(y) => call.write(y.first(len)),
-                Floats::Bf16(y) => call.write(y.first(len)),
-            })
+            .address(call.write_floats(y.first(len)))
             .f32(epsilon)
             .extent(n_rows)
             .extent(width);

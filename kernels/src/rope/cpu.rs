@@ -2,39 +2,47 @@
 
 use super::{Rope, Rotation};
 use crate::{
-    Cpu,
+    Cpu, Isa,
     cpu::{
-        math::for_each_isa,
+        math::{Widen, for_each_isa},
         parallel::{for_each_part, rows_per_task},
     },
-    memory::DeviceSlice,
+    memory::{DeviceSlice, Floats},
 };
 
+/// Pairs that are turned together.
+const RUN: usize = 64;
+
 for_each_isa! {
-    fn rotate_row(heads: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    fn rotate_row<T: Widen>(device: Isa, heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();
+        let (mut lows, mut highs) = ([0.0; RUN], [0.0; RUN]);
         for head in heads.chunks_exact_mut(2 * half) {
             let (low, high) = head.split_at_mut(half);
-            for i in 0..half {
-                let (a, b) = (low[i], high[i]);
-                let (cos, sin) = (cos[i], sin[i] * sign);
-                low[i] = a * cos - b * sin;
-                high[i] = b * cos + a * sin;
+            let runs = low.chunks_mut(RUN).zip(high.chunks_mut(RUN));
+            for ((low, high), (cos, sin)) in runs.zip(cos.chunks(RUN).zip(sin.chunks(RUN))) {
+                let n = low.len();
+                for i in 0..n {
+                    let (a, b) = (low[i].widen(), high[i].widen());
+                    let (cos, sin) = (cos[i], sin[i] * sign);
+                    lows[i] = a * cos - b * sin;
+                    highs[i] = b * cos + a * sin;
+                }
+                T::store_row(device, &lows[..n], low);
+                T::store_row(device, &highs[..n], high);
             }
         }
     }
 }
 
-impl Rope for Cpu {
-    fn rope(
+impl Cpu {
+    fn rotate<T: Widen>(
         &mut self,
-        n_heads: usize,
-        head_size: usize,
+        (n_heads, head_size): (usize, usize),
         rotation: Rotation,
         positions: DeviceSlice<u32>,
-        cos: DeviceSlice<f32>,
-        sin: DeviceSlice<f32>,
-        x: DeviceSlice<f32>,
+        [cos, sin]: [DeviceSlice<f32>; 2],
+        x: DeviceSlice<T>,
     ) {
         let isa = self.isa();
         let (width, half) = (n_heads * head_size, head_size / 2);
@@ -52,8 +60,27 @@ impl Rope for Cpu {
             let positions = &positions[task * n_rows..];
             for (row, &position) in x.chunks_exact_mut(width).zip(positions) {
                 let at = position as usize * half..(position as usize + 1) * half;
-                rotate_row(isa, row, &cos[at.clone()], &sin[at], sign);
+                rotate_row(isa, isa, row, &cos[at.clone()], &sin[at], sign);
             }
         });
+    }
+}
+
+impl Rope for Cpu {
+    fn rope(
+        &mut self,
+        n_heads: usize,
+        head_size: usize,
+        rotation: Rotation,
+        positions: DeviceSlice<u32>,
+        cos: DeviceSlice<f32>,
+        sin: DeviceSlice<f32>,
+        x: Floats,
+    ) {
+        let (heads, tables) = ((n_heads, head_size), [cos, sin]);
+        match x {
+            Floats::F32(x) => self.rotate(heads, rotation, positions, tables, x),
+            Floats::Bf16(x) => self.rotate(heads, rotation, positions, tables, x),
+        }
     }
 }

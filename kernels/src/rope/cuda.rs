@@ -4,7 +4,7 @@ use super::{Rope, Rotation};
 use crate::{
     Cuda,
     cuda::{Launch, Parameters},
-    memory::DeviceSlice,
+    memory::{DeviceSlice, FloatFormat, Floats},
 };
 
 impl Rope for Cuda {
@@ -16,7 +16,7 @@ impl Rope for Cuda {
         positions: DeviceSlice<u32>,
         cos: DeviceSlice<f32>,
         sin: DeviceSlice<f32>,
-        x: DeviceSlice<f32>,
+        x: Floats,
     ) {
         let (n_rows, half) = (positions.len(), head_size / 2);
         let sign = match rotation {
@@ -28,14 +28,18 @@ impl Rope for Cuda {
             .address(call.read(positions))
             .address(call.read(cos))
             .address(call.read(sin))
-            .address(call.write(x.first(n_rows * n_heads * head_size)))
+            .address(call.write_floats(x.first(n_rows * n_heads * head_size)))
             .f32(sign)
             .extent(n_rows)
             .extent(n_heads)
             .extent(half)
             .extent(cos.len().min(sin.len()) / half.max(1));
         let launch = Launch::by_rows(n_rows, n_heads * half.div_ceil(4));
+        let kernel = match x.format() {
+            FloatFormat::F32 => "rope_rotate_f32",
+            FloatFormat::Bf16 => "rope_rotate_bf16",
+        };
         // SAFETY: `x` was cut to the extents; positions beyond the tables are not looked up.
-        unsafe { call.launch("rope_rotate", launch, parameters) };
+        unsafe { call.launch(kernel, launch, parameters) };
     }
 }

@@ -17,7 +17,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::memory::{DeviceSlice, Memory};
+use crate::memory::{DeviceSlice, Floats, Memory};
 
 /// Which way to turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub enum RopeScaling {
 
 /// The rotation, in place.
 pub trait Rope: Memory {
-    /// Turns every head of `x` `[T, n_heads, head_size]`, in place.
+    /// Turns every head of `x` `[T, n_heads, head_size]`, in place, in bf16 rounded.
     ///
     /// `positions` `[T]`; `cos`, `sin` `[n_positions, head_size / 2]`, as [`tables`] fills them.
     fn rope(
@@ -80,7 +80,7 @@ pub trait Rope: Memory {
         positions: DeviceSlice<u32>,
         cos: DeviceSlice<f32>,
         sin: DeviceSlice<f32>,
-        x: DeviceSlice<f32>,
+        x: Floats,
     );
 }
 

@@ -1,7 +1,10 @@
 use super::*;
-use crate::testing::{
-    Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch, on_every_device,
-    place, to_f32, unrounded,
+use crate::{
+    FloatFormat,
+    testing::{
+        Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch_floats,
+        on_every_device, place, place_in, rounded_to_bf16, to_f32, unrounded,
+    },
 };
 
 /// Rows, heads, head size.
@@ -17,15 +20,23 @@ fn inputs((n_rows, n_heads, head_size): (usize, usize, usize)) -> (Vec<u32>, Vec
 
 /// `x` turned forward, and `x` turned backward.
 fn run(device: &mut impl Rope, shape: (usize, usize, usize)) -> [Vec<f32>; 2] {
-    let (_, n_heads, head_size) = shape;
     let (positions, x) = inputs(shape);
-    let positions = place(device, &positions);
+    run_in(device, shape, (&positions, &x), FloatFormat::F32)
+}
+
+fn run_in(
+    device: &mut impl Rope,
+    (_, n_heads, head_size): (usize, usize, usize),
+    (positions, x): (&[u32], &[f32]),
+    format: FloatFormat,
+) -> [Vec<f32>; 2] {
+    let positions = place(device, positions);
     let (cos, sin) = tables(RopeScaling::None, 1e4, head_size, N_POSITIONS);
     let [cos, sin] = [cos, sin].map(|values| place(device, &values));
     [Rotation::Forward, Rotation::Backward].map(|rotation| {
-        let x = place(device, &x);
+        let x = place_in(device, x, format);
         device.rope(n_heads, head_size, rotation, positions, cos, sin, x);
-        fetch(device, x)
+        fetch_floats(device, x)
     })
 }
 
@@ -44,8 +55,20 @@ fn both_directions_match_the_reference(device: &mut impl Rope) {
     }
 }
 
+/// In bf16 stands what would be in f32, rounded.
+fn numbers_in_bf16_are_rounded_once(device: &mut impl Rope) {
+    for shape in SHAPES {
+        let (positions, x) = inputs(shape);
+        let x = rounded_to_bf16(&x);
+        let expected = run_in(device, shape, (&positions, &x), FloatFormat::F32);
+        let actual = run_in(device, shape, (&positions, &x), FloatFormat::Bf16);
+        assert!(actual == expected.map(|values| rounded_to_bf16(&values)), "{shape:?}");
+    }
+}
+
 on_every_device! {
     both_directions_match_the_reference,
+    numbers_in_bf16_are_rounded_once,
 }
 
 #[test]

@@ -1,92 +1,94 @@
 //! The activation on the processor.
 
-use half::bf16;
-
-use super::Swiglu;
+use super::{Pair, Swiglu};
 use crate::{
-    Cpu, Isa,
+    Cpu,
     cpu::{
-        gemm::round_row,
-        math::{for_each_isa, sigmoid},
+        math::{Widen, for_each_isa, sigmoid},
         parallel::{CHUNK, for_each_part},
     },
     memory::{DeviceSlice, Floats},
 };
 
-/// Numbers that are rounded together.
-const RUN: usize = 1024;
+/// Numbers that are stored together.
+const RUN: usize = 256;
 
 for_each_isa! {
-    fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    fn forward<T: Widen>(gate: &[T], up: &[T], y: &mut [f32]) {
         let n = y.len();
         let (gate, up) = (&gate[..n], &up[..n]);
         for i in 0..n {
-            y[i] = gate[i] * sigmoid::<FUSED>(gate[i]) * up[i];
+            let value = gate[i].widen();
+            y[i] = value * sigmoid::<FUSED>(value) * up[i].widen();
         }
-    }
-}
-
-/// The same, rounded.
-fn rounded(isa: Isa, gate: &[f32], up: &[f32], y: &mut [bf16]) {
-    let mut run = [0.0; RUN];
-    let inputs = gate.chunks(RUN).zip(up.chunks(RUN));
-    for (y, (gate, up)) in y.chunks_mut(RUN).zip(inputs) {
-        let run = &mut run[..y.len()];
-        forward(isa, gate, up, run);
-        round_row(isa, run, y);
     }
 }
 
 for_each_isa! {
-    fn backward(dy: &[f32], gate: &mut [f32], up: &mut [f32]) {
+    fn backward<T: Widen>(dy: &[f32], gate: &[T], up: &[T], dgate: &mut [f32], dup: &mut [f32]) {
         let n = dy.len();
-        let (gate, up) = (&mut gate[..n], &mut up[..n]);
+        let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
         for i in 0..n {
-            let share = sigmoid::<FUSED>(gate[i]);
-            let silu = gate[i] * share;
-            let dgate = dy[i] * up[i] * share * (1.0 + gate[i] * (1.0 - share));
-            up[i] = dy[i] * silu;
-            gate[i] = dgate;
+            let (value, factor) = (gate[i].widen(), up[i].widen());
+            let share = sigmoid::<FUSED>(value);
+            let silu = value * share;
+            dgate[i] = dy[i] * factor * share * (1.0 + value * (1.0 - share));
+            dup[i] = dy[i] * silu;
         }
     }
 }
 
-impl Swiglu for Cpu {
-    fn swiglu(&mut self, gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: Floats) {
+impl Cpu {
+    fn activate<I: Widen, O: Widen>(&mut self, [gate, up]: [DeviceSlice<I>; 2], y: DeviceSlice<O>) {
         let isa = self.isa();
         let mut access = self.access("activation");
-        let (gate, up) = (access.read(gate), access.read(up));
-        let at = |task: usize, n: usize| task * CHUNK..task * CHUNK + n;
-        match y {
-            Floats::F32(y) => {
-                let y = access.write(y);
-                for_each_part(access.pool(), y, CHUNK, |task, y| {
-                    let at = at(task, y.len());
-                    forward(isa, &gate[at.clone()], &up[at], y);
-                });
+        let (gate, up, y) = (access.read(gate), access.read(up), access.write(y));
+        for_each_part(access.pool(), y, CHUNK, |task, y| {
+            let inputs = gate[task * CHUNK..].chunks(RUN).zip(up[task * CHUNK..].chunks(RUN));
+            let mut run = [0.0; RUN];
+            for (y, (gate, up)) in y.chunks_mut(RUN).zip(inputs) {
+                let run = &mut run[..y.len()];
+                forward(isa, gate, up, run);
+                O::store_row(isa, run, y);
             }
-            Floats::Bf16(y) => {
-                let y = access.write(y);
-                for_each_part(access.pool(), y, CHUNK, |task, y| {
-                    let at = at(task, y.len());
-                    rounded(isa, &gate[at.clone()], &up[at], y);
-                });
-            }
-        }
+        });
     }
 
-    fn swiglu_backward(
+    fn activate_backward<T: Widen>(
         &mut self,
         dy: DeviceSlice<f32>,
-        gate_dgate: DeviceSlice<f32>,
-        up_dup: DeviceSlice<f32>,
+        [gate, up]: [DeviceSlice<T>; 2],
     ) {
         let isa = self.isa();
         let mut access = self.access("activation backward");
         let dy = access.read(dy);
-        let (gate, up) = (access.write(gate_dgate), access.write(up_dup));
+        let (gate, up) = (access.write(gate), access.write(up));
         for_each_part(access.pool(), (gate, up), CHUNK, |task, (gate, up)| {
-            backward(isa, &dy[task * CHUNK..][..gate.len()], gate, up);
+            let (mut dgate, mut dup) = ([0.0; RUN], [0.0; RUN]);
+            let places = gate.chunks_mut(RUN).zip(up.chunks_mut(RUN));
+            for ((gate, up), dy) in places.zip(dy[task * CHUNK..].chunks(RUN)) {
+                backward(isa, &dy[..gate.len()], gate, up, &mut dgate, &mut dup);
+                T::store_row(isa, &dgate[..gate.len()], gate);
+                T::store_row(isa, &dup[..up.len()], up);
+            }
         });
+    }
+}
+
+impl Swiglu for Cpu {
+    fn swiglu(&mut self, gate: Floats, up: Floats, y: Floats) {
+        match (Pair::of(gate, up), y) {
+            (Pair::F32(pair), Floats::F32(y)) => self.activate(pair, y),
+            (Pair::F32(pair), Floats::Bf16(y)) => self.activate(pair, y),
+            (Pair::Bf16(pair), Floats::F32(y)) => self.activate(pair, y),
+            (Pair::Bf16(pair), Floats::Bf16(y)) => self.activate(pair, y),
+        }
+    }
+
+    fn swiglu_backward(&mut self, dy: DeviceSlice<f32>, gate_dgate: Floats, up_dup: Floats) {
+        match Pair::of(gate_dgate, up_dup) {
+            Pair::F32(pair) => self.activate_backward(dy, pair),
+            Pair::Bf16(pair) => self.activate_backward(dy, pair),
+        }
     }
 }

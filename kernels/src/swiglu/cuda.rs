@@ -1,6 +1,6 @@
 //! The activation on a card: a thread has four numbers.
 
-use super::Swiglu;
+use super::{Pair, Swiglu};
 use crate::{
     Cuda,
     cuda::{Launch, Parameters},
@@ -8,38 +8,39 @@ use crate::{
 };
 
 impl Swiglu for Cuda {
-    fn swiglu(&mut self, gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: Floats) {
+    fn swiglu(&mut self, gate: Floats, up: Floats, y: Floats) {
         let n = y.len();
+        let pair = Pair::of(gate.first(n), up.first(n));
         let mut call = self.call("activation");
-        let (y, kernel) = match y {
-            Floats::F32(y) => (call.write(y), "swiglu_forward_f32"),
-            Floats::Bf16(y) => (call.write(y), "swiglu_forward_bf16"),
+        let kernel = match (pair, y) {
+            (Pair::F32(_), Floats::F32(_)) => "swiglu_forward_f32_to_f32",
+            (Pair::F32(_), Floats::Bf16(_)) => "swiglu_forward_f32_to_bf16",
+            (Pair::Bf16(_), Floats::F32(_)) => "swiglu_forward_bf16_to_f32",
+            (Pair::Bf16(_), Floats::Bf16(_)) => "swiglu_forward_bf16_to_bf16",
         };
-        let parameters = Parameters::new()
-            .address(call.read(gate.first(n)))
-            .address(call.read(up.first(n)))
-            .address(y)
-            .u64(n as u64);
+        let [gate, up] = match pair {
+            Pair::F32(pair) => pair.map(|slice| call.read(slice)),
+            Pair::Bf16(pair) => pair.map(|slice| call.read(slice)),
+        };
+        let y = call.write_floats(y);
+        let parameters = Parameters::new().address(gate).address(up).address(y).u64(n as u64);
         let launch = Launch::covering(n.div_ceil(4), 256);
         // SAFETY: all have the length given.
         unsafe { call.launch(kernel, launch, parameters) };
     }
 
-    fn swiglu_backward(
-        &mut self,
-        dy: DeviceSlice<f32>,
-        gate_dgate: DeviceSlice<f32>,
-        up_dup: DeviceSlice<f32>,
-    ) {
+    fn swiglu_backward(&mut self, dy: DeviceSlice<f32>, gate_dgate: Floats, up_dup: Floats) {
         let n = dy.len();
+        let pair = Pair::of(gate_dgate.first(n), up_dup.first(n));
         let mut call = self.call("activation backward");
-        let parameters = Parameters::new()
-            .address(call.read(dy))
-            .address(call.write(gate_dgate.first(n)))
-            .address(call.write(up_dup.first(n)))
-            .u64(n as u64);
+        let dy = call.read(dy);
+        let ([gate, up], kernel) = match pair {
+            Pair::F32(pair) => (pair.map(|slice| call.write(slice)), "swiglu_backward_f32"),
+            Pair::Bf16(pair) => (pair.map(|slice| call.write(slice)), "swiglu_backward_bf16"),
+        };
+        let parameters = Parameters::new().address(dy).address(gate).address(up).u64(n as u64);
         let launch = Launch::covering(n.div_ceil(4), 256);
         // SAFETY: all have the length given.
-        unsafe { call.launch("swiglu_backward", launch, parameters) };
+        unsafe { call.launch(kernel, launch, parameters) };
     }
 }

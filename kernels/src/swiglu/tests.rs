@@ -1,9 +1,11 @@
-use half::bf16;
-
 use super::*;
-use crate::testing::{
-    Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads, fetch,
-    on_every_device, place, to_f32, unrounded, widened,
+use crate::{
+    FloatFormat,
+    testing::{
+        Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads,
+        fetch_floats, on_every_device, place, place_in, rounded_to_bf16, to_f32, unrounded,
+        widened,
+    },
 };
 
 const LENGTHS: [usize; 5] = [1, 17, 123 * 5, 1 << 14, 40_001];
@@ -17,11 +19,22 @@ fn inputs(n: usize) -> [Vec<f32>; 3] {
 
 /// `y`, `dgate` and `dup`.
 fn run(device: &mut impl Swiglu, inputs: &[Vec<f32>; 3]) -> [Vec<f32>; 3] {
-    let [dy, gate, up] = inputs.each_ref().map(|values| place(device, values));
-    let y = place(device, &vec![f32::NAN; dy.len()]);
-    device.swiglu(gate, up, y.into());
+    run_in(device, inputs, FloatFormat::F32, FloatFormat::F32)
+}
+
+/// The same with gate and up, and y, in a format.
+fn run_in(
+    device: &mut impl Swiglu,
+    [dy, gate, up]: &[Vec<f32>; 3],
+    input: FloatFormat,
+    output: FloatFormat,
+) -> [Vec<f32>; 3] {
+    let y = place_in(device, &vec![f32::NAN; dy.len()], output);
+    let dy = place(device, dy);
+    let [gate, up] = [gate, up].map(|values| place_in(device, values, input));
+    device.swiglu(gate, up, y);
     device.swiglu_backward(dy, gate, up);
-    [y, gate, up].map(|slice| fetch(device, slice))
+    [y, gate, up].map(|floats| fetch_floats(device, floats))
 }
 
 fn both_passes_match_the_reference(device: &mut impl Swiglu) {
@@ -38,16 +51,20 @@ fn both_passes_match_the_reference(device: &mut impl Swiglu) {
     }
 }
 
-/// In bf16 stands what is in f32, rounded.
-fn an_output_in_bf16_is_rounded_once(device: &mut impl Swiglu) {
+/// In bf16 stands what would be in f32, rounded.
+fn numbers_in_bf16_are_rounded_once(device: &mut impl Swiglu) {
+    use FloatFormat::{Bf16, F32};
     for n in LENGTHS {
-        let [_, gate, up] = inputs(n).map(|values| place(device, &values));
-        let y = place(device, &vec![f32::NAN; n]);
-        device.swiglu(gate, up, y.into());
-        let rounded = place(device, &vec![bf16::NAN; n]);
-        device.swiglu(gate, up, rounded.into());
-        let expected: Vec<_> = fetch(device, y).into_iter().map(bf16::from_f32).collect();
-        assert!(fetch(device, rounded) == expected, "{n} numbers");
+        let [dy, gate, up] = inputs(n);
+        let inputs = [dy, rounded_to_bf16(&gate), rounded_to_bf16(&up)];
+        let exact = run(device, &inputs);
+        let rounded = exact.each_ref().map(|values| rounded_to_bf16(values));
+        let pick = |format, i: usize| if format == Bf16 { &rounded[i] } else { &exact[i] };
+        for (input, output) in [(F32, Bf16), (Bf16, F32), (Bf16, Bf16)] {
+            let actual = run_in(device, &inputs, input, output);
+            let expected = [pick(output, 0), pick(input, 1), pick(input, 2)];
+            assert!(actual.each_ref() == expected, "{n} numbers, {input:?} to {output:?}");
+        }
     }
 }
 
@@ -62,7 +79,7 @@ fn gates_of_any_size_give_finite_results(device: &mut impl Swiglu) {
 
 on_every_device! {
     both_passes_match_the_reference,
-    an_output_in_bf16_is_rounded_once,
+    numbers_in_bf16_are_rounded_once,
     gates_of_any_size_give_finite_results,
 }
 

@@ -1,6 +1,6 @@
 //! The backward pass of one layer.
 
-use nibble_kernels::{Backend, DeviceSlice, Gradient, Store, rope::Rotation};
+use nibble_kernels::{Backend, DeviceSlice, Floats, Gradient, Store, rope::Rotation};
 
 use super::{
     Decoder,
@@ -89,7 +89,7 @@ impl Decoder {
             device.swiglu(saved.gate, saved.up, saved.activated);
         }
         let dactivated = cut(slices.gradients.activated, spec.ffn_width);
-        back(device, saved.activated, &[(Projection::Down, residual)], Some(dactivated));
+        back(device, saved.activated, &[(Projection::Down, residual.into())], Some(dactivated));
         device.swiglu_backward(dactivated, saved.gate, saved.up);
         let dnormed = cut(slices.gradients.feed_forward_normed, spec.hidden_width);
         let normed = saved.feed_forward_normed;
@@ -108,8 +108,9 @@ impl Decoder {
 
         // Attention block.
         let dattention = cut(slices.gradients.attention, query_width);
-        back(device, saved.attention.into(), &[(Projection::Output, residual)], Some(dattention));
-        let (key, value) = (cut(saved.key, key_width), cut(saved.value, key_width));
+        let products = [(Projection::Output, residual.into())];
+        back(device, saved.attention, &products, Some(dattention));
+        let of_keys = |matrix: Floats| matrix.first(n_rows * key_width);
         let dquery = cut(slices.gradients.query, query_width);
         let dkey = cut(slices.gradients.key, key_width);
         let dvalue = cut(slices.gradients.value, key_width);
@@ -117,8 +118,8 @@ impl Decoder {
             attention_shape(spec, layer, n_rows, n_rows, pass.max_segment),
             pass.segments,
             saved.query,
-            key,
-            value,
+            of_keys(saved.key),
+            of_keys(saved.value),
             saved.attention,
             saved.log_sum_exp,
             dattention,
@@ -131,7 +132,7 @@ impl Decoder {
             (saved.query_raw, LayerTensor::QueryNorm, spec.n_heads, dquery),
             (saved.key_raw, LayerTensor::KeyNorm, spec.n_kv_heads, dkey),
         ] {
-            self.rotate(device, pass, Rotation::Backward, n_heads, gradient);
+            self.rotate(device, pass, Rotation::Backward, n_heads, gradient.into());
             if let (Some(raw), Some(weight)) = (raw, self.weights.vector(layer, norm)) {
                 device.rms_norm_backward_in_place(
                     self.head_norm_shape(raw),
@@ -150,8 +151,11 @@ impl Decoder {
         if reads(&[Projection::Query, Projection::Key, Projection::Value]) {
             self.layer_norm(device, (layer, LayerTensor::InputNorm), input, normed);
         }
-        let products =
-            [(Projection::Query, dquery), (Projection::Key, dkey), (Projection::Value, dvalue)];
+        let products = [
+            (Projection::Query, dquery.into()),
+            (Projection::Key, dkey.into()),
+            (Projection::Value, dvalue.into()),
+        ];
         back(device, normed, &products, wanted);
         if slices.wants_input_gradient {
             self.norm_backward(

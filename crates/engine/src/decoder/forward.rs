@@ -72,8 +72,8 @@ impl Decoder {
 
         self.layer_norm(device, (layer, LayerTensor::InputNorm), input, slices.input_normed);
         let normed = slices.input_normed;
-        let raw_query = slices.query_raw.unwrap_or(slices.query);
-        let raw_key = slices.key_raw.unwrap_or(key);
+        let raw_query = slices.query_raw.map_or(slices.query, Floats::from);
+        let raw_key = slices.key_raw.map_or(key, Floats::from);
         let products = [
             (Projection::Query, raw_query),
             (Projection::Key, raw_key),
@@ -94,14 +94,14 @@ impl Decoder {
             attention_shape(spec, layer, n_rows, n_key_rows, pass.max_segment),
             pass.segments,
             slices.query,
-            rows(slices.key, n_key_rows, key_width),
-            rows(slices.value, n_key_rows, key_width),
+            slices.key.first(n_key_rows * key_width),
+            slices.value.first(n_key_rows * key_width),
             slices.attention,
             slices.log_sum_exp,
             workspace,
         );
-        let products = [(Projection::Output, slices.middle)];
-        self.project(device, input_of(slices.attention.into()), &products, Some(input));
+        let products = [(Projection::Output, slices.middle.into())];
+        self.project(device, input_of(slices.attention), &products, Some(input));
 
         let normed = slices.feed_forward_normed;
         self.layer_norm(device, (layer, LayerTensor::PostAttentionNorm), slices.middle, normed);
@@ -110,7 +110,7 @@ impl Decoder {
         if let Some(output) = output {
             let output = rows(output, n_rows, spec.hidden_width);
             device.swiglu(slices.gate, slices.up, slices.activated);
-            let products = [(Projection::Down, output)];
+            let products = [(Projection::Down, output.into())];
             self.project(device, input_of(slices.activated), &products, Some(slices.middle));
         }
     }
@@ -132,10 +132,10 @@ impl Decoder {
         device: &mut impl Backend,
         (layer, norm): (usize, LayerTensor),
         x: DeviceSlice<f32>,
-        y: DeviceSlice<f32>,
+        y: Floats,
     ) {
         if let Some(weight) = self.weights.vector(layer, norm) {
-            device.rms_norm(self.head_norm_shape(x), x, weight, y.into());
+            device.rms_norm(self.head_norm_shape(x), x, weight, y);
         }
     }
 
@@ -155,7 +155,7 @@ impl Decoder {
         pass: &PassRows,
         rotation: Rotation,
         n_heads: usize,
-        x: DeviceSlice<f32>,
+        x: Floats,
     ) {
         let positions = pass.positions.first(pass.n_rows);
         let (cos, sin) = (self.rope.cos, self.rope.sin);

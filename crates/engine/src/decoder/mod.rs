@@ -65,26 +65,26 @@ impl LayerSlices {
     /// cache that holds more than the rows of this pass.
     fn first_rows(&self, spec: &ModelSpec, n_rows: usize) -> Self {
         let cut = |slice, width| rows(slice, n_rows, width);
-        let input = |floats: Floats, width| floats.first(n_rows * width);
+        let floats = |floats: Floats, width| floats.first(n_rows * width);
         let mut low_rank = self.low_rank;
         for slice in low_rank.iter_mut().flatten() {
             // Each is [T, R]: the rank is what remains of its length.
             *slice = slice.first(slice.len() / self.capacity(spec) * n_rows);
         }
         Self {
-            input_normed: input(self.input_normed, spec.hidden_width),
+            input_normed: floats(self.input_normed, spec.hidden_width),
             query_raw: self.query_raw.map(|slice| cut(slice, spec.query_width())),
             key_raw: self.key_raw.map(|slice| cut(slice, spec.kv_width())),
-            query: cut(self.query, spec.query_width()),
+            query: floats(self.query, spec.query_width()),
             key: self.key,
             value: self.value,
-            attention: cut(self.attention, spec.query_width()),
+            attention: floats(self.attention, spec.query_width()),
             log_sum_exp: cut(self.log_sum_exp, spec.n_heads),
             middle: cut(self.middle, spec.hidden_width),
-            feed_forward_normed: input(self.feed_forward_normed, spec.hidden_width),
-            gate: cut(self.gate, spec.ffn_width),
-            up: cut(self.up, spec.ffn_width),
-            activated: input(self.activated, spec.ffn_width),
+            feed_forward_normed: floats(self.feed_forward_normed, spec.hidden_width),
+            gate: floats(self.gate, spec.ffn_width),
+            up: floats(self.up, spec.ffn_width),
+            activated: floats(self.activated, spec.ffn_width),
             low_rank,
         }
     }

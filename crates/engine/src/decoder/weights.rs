@@ -260,7 +260,7 @@ pub(super) struct ProductInput {
 }
 
 /// A projection, and what comes out of it or its gradient.
-pub(super) type Projected = (Projection, DeviceSlice<f32>);
+pub(super) type Projected = (Projection, Floats);
 
 impl Decoder {
     /// The extents of projections that run together.

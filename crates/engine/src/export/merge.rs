@@ -104,7 +104,13 @@ impl Merger {
                 let shape = LinearShape { n_rows: rank, n_in, n_out };
                 let dense = Gradient { values: dense, store: Store::Accumulate };
                 let (a, workspace) = (pair.a.into(), self.workspace);
-                device.linear_weight_gradient(shape, a, b_transposed, dense.into(), workspace);
+                device.linear_weight_gradient(
+                    shape,
+                    a,
+                    b_transposed.into(),
+                    dense.into(),
+                    workspace,
+                );
             }
             on_tensor(&tensor, device, dense)?;
         }

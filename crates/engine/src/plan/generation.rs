@@ -11,8 +11,8 @@ use super::{
     moments::Moments,
     regions::Regions,
     training::{
-        LayerSlices, RopeTables, area, attention_shape, input_format, low_rank_name,
-        products_workspace_bytes, rope_tables,
+        LayerSlices, RopeTables, area, attention_shape, heads_format, input_format, low_rank_name,
+        output_format, products_workspace_bytes, rope_tables,
     },
 };
 use crate::{
@@ -48,7 +48,7 @@ pub struct GenerationLayout {
     /// The one segment.
     pub segment: DeviceSlice<Segment>,
     /// Keys `[context, G·K]` and values of each layer.
-    pub cache: Vec<[DeviceSlice<f32>; 2]>,
+    pub cache: Vec<[Floats; 2]>,
     /// The residual stream before and after a layer, in turn.
     pub residuals: [DeviceSlice<f32>; 2],
     /// Activations; `key` and `value` are replaced by rows of the cache.
@@ -66,10 +66,11 @@ impl GenerationLayout {
     pub fn new(regions: &mut Regions, shape: &GenerationShape, moments: Moments) -> Self {
         let spec = &shape.spec;
         let n_rows = shape.n_rows();
-        let key_width = spec.kv_width();
-        let parts = (spec.n_layers, area(shape.context, key_width));
+        let format = heads_format(&shape.profile, spec);
+        let part = (area(shape.context, spec.kv_width()), format);
         let [keys, values] = ["keys", "values"].map(|name| {
-            regions.parts(("sample", name).into(), Category::Activations, parts, moments)
+            let name = ("sample", name).into();
+            regions.parts(name, Category::Activations, spec.n_layers, part, moments)
         });
         let cache: Vec<_> = keys.zip(values).map(|(keys, values)| [keys, values]).collect();
         let mut floats = |name: &'static str, width, format| {
@@ -80,7 +81,7 @@ impl GenerationLayout {
         let residuals = ["residual.even", "residual.odd"].map(|name| rows(name, spec.hidden_width));
         let keys_and_values = cache.first().copied().unwrap_or_else(|| {
             // A model without layers has no cache, but its layout must still be one.
-            ["keys", "values"].map(|name| rows(name, 0))
+            ["keys", "values"].map(|name| floats(name, 0, format))
         });
         let layer =
             forward_slices(spec, &shape.profile, shape.adapter, keys_and_values, &mut floats);
@@ -119,7 +120,7 @@ pub(super) fn forward_slices(
     spec: &ModelSpec,
     profile: &DeviceProfile,
     adapter: Option<(usize, Targets)>,
-    [key, value]: [DeviceSlice<f32>; 2],
+    [key, value]: [Floats; 2],
     floats: &mut impl FnMut(&'static str, usize, FloatFormat) -> Floats,
 ) -> LayerSlices {
     let mut input = |name, projection| {
@@ -129,6 +130,13 @@ pub(super) fn forward_slices(
     let input_normed = input("input_normed", Projection::Query);
     let feed_forward_normed = input("feed_forward_normed", Projection::Gate);
     let activated = input("activated", Projection::Down);
+    let attention = input("attention", Projection::Output);
+    let mut output = |name, projection| {
+        let [width, _] = spec.projection_shape(projection);
+        floats(name, width, output_format(profile, spec, projection))
+    };
+    let (gate, up) = (output("gate", Projection::Gate), output("up", Projection::Up));
+    let query = floats("query", spec.query_width(), heads_format(profile, spec));
     let mut rows = |name, width| floats(name, width, FloatFormat::F32).into_f32();
     let (query_width, key_width) = (spec.query_width(), spec.kv_width());
     let mut low_rank = [None; Projection::ALL.len()];
@@ -141,15 +149,15 @@ pub(super) fn forward_slices(
         input_normed,
         query_raw: spec.qk_norm.then(|| rows("query_raw", query_width)),
         key_raw: spec.qk_norm.then(|| rows("key_raw", key_width)),
-        query: rows("query", query_width),
+        query,
         key,
         value,
-        attention: rows("attention", query_width),
+        attention,
         log_sum_exp: rows("log_sum_exp", spec.n_heads),
         middle: rows("middle", spec.hidden_width),
         feed_forward_normed,
-        gate: rows("gate", spec.ffn_width),
-        up: rows("up", spec.ffn_width),
+        gate,
+        up,
         activated,
         low_rank,
     }

@@ -1,7 +1,7 @@
 //! The regions of what may lie outside the device: what stays, what does not, and the windows through
 //! which that visits.
 
-use nibble_kernels::DeviceSlice;
+use nibble_kernels::{DeviceSlice, FloatFormat, Floats};
 use nibble_run::Category;
 
 use super::{
@@ -69,7 +69,9 @@ pub(super) fn inputs(regions: &mut Regions, shape: &TrainingShape) -> InputSlice
     let n_outside = residency.inputs.min(spec.n_layers);
     let n_here = spec.n_layers - n_outside;
     let name = RegionName::from("layers.input");
-    let mut here = regions.parts(name, category, (n_here, len), Moments::pass());
+    let mut here = regions
+        .parts(name, category, n_here, (len, FloatFormat::F32), Moments::pass())
+        .map(Floats::into_f32);
     let all_outside = (n_outside > 0).then(|| {
         let bytes = bytes.saturating_mul(n_outside);
         regions.outside("layers.input.paged", category, bytes, residency.outside.residence())

@@ -173,16 +173,17 @@ impl Regions {
         }
     }
 
-    /// One region of `n` parts of `len` elements, and its parts. Equal calls in equal order on both
-    /// passes.
-    pub fn parts<T: Element>(
+    /// One region of `n` parts of so many numbers in a format, and its parts. Equal calls in equal order
+    /// on both passes.
+    pub fn parts(
         &mut self,
         name: RegionName,
         category: Category,
-        (n, len): (usize, usize),
+        n: usize,
+        (len, format): (usize, FloatFormat),
         moments: Moments,
-    ) -> impl Iterator<Item = DeviceSlice<T>> + use<T> {
-        let all = self.region::<T>(name, category, n.saturating_mul(len), moments);
+    ) -> impl Iterator<Item = Floats> + use<> {
+        let all = self.floats(name, category, (n.saturating_mul(len), format), moments);
         // Absurd sizes saturate, to be refused as a plan that does not fit.
         let at = move |n: usize| n.saturating_mul(len).min(all.len());
         (0..n).map(move |number| all.slice(at(number)..at(number + 1)))
@@ -331,14 +332,19 @@ mod tests {
     #[test]
     fn parts_lie_one_behind_the_other() {
         let layout = |regions: &mut Regions| {
+            let part = (10, FloatFormat::Bf16);
             let parts =
-                regions.parts("parts".into(), Category::Activations, (3, 10), Moments::pass());
-            parts.collect::<Vec<DeviceSlice<f32>>>()
+                regions.parts("parts".into(), Category::Activations, 3, part, Moments::pass());
+            parts.collect::<Vec<_>>()
         };
         let mut regions = Regions::plan(layout);
         let parts = regions.resolve(MemoryId(7), layout);
-        let places: Vec<_> = parts.iter().map(|part| (part.offset(), part.len())).collect();
-        assert_eq!(places, [(0, 10), (40, 10), (80, 10)]);
+        let place = |part: &Floats| match part {
+            Floats::F32(slice) => (slice.offset(), slice.n_bytes()),
+            Floats::Bf16(slice) => (slice.offset(), slice.n_bytes()),
+        };
+        let places: Vec<_> = parts.iter().map(place).collect();
+        assert_eq!(places, [(0, 20), (20, 20), (40, 20)]);
         assert_eq!(regions.all().len(), 1);
     }
 
@@ -347,10 +353,8 @@ mod tests {
         let regions = Regions::plan(|regions| {
             for _ in 0..3 {
                 regions.region::<f32>("huge", Category::Weights, usize::MAX / 2, Moments::ALWAYS);
-                let parts = (usize::MAX, 3);
-                regions
-                    .parts::<f32>("parts".into(), Category::Weights, parts, Moments::pass())
-                    .nth(7);
+                let (n, part) = (usize::MAX, (3, FloatFormat::F32));
+                regions.parts("parts".into(), Category::Weights, n, part, Moments::pass()).nth(7);
             }
         });
         assert_eq!(regions.total_bytes(), usize::MAX);

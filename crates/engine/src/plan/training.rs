@@ -76,13 +76,13 @@ pub struct LayerSlices {
     /// Keys before their normalisation `[T, G·K]`, in models that have one.
     pub key_raw: Option<DeviceSlice<f32>>,
     /// `[T, H·K]`.
-    pub query: DeviceSlice<f32>,
+    pub query: Floats,
     /// `[T, G·K]`.
-    pub key: DeviceSlice<f32>,
+    pub key: Floats,
     /// `[T, G·K]`.
-    pub value: DeviceSlice<f32>,
+    pub value: Floats,
     /// `[T, H·K]`.
-    pub attention: DeviceSlice<f32>,
+    pub attention: Floats,
     /// `[T, H]`.
     pub log_sum_exp: DeviceSlice<f32>,
     /// The residual stream between attention and feed-forward block `[T, D]`.
@@ -90,9 +90,9 @@ pub struct LayerSlices {
     /// `[T, D]`.
     pub feed_forward_normed: Floats,
     /// `[T, F]`.
-    pub gate: DeviceSlice<f32>,
+    pub gate: Floats,
     /// `[T, F]`.
-    pub up: DeviceSlice<f32>,
+    pub up: Floats,
     /// `[T, F]`.
     pub activated: Floats,
     /// `x · Aᵀ` of each pair `[T, R]`.
@@ -301,14 +301,14 @@ pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
 struct Rows {
     /// Layers that take turns, the first of all.
     n_shared: usize,
-    shared: Option<DeviceSlice<f32>>,
-    kept: Option<DeviceSlice<f32>>,
+    shared: Option<Floats>,
+    kept: Option<Floats>,
     /// Elements of one layer.
     len: usize,
 }
 
 impl Rows {
-    fn of(self, layer: usize) -> DeviceSlice<f32> {
+    fn of(self, layer: usize) -> Floats {
         match (layer.checked_sub(self.n_shared), self.shared, self.kept) {
             (None, Some(shared), _) => shared,
             (Some(number), _, Some(kept)) => {
@@ -330,29 +330,37 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let n_shared = shape.recomputed_layers();
     let (query_width, key_width) = (spec.query_width(), spec.kv_width());
     // Read again by the backward pass, at `until` the last time.
-    let mut rows = |name: &'static str, width: usize, since: Forward, until: Backward| {
+    let mut rows = |name: &'static str, (width, format), since: Forward, until: Backward| {
         let len = area(shape.n_rows(), width);
         let mut ask = |scope: &'static str, n: usize, moments| {
-            let len = len.saturating_mul(n);
-            (n > 0).then(|| regions.region((scope, name), Category::Activations, len, moments))
+            let len = (len.saturating_mul(n), format);
+            (n > 0).then(|| regions.floats((scope, name), Category::Activations, len, moments))
         };
         let shared = ask("layer", n_shared.min(1), Moments::recomputed(since, until));
         let kept = ask("layers", n_layers - n_shared, Moments::pass());
         Rows { n_shared, shared, kept, len }
     };
 
-    let query = rows("query", query_width, Forward::QueryKeyValue, Backward::Attention);
-    let key = rows("key", key_width, Forward::QueryKeyValue, Backward::Attention);
-    let value = rows("value", key_width, Forward::QueryKeyValue, Backward::Attention);
+    let dropout = matches!(shape.trainable, Trainable::Adapter { dropout: true, .. });
+    let heads = |width| (width, heads_format(&shape.profile, spec));
+    let query = rows("query", heads(query_width), Forward::QueryKeyValue, Backward::Attention);
+    let key = rows("key", heads(key_width), Forward::QueryKeyValue, Backward::Attention);
+    let value = rows("value", heads(key_width), Forward::QueryKeyValue, Backward::Attention);
     let [query_raw, key_raw] =
         [("query_raw", query_width), ("key_raw", key_width)].map(|(name, width)| {
+            let width = (width, FloatFormat::F32);
             spec.qk_norm.then(|| rows(name, width, Forward::QueryKeyValue, Backward::Rotate))
         });
-    let attention = rows("attention", query_width, Forward::Attention, Backward::Attention);
-    let log_sum_exp = rows("log_sum_exp", spec.n_heads, Forward::Attention, Backward::Attention);
-    let middle = rows("middle", spec.hidden_width, Forward::Output, Backward::FeedForwardNorm);
-    let gate = rows("gate", spec.ffn_width, Forward::GateUp, Backward::GateUp);
-    let up = rows("up", spec.ffn_width, Forward::GateUp, Backward::GateUp);
+    let attended = (query_width, input_format(&shape.profile, spec, Output, dropout));
+    let attention = rows("attention", attended, Forward::Attention, Backward::Attention);
+    let of_heads = (spec.n_heads, FloatFormat::F32);
+    let log_sum_exp = rows("log_sum_exp", of_heads, Forward::Attention, Backward::Attention);
+    let residual = (spec.hidden_width, FloatFormat::F32);
+    let middle = rows("middle", residual, Forward::Output, Backward::FeedForwardNorm);
+    let [gate, up] = [("gate", Gate), ("up", Up)].map(|(name, projection)| {
+        let width = (spec.ffn_width, output_format(&shape.profile, spec, projection));
+        rows(name, width, Forward::GateUp, Backward::GateUp)
+    });
 
     let mut low_rank = [None; Projection::ALL.len()];
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable {
@@ -365,15 +373,14 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
             (Up, Forward::GateUp, Backward::GateUp),
         ] {
             if targets.contains(projection) {
-                let name = low_rank_name(projection);
-                low_rank[projection as usize] = Some(rows(name, rank, since, until));
+                let (name, width) = (low_rank_name(projection), (rank, FloatFormat::F32));
+                low_rank[projection as usize] = Some(rows(name, width, since, until));
             }
         }
     }
 
     // Inputs of products that one pass over memory makes from what is kept anyway: the backward pass makes
     // them again where the gradient of a weight or pair reads them.
-    let dropout = matches!(shape.trainable, Trainable::Adapter { dropout: true, .. });
     let mut input = |name: &'static str, projections: &[Projection], since, last, again| {
         let mut moments = Moments::forward(since, last);
         if projections.iter().any(|&projection| shape.trains(projection)) {
@@ -401,19 +408,19 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let activated = input("activated", &[Down], Forward::Activation, Forward::Down, Backward::Down);
     let of_layer = |layer: usize| LayerSlices {
         input_normed,
-        query_raw: query_raw.map(|rows| rows.of(layer)),
-        key_raw: key_raw.map(|rows| rows.of(layer)),
+        query_raw: query_raw.map(|rows| rows.of(layer).into_f32()),
+        key_raw: key_raw.map(|rows| rows.of(layer).into_f32()),
         query: query.of(layer),
         key: key.of(layer),
         value: value.of(layer),
         attention: attention.of(layer),
-        log_sum_exp: log_sum_exp.of(layer),
-        middle: middle.of(layer),
+        log_sum_exp: log_sum_exp.of(layer).into_f32(),
+        middle: middle.of(layer).into_f32(),
         feed_forward_normed,
         gate: gate.of(layer),
         up: up.of(layer),
         activated,
-        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer))),
+        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer).into_f32())),
     };
     let mut layers: Vec<LayerSlices> = (0..n_layers).map(of_layer).collect();
     // The down product is the one whose output the backward pass never asks for again, so that it
@@ -421,11 +428,11 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable
         && targets.contains(Projection::Down)
     {
-        let parts = (n_layers, area(shape.n_rows(), rank));
+        let part = (area(shape.n_rows(), rank), FloatFormat::F32);
         let name = RegionName::from(("layers", low_rank_name(Projection::Down)));
-        let parts = regions.parts(name, Category::Activations, parts, Moments::pass());
-        for (slices, slice) in layers.iter_mut().zip(parts) {
-            slices.low_rank[Projection::Down as usize] = Some(slice);
+        let parts = regions.parts(name, Category::Activations, n_layers, part, Moments::pass());
+        for (slices, part) in layers.iter_mut().zip(parts) {
+            slices.low_rank[Projection::Down as usize] = Some(part.into_f32());
         }
     }
     layers
@@ -509,12 +516,43 @@ pub(super) fn input_format(
     dropout: bool,
 ) -> FloatFormat {
     let [_, width] = spec.projection_shape(projection);
+    // Some of it is dropped before it is rounded.
+    if dropout { FloatFormat::F32 } else { linear::input_format(profile, width) }
+}
+
+/// How queries, keys and values are kept: as the products of attention see them.
+pub(super) fn heads_format(profile: &DeviceProfile, spec: &ModelSpec) -> FloatFormat {
+    // Queries are as wide or several times as wide.
+    linear::input_format(profile, spec.kv_width())
+}
+
+/// How the output of `projection` is kept.
+pub(super) fn output_format(
+    profile: &DeviceProfile,
+    spec: &ModelSpec,
+    projection: Projection,
+) -> FloatFormat {
     match projection {
-        // Attention's own backward pass reads it as well.
-        Projection::Output => FloatFormat::F32,
-        // Some of it is dropped before it is rounded.
-        _ if dropout => FloatFormat::F32,
-        _ => linear::input_format(profile, width),
+        // A normalisation comes before the products.
+        Projection::Query | Projection::Key if spec.qk_norm => FloatFormat::F32,
+        Projection::Query | Projection::Key | Projection::Value => heads_format(profile, spec),
+        // The residual stream.
+        Projection::Output | Projection::Down => FloatFormat::F32,
+        // What their gradients are as well, which products read.
+        Projection::Gate | Projection::Up => linear::input_format(profile, spec.ffn_width),
+    }
+}
+
+/// How the gradient of that output is kept.
+fn gradient_format(
+    profile: &DeviceProfile,
+    spec: &ModelSpec,
+    projection: Projection,
+) -> FloatFormat {
+    match projection {
+        // In the place of the output.
+        Projection::Gate | Projection::Up => output_format(profile, spec, projection),
+        _ => FloatFormat::F32,
     }
 }
 
@@ -531,6 +569,8 @@ pub(super) fn products_workspace_bytes(
         let layers = projections.iter().map(|&projection| LayerWidth {
             n_out: spec.projection_shape(projection)[0],
             has_pair: adapter.is_some_and(|(_, targets)| targets.contains(projection)),
+            output: output_format(profile, spec, projection),
+            gradient: gradient_format(profile, spec, projection),
         });
         let layers: ArrayVec<_, MAX_LAYERS> = layers.collect();
         let shape = LayersShape { n_rows, n_in, rank: adapter.map_or(0, |(rank, _)| rank) };

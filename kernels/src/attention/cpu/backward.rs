@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Store,
     cpu::{
-        gemm::{Layout, Operand, TURNED_LANES, TileProducts},
+        gemm::{Layout, Operand, TURNED_LANES, TileProducts, Values},
         math::{exp, for_each_isa},
         parallel::Shared,
         pool::Pool,
@@ -179,7 +179,7 @@ impl Backward<'_> {
             let row = segment.query_start as usize + query;
             for (matrix, rows, columns) in [
                 (q, &mut *scratch.queries, &mut *scratch.query_columns),
-                (self.dout, &mut *scratch.douts, &mut *scratch.dout_columns),
+                (Values::F32(self.dout), &mut *scratch.douts, &mut *scratch.dout_columns),
             ] {
                 let matrix = |layout| inputs.queries(matrix, row, head, layout);
                 products.pack_a(matrix(Layout::Depth), n_queries, head_size, rows);

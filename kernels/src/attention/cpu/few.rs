@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     Compute,
-    cpu::math::{dot, exp, for_each_isa, sum},
+    cpu::{
+        gemm::Values,
+        math::{Widen, dot, exp, for_each_isa, sum},
+    },
 };
 
 /// The most queries that are few.
@@ -25,8 +28,9 @@ pub(super) fn is_few(segment: &Segment) -> bool {
     segment.n_queries as usize <= FEW_QUERIES
 }
 
-fn scratch_parts(head_size: usize) -> [usize; 2] {
-    lines([KEYS, head_size])
+/// Scores, a query as the products see it, and sums of values.
+fn scratch_parts(head_size: usize) -> [usize; 3] {
+    lines([KEYS, head_size, head_size])
 }
 
 /// Elements of one thread's scratch.
@@ -36,34 +40,50 @@ pub(super) fn scratch_len(head_size: usize) -> usize {
 
 /// The output of a segment's queries of one head.
 pub(super) fn attend(forward: &Forward<'_>, segment: &Segment, head: usize, scratch: &mut [u32]) {
+    match (forward.inputs.k, forward.inputs.v) {
+        (Values::F32(k), Values::F32(v)) => attend_to(forward, segment, head, (k, v), scratch),
+        (Values::Bf16(k), Values::Bf16(v)) => attend_to(forward, segment, head, (k, v), scratch),
+        _ => panic!("keys and values in different formats"),
+    }
+}
+
+fn attend_to<T: Widen>(
+    forward: &Forward<'_>,
+    segment: &Segment,
+    head: usize,
+    (k, v): (&[T], &[T]),
+    scratch: &mut [u32],
+) {
     let inputs = &forward.inputs;
-    let Inputs { isa, compute, q, k, v, .. } = *inputs;
+    let Inputs { isa, compute, q, .. } = *inputs;
     let AttentionShape { head_size, n_heads, scale, .. } = inputs.shape;
     let (query_stride, stride) = (inputs.query_stride(), inputs.key_stride());
     let column = head / inputs.group() * head_size;
-    let [scores, sums] = split(scratch, scratch_parts(head_size)).map(bytemuck::cast_slice_mut);
-    let sums = &mut sums[..head_size];
+    let parts = split(scratch, scratch_parts(head_size));
+    let [scores, query_row, sums] = parts.map(bytemuck::cast_slice_mut);
+    let (query_row, sums) = (&mut query_row[..head_size], &mut sums[..head_size]);
     for query in 0..segment.n_queries as usize {
         let row = segment.query_start as usize + query;
         let at = row * query_stride + head * head_size;
         let mut running = [f32::NEG_INFINITY, 0.0];
         sums.fill(0.0);
+        q.fill(isa, compute, at, query_row);
         let visible = inputs.visible(segment, &(query..query + 1));
         for key in visible.clone().step_by(KEYS) {
             let n = KEYS.min(visible.end - key);
             let start = segment.key_row(key) * stride + column;
-            let query = &q[at..at + head_size];
-            scores_of_one(isa, compute, query, &k[start..], stride, scale, &mut scores[..n]);
+            let scores_of_keys = &mut scores[..n];
+            scores_of_one(isa, compute, query_row, &k[start..], stride, scale, scores_of_keys);
             scores[n..n.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
             soften(isa, &mut scores[..n.next_multiple_of(LANES)], &mut running, sums);
             add_weighed_rows(isa, compute, &scores[..n], &v[start..], stride, sums);
         }
         let [highest, total] = running;
-        // SAFETY: each task has its own rows and columns.
-        let out = unsafe { forward.out.slice(at, head_size) };
-        for (out, value) in out.iter_mut().zip(&*sums) {
-            *out = value / total;
+        for sum in &mut *sums {
+            *sum /= total;
         }
+        // SAFETY: each task has its own rows and columns.
+        unsafe { forward.out.store(isa, at, sums) };
         // SAFETY: as above.
         let log_sum_exp = unsafe { forward.log_sum_exp.slice(row * n_heads + head, 1) };
         log_sum_exp[0] = highest + total.ln();
@@ -101,11 +121,11 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Scores of one query with some keys, `stride` apart.
-    fn scores_of_one(
+    /// Scores of one query, as the products see it, with some keys, `stride` apart.
+    fn scores_of_one<T: Widen>(
         compute: Compute,
         query: &[f32],
-        keys: &[f32],
+        keys: &[T],
         stride: usize,
         scale: f32,
         scores: &mut [f32],
@@ -114,9 +134,7 @@ for_each_isa! {
             let key = &key[..query.len()];
             *score = scale * match compute {
                 Compute::F32 => dot(query, key),
-                Compute::Bf16 => sum(query.len(), |d| {
-                    seen(Compute::Bf16, query[d]) * seen(Compute::Bf16, key[d])
-                }),
+                Compute::Bf16 => sum(query.len(), |d| query[d] * seen(Compute::Bf16, key[d])),
             };
         }
     }
@@ -124,10 +142,10 @@ for_each_isa! {
 
 for_each_isa! {
     /// `sums += Σ_j weights[j] · values[j, :]`, rows `stride` apart.
-    fn add_weighed_rows(
+    fn add_weighed_rows<T: Widen>(
         compute: Compute,
         weights: &[f32],
-        values: &[f32],
+        values: &[T],
         stride: usize,
         sums: &mut [f32],
     ) {
@@ -135,7 +153,9 @@ for_each_isa! {
             let weight = seen(compute, *weight);
             let values = values[..sums.len()].iter();
             match compute {
-                Compute::F32 => sums.iter_mut().zip(values).for_each(|(s, v)| *s += weight * v),
+                Compute::F32 => {
+                    sums.iter_mut().zip(values).for_each(|(s, v)| *s += weight * v.widen());
+                }
                 Compute::Bf16 => sums.iter_mut().zip(values).for_each(|(s, v)| {
                     *s += weight * seen(Compute::Bf16, *v);
                 }),

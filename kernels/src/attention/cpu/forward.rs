@@ -3,14 +3,14 @@
 
 use super::{
     super::{AttentionShape, Segment},
-    copy, few,
+    few,
     tile::{Batch, Inputs, KeyTiles, Pairs, lines, part_of, split},
     turn_columns,
 };
 use crate::{
     Store,
     cpu::{
-        gemm::{Layout, Operand, TURNED_LANES, TileProducts},
+        gemm::{Layout, Operand, SharedTarget, TURNED_LANES, TileProducts},
         math::{exp, for_each_isa},
         parallel::Shared,
         pool::Pool,
@@ -91,7 +91,7 @@ impl<'a> Scratch<'a> {
 pub(super) struct Forward<'a> {
     pub inputs: Inputs<'a>,
     pub tiles: KeyTiles,
-    pub out: Shared<f32>,
+    pub out: SharedTarget,
     pub log_sum_exp: Shared<f32>,
 }
 
@@ -209,7 +209,7 @@ impl Forward<'_> {
         let store = |i: usize, first: usize, values: &[f32]| {
             let at = (row + i) * inputs.query_stride() + head * head_size + first;
             // SAFETY: each task has its own rows and columns.
-            copy(values, unsafe { self.out.slice(at, values.len()) });
+            unsafe { self.out.store(inputs.isa, at, values) };
         };
         turn_columns(inputs.isa, columns, head_size, n_queries, scratch.turned, store);
         for (i, (highest, total)) in highest.iter().zip(&*totals).enumerate().take(n_queries) {

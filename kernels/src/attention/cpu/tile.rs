@@ -7,7 +7,7 @@ use super::super::{AttentionShape, Segment};
 use crate::{
     Compute, DeviceKind, DeviceProfile, Isa,
     cpu::{
-        gemm::{Layout, Operand, TileProducts},
+        gemm::{Layout, Operand, TileProducts, Values},
         parallel::Shared,
         pool::Pool,
     },
@@ -186,9 +186,9 @@ pub(super) struct Inputs<'a> {
     pub compute: Compute,
     pub products: TileProducts,
     pub shape: AttentionShape,
-    pub q: &'a [f32],
-    pub k: &'a [f32],
-    pub v: &'a [f32],
+    pub q: Values<'a>,
+    pub k: Values<'a>,
+    pub v: Values<'a>,
 }
 
 impl Inputs<'_> {
@@ -208,25 +208,27 @@ impl Inputs<'_> {
     /// Rows of a head of a matrix like `q`, from `row` on.
     pub fn queries<'m>(
         &self,
-        matrix: &'m [f32],
+        matrix: Values<'m>,
         row: usize,
         head: usize,
         layout: Layout,
     ) -> Operand<'m> {
         let stride = self.query_stride();
-        Operand::f32(&matrix[row * stride + head * self.shape.head_size..], layout, stride)
+        let values = matrix.from(row * stride + head * self.shape.head_size);
+        Operand { values, layout, stride }
     }
 
     /// Rows of a head of a matrix like `k`, from `row` on.
     pub fn keys<'m>(
         &self,
-        matrix: &'m [f32],
+        matrix: Values<'m>,
         row: usize,
         kv_head: usize,
         layout: Layout,
     ) -> Operand<'m> {
         let stride = self.key_stride();
-        Operand::f32(&matrix[row * stride + kv_head * self.shape.head_size..], layout, stride)
+        let values = matrix.from(row * stride + kv_head * self.shape.head_size);
+        Operand { values, layout, stride }
     }
 
     /// Keys that any of the queries sees.

@@ -2,12 +2,9 @@
 
 use std::ops::Range;
 
-use arrayvec::ArrayVec;
-use half::bf16;
-
 use super::{
-    Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, Sums, Target,
-    Term,
+    Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, SharedTarget,
+    Sums, Target, Term,
     expand::round_row,
     kernels::{Kernel, Tile},
     operand::{Form, Layout},
@@ -20,6 +17,7 @@ use crate::{
         pool::Pool,
     },
 };
+use arrayvec::ArrayVec;
 
 /// Places in a buffer of packed elements.
 type Places<const MOST: usize> = ArrayVec<Range<usize>, MOST>;
@@ -141,8 +139,8 @@ impl<'a> Block<'a> {
         });
     }
 
-    /// Adds every term to its sums. Of the last memory each thread has a part of its own, for a task's
-    /// part of B and of C.
+    /// Adds every term to its sums, and with the last steps the bias. Of the last memory each thread has a
+    /// part of its own, for a task's part of B and of C.
     pub fn add(
         &self,
         rows: &[Rows<'_>],
@@ -150,9 +148,10 @@ impl<'a> Block<'a> {
         (packed_a, packed_through): (&[u32], &[u32]),
         (of_threads, b_len, c_len): (&mut [u32], usize, usize),
     ) {
+        let are_last = rows.iter().all(|rows| rows.k <= self.steps.end);
         let mut throughs = self.throughs.iter().map(|place| &packed_through[place.clone()]);
         let mut ready = ArrayVec::<ReadySums<'_>, MOST_AT_ONCE>::new();
-        for Sums { n, store, onto, terms, c } in sums {
+        for Sums { n, store, onto, bias, terms, c } in sums {
             let mut ready_terms = ArrayVec::new();
             for &Term { rows: number, b, factor, ref beside } in &*terms {
                 let a = (number..number + c.len()).map(|i| &packed_a[self.rows[i].clone()]);
@@ -169,14 +168,11 @@ impl<'a> Block<'a> {
             }
             // What spans before this one left is added to.
             let store = if self.steps.start == 0 { *store } else { Store::Accumulate };
-            let c = c.iter_mut().map(|c| match c {
-                Target::F32(values) => SharedTarget::F32(Shared::new(values)),
-                Target::Bf16(values) => SharedTarget::Bf16(Shared::new(values)),
-            });
-            let c = c.collect();
+            let c = c.iter_mut().map(Target::share).collect();
             // It is there once the first span has been added.
             let onto = onto.filter(|_| self.steps.start == 0);
-            ready.push(ReadySums { n: *n, terms: ready_terms, store, onto, c });
+            let bias = bias.filter(|_| are_last);
+            ready.push(ReadySums { n: *n, terms: ready_terms, store, onto, bias, c });
         }
         let (place, kernel) = (self.place, self.kernel);
         let n_threads = place.pool.n_threads();
@@ -279,29 +275,35 @@ impl<'a> Block<'a> {
             }
         }
         let len = columns.len();
+        let bias = sums.bias.map(|bias| &bias[columns.clone()]);
         for c in &sums.c {
-            match c {
-                // A sum of nothing.
-                SharedTarget::F32(c) if overwrite => {
-                    for row in rows.clone() {
-                        // SAFETY: as above.
-                        unsafe { c.slice(start(row), len) }.fill(0.0);
-                    }
-                }
-                SharedTarget::F32(_) => {}
-                SharedTarget::Bf16(c) => {
-                    let unrounded = &mut unrounded[..rows.len() * len];
-                    if overwrite {
-                        unrounded.fill(0);
-                    }
-                    for (row, unrounded) in rows.clone().zip(unrounded.chunks_exact(len)) {
+            for (number, row) in rows.clone().enumerate() {
+                match c {
+                    SharedTarget::F32(c) if overwrite || bias.is_some() => {
                         // SAFETY: as above.
                         let c = unsafe { c.slice(start(row), len) };
-                        round_row(self.place.isa, bytemuck::cast_slice(unrounded), c);
+                        finish(c, overwrite, bias);
+                    }
+                    SharedTarget::F32(_) => {}
+                    SharedTarget::Bf16(c) => {
+                        let sums = bytemuck::cast_slice_mut(&mut unrounded[number * len..][..len]);
+                        finish(sums, overwrite, bias);
+                        // SAFETY: as above.
+                        round_row(self.place.isa, sums, unsafe { c.slice(start(row), len) });
                     }
                 }
             }
         }
+    }
+}
+
+/// What comes after the terms of a row of sums, of which there may have been none.
+fn finish(sums: &mut [f32], is_of_nothing: bool, bias: Option<&[f32]>) {
+    if is_of_nothing {
+        sums.fill(0.0);
+    }
+    for (sum, bias) in sums.iter_mut().zip(bias.into_iter().flatten()) {
+        *sum += bias;
     }
 }
 
@@ -335,13 +337,8 @@ struct ReadySums<'a> {
     store: Store,
     /// What a single sum is added to, brought to C by each task for its part: the sums find it in the cache.
     onto: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
     c: ArrayVec<SharedTarget, MOST_SHARING>,
-}
-
-/// A [`Target`] as all tasks see it.
-enum SharedTarget {
-    F32(Shared<f32>),
-    Bf16(Shared<bf16>),
 }
 
 /// What a block of rows of a low-rank product passes through.

@@ -32,6 +32,18 @@ impl Values<'_> {
         }
     }
 
+    /// The numbers from `start` on, of what is stored one by one.
+    ///
+    /// # Panics
+    /// Where the index of a number matters.
+    pub fn from(self, start: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(&values[start..]),
+            Self::Bf16(values) => Self::Bf16(&values[start..]),
+            Self::Dropped(..) | Self::Nf4(_) => panic!("a part of {self:?}"),
+        }
+    }
+
     /// Asks for the bytes of `n` elements from `start` on, which will be read soon. Rows of a matrix
     /// are far apart, so that the processor does not guess the next one itself.
     #[inline]

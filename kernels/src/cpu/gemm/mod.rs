@@ -26,12 +26,12 @@ pub(crate) use nf4::Nf4Values;
 pub(crate) use operand::{Layout, Operand};
 pub(crate) use tiles::TileProducts;
 pub(crate) use transpose::{LANES as TURNED_LANES, transpose};
-pub(crate) use vector::{few_rows, few_rows_workspace_bytes, is_few_rows};
+pub(crate) use vector::{FEW_ROWS, few_rows, few_rows_workspace_bytes, is_few_rows};
 
 use arrayvec::ArrayVec;
 use half::bf16;
 
-use super::pool::Pool;
+use super::{parallel::Shared, pool::Pool};
 use crate::{
     Store,
     device::{Compute, DeviceKind, DeviceProfile, Isa},
@@ -141,8 +141,18 @@ pub(crate) fn workspace_bytes_of_all(
 /// The same for a product whose sums are rounded.
 pub(crate) fn rounded_workspace_bytes(profile: &DeviceProfile, extents: Extents) -> usize {
     let Extents { m, n, k } = extents;
+    rounded_workspace_bytes_of_all(profile, (m, n), k, [])
+}
+
+/// The same for products with the rows of one A, and products beside them.
+pub(crate) fn rounded_workspace_bytes_of_all(
+    profile: &DeviceProfile,
+    (m, n): (usize, usize),
+    k: usize,
+    beside: impl IntoIterator<Item = (usize, usize)>,
+) -> usize {
     let (kernel, n_threads) = chosen(profile, m, n);
-    Parts::new(&kernel, m, [k], []).rounded(&kernel, m, k).bytes(n_threads)
+    Parts::new(&kernel, m, [k], beside).rounded(&kernel, m, k).bytes(n_threads)
 }
 
 /// The tile for products of these extents on `profile`, and the threads.
@@ -202,6 +212,7 @@ impl Parts {
     /// The parts of a product with `m` rows and `k` steps, or fewer, whose sums are rounded.
     fn rounded(self, kernel: &Kernel, m: usize, k: usize) -> Self {
         let least = m.min(LEAST_ROUNDED_ROWS) + MAX_ROWS;
+        // With a product beside, all steps of all rows are there anyway.
         let a = self.a.max(least.saturating_mul(kernel.packed_depth(k.max(1))));
         let rows = m.min(Blocking::most_rows(kernel)) + MAX_ROWS;
         Self { a, c: rows * Blocking::task_columns(kernel), ..self }
@@ -284,6 +295,36 @@ impl Target<'_> {
     fn is_rounded(&self) -> bool {
         matches!(self, Self::Bf16(_))
     }
+
+    /// Lets tasks share it.
+    pub fn share(&mut self) -> SharedTarget {
+        match self {
+            Self::F32(values) => SharedTarget::F32(Shared::new(values)),
+            Self::Bf16(values) => SharedTarget::Bf16(Shared::new(values)),
+        }
+    }
+}
+
+/// A [`Target`] as all tasks see it.
+pub(crate) enum SharedTarget {
+    F32(Shared<f32>),
+    Bf16(Shared<bf16>),
+}
+
+impl SharedTarget {
+    /// Writes `values` from `start` on, rounded where they are stored so.
+    ///
+    /// # Safety
+    /// As [`Shared::part`].
+    pub unsafe fn store(&self, isa: Isa, start: usize, values: &[f32]) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self {
+                Self::F32(target) => target.slice(start, values.len()).copy_from_slice(values),
+                Self::Bf16(target) => round_row(isa, values, target.slice(start, values.len())),
+            }
+        }
+    }
 }
 
 /// `c (store) Σ terms`, `c` `[m, n]` row-major; several where they share every B.
@@ -292,6 +333,8 @@ pub(crate) struct Sums<'a> {
     pub store: Store,
     /// `c = onto + Σ terms`, where that is wanted: of a single sum that is stored over what is there.
     pub onto: Option<&'a [f32]>,
+    /// Added to every row in the end, where that is wanted: of a single sum.
+    pub bias: Option<&'a [f32]>,
     pub terms: ArrayVec<Term<'a>, MOST_SHARING>,
     pub c: ArrayVec<Target<'a>, MOST_SHARING>,
 }
@@ -302,17 +345,20 @@ impl<'a> Sums<'a> {
         Self::into_target(term, n, store, Target::F32(c))
     }
 
-    fn into_target(term: Term<'a>, n: usize, store: Store, c: Target<'a>) -> Self {
+    /// The same to where it may be rounded.
+    pub fn into_target(term: Term<'a>, n: usize, store: Store, c: Target<'a>) -> Self {
         let (terms, c) = (ArrayVec::from_iter([term]), ArrayVec::from_iter([c]));
-        Self { n, store, onto: None, terms, c }
+        Self { n, store, onto: None, bias: None, terms, c }
     }
 
     /// Panics when an operand is smaller than its extents.
     fn check(&self, m: usize, rows: &[Rows<'_>]) {
-        let Self { n, terms, c, store, onto } = self;
+        let Self { n, terms, c, store, onto, bias } = self;
         assert!(c.iter().all(|c| c.len() >= m * n), "a sum beyond its matrix");
         let is_rounded = c.iter().any(Target::is_rounded);
         assert!(!is_rounded || *store == Store::Overwrite, "a rounded sum that is added to");
+        assert!(c.len() == 1 || bias.is_none() && !is_rounded, "several sums that are finished");
+        assert!(bias.is_none_or(|bias| bias.len() == *n), "a bias of another width");
         if let Some(onto) = onto {
             let is_plain = c.len() == 1 && !is_rounded && *store == Store::Overwrite;
             assert!(is_plain && onto.len() >= m * n, "a sum onto what it cannot be added to");
@@ -402,14 +448,14 @@ pub(crate) fn multiply_all(
     let deepest = rows.iter().map(|rows| rows.k).max().unwrap_or(0).max(1);
     let blocking = Blocking::new(&kernel, deepest);
     let is_rounded = sums.iter().flat_map(|sums| &sums.c).any(Target::is_rounded);
-    let (block_rows, span) = if is_rounded {
-        assert!(rows.len() == 1 && parts.through == 0, "a rounded sum beside others");
+    if is_rounded {
+        assert!(rows.len() == 1, "a rounded sum of rows of several matrices");
         parts = parts.rounded(&kernel, m, deepest);
-        (blocking.rounded_rows(&kernel, deepest), deepest)
-    } else if parts.through == 0 {
-        (blocking.rows, blocking.span(&kernel, m, rows.len()).min(deepest))
-    } else {
-        (blocking.rows, deepest)
+    }
+    let (block_rows, span) = match (parts.through, is_rounded) {
+        (0, false) => (blocking.rows, blocking.span(&kernel, m, rows.len()).min(deepest)),
+        (0, true) => (blocking.rounded_rows(&kernel, deepest), deepest),
+        (_, _) => (blocking.rows, deepest),
     };
     let (packed_a, rest) = workspace.split_at_mut(parts.a);
     let (packed_through, rest) = rest.split_at_mut(parts.through);

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The most rows for which packing a weight costs more than it saves.
-const MAX_ROWS: usize = 2;
+pub(crate) const FEW_ROWS: usize = 2;
 
 /// How far ahead elements are asked for: the processor foresees no further than a page.
 const AHEAD: usize = 4 * RUN;
@@ -24,12 +24,12 @@ const TASK_ROWS: usize = 16;
 
 /// Whether a product has so few rows.
 pub(crate) fn is_few_rows(m: usize) -> bool {
-    m <= MAX_ROWS
+    m <= FEW_ROWS
 }
 
 /// Bytes of workspace: the rounded rows.
 pub(crate) fn few_rows_workspace_bytes(extents: Extents) -> usize {
-    extents.m.min(MAX_ROWS).saturating_mul(extents.k).saturating_mul(size_of::<f32>())
+    extents.m.min(FEW_ROWS).saturating_mul(extents.k).saturating_mul(size_of::<f32>())
 }
 
 /// Running sums of a product of two rows: four vectors of 16, since a core begins the next
@@ -92,7 +92,7 @@ pub(crate) fn few_rows(
     for_each_task(place.pool, n.div_ceil(TASK_ROWS), |task| {
         let mut run = [0.0_f32; RUN];
         for column in task * TASK_ROWS..((task + 1) * TASK_ROWS).min(n) {
-            let mut sums = [[0.0_f32; SUMS]; MAX_ROWS];
+            let mut sums = [[0.0_f32; SUMS]; FEW_ROWS];
             for start in (0..k).step_by(RUN) {
                 let run = &mut run[..RUN.min(k - start)];
                 let from = column * b.stride + start;

@@ -187,8 +187,8 @@ forward! {
     linear::Linear {
         fn linear(shape: linear::LinearShape, x: Floats, weight: linear::Weight, bias: Option<DeviceSlice<f32>>, store: Store, y: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
         fn linear_input_gradient(shape: linear::LinearShape, dy: DeviceSlice<f32>, weight: linear::Weight, store: Store, dx: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn linear_weight_gradient(shape: linear::LinearShape, x: Floats, dy: DeviceSlice<f32>, dweight: WeightGradient, workspace: DeviceSlice<u8>);
-        fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: DeviceSlice<f32>, dbias: Gradient);
+        fn linear_weight_gradient(shape: linear::LinearShape, x: Floats, dy: Floats, dweight: WeightGradient, workspace: DeviceSlice<u8>);
+        fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: Floats, dbias: Gradient);
     }
     layers::Layers {
         fn layers(shape: layers::LayersShape, x: Floats, layers: &[layers::Layer], workspace: DeviceSlice<u8>);
@@ -204,15 +204,15 @@ forward! {
         fn rms_norm_backward_in_place(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy_dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
     }
     rope::Rope {
-        fn rope(n_heads: usize, head_size: usize, rotation: rope::Rotation, positions: DeviceSlice<u32>, cos: DeviceSlice<f32>, sin: DeviceSlice<f32>, x: DeviceSlice<f32>);
+        fn rope(n_heads: usize, head_size: usize, rotation: rope::Rotation, positions: DeviceSlice<u32>, cos: DeviceSlice<f32>, sin: DeviceSlice<f32>, x: Floats);
     }
     attention::Attention {
-        fn attention(shape: attention::AttentionShape, segments: DeviceSlice<attention::Segment>, q: DeviceSlice<f32>, k: DeviceSlice<f32>, v: DeviceSlice<f32>, out: DeviceSlice<f32>, log_sum_exp: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn attention_backward(shape: attention::AttentionShape, segments: DeviceSlice<attention::Segment>, q: DeviceSlice<f32>, k: DeviceSlice<f32>, v: DeviceSlice<f32>, out: DeviceSlice<f32>, log_sum_exp: DeviceSlice<f32>, dout: DeviceSlice<f32>, dq: DeviceSlice<f32>, dk: DeviceSlice<f32>, dv: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
+        fn attention(shape: attention::AttentionShape, segments: DeviceSlice<attention::Segment>, q: Floats, k: Floats, v: Floats, out: Floats, log_sum_exp: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
+        fn attention_backward(shape: attention::AttentionShape, segments: DeviceSlice<attention::Segment>, q: Floats, k: Floats, v: Floats, out: Floats, log_sum_exp: DeviceSlice<f32>, dout: DeviceSlice<f32>, dq: DeviceSlice<f32>, dk: DeviceSlice<f32>, dv: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
     }
     swiglu::Swiglu {
-        fn swiglu(gate: DeviceSlice<f32>, up: DeviceSlice<f32>, y: Floats);
-        fn swiglu_backward(dy: DeviceSlice<f32>, gate_dgate: DeviceSlice<f32>, up_dup: DeviceSlice<f32>);
+        fn swiglu(gate: Floats, up: Floats, y: Floats);
+        fn swiglu_backward(dy: DeviceSlice<f32>, gate_dgate: Floats, up_dup: Floats);
     }
     output_loss::OutputLoss {
         fn output_loss(shape: output_loss::OutputLossShape, x: DeviceSlice<f32>, weight: linear::Weight, targets: DeviceSlice<u32>, losses: DeviceSlice<f32>, gradient: Option<output_loss::OutputLossGradient>, workspace: DeviceSlice<u8>);
