@@ -132,34 +132,34 @@ pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
 
 /// The sum of products of two rows of one length.
 #[inline(always)]
-pub(crate) fn dot<T: Widen>(a: &[f32], b: &[T]) -> f32 {
+pub(crate) fn dot<A: Widen, B: Widen>(a: &[A], b: &[B]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
         for lane in 0..LANES {
-            lanes[lane] += a[lane] * b[lane].widen();
+            lanes[lane] += a[lane].widen() * b[lane].widen();
         }
     }
     for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane += a * b.widen();
+        *lane += a.widen() * b.widen();
     }
     add_up(lanes)
 }
 
 /// The sum of products of three rows of one length.
 #[inline(always)]
-pub(crate) fn dot_of_three(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+pub(crate) fn dot_of_three<T: Widen>(a: &[f32], b: &[f32], c: &[T]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
     let (c, c_rest) = c.as_chunks::<LANES>();
     for ((a, b), c) in a.iter().zip(b).zip(c) {
         for lane in 0..LANES {
-            lanes[lane] += a[lane] * b[lane] * c[lane];
+            lanes[lane] += a[lane] * b[lane] * c[lane].widen();
         }
     }
     for (lane, ((a, b), c)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest).zip(c_rest)) {
-        *lane += a * b * c;
+        *lane += a * b * c.widen();
     }
     add_up(lanes)
 }

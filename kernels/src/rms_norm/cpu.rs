@@ -12,12 +12,12 @@ use crate::{
 };
 
 for_each_isa! {
-    fn forward_rows<O: Widen>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [O]) {
+    fn forward_rows<I: Widen, O: Widen>(x: &[I], weight: &[f32], epsilon: f32, y: &mut [O]) {
         let width = weight.len();
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
             let rstd = inverse_deviation(x, epsilon);
             for i in 0..width {
-                y[i] = O::nearest(x[i] * rstd * weight[i]);
+                y[i] = O::nearest(x[i].widen() * rstd * weight[i]);
             }
         }
     }
@@ -25,8 +25,8 @@ for_each_isa! {
 
 for_each_isa! {
     /// `dx` is added to where `accumulate`, else written over `dy`, which it is then the same as.
-    fn backward_rows(
-        x: &[f32],
+    fn backward_rows<T: Widen>(
+        x: &[T],
         weight: &[f32],
         epsilon: f32,
         dy: Option<&[f32]>,
@@ -50,19 +50,19 @@ for_each_isa! {
                     None => dx,
                 };
                 for i in 0..width {
-                    dweight[i] += dy[i] * x[i] * rstd;
+                    dweight[i] += dy[i] * x[i].widen() * rstd;
                 }
             }
             match dy {
                 Some(dy) => {
                     let dy = &dy[at];
                     for i in 0..width {
-                        dx[i] += rstd * (weight[i] * dy[i] - x[i] * along);
+                        dx[i] += rstd * (weight[i] * dy[i] - x[i].widen() * along);
                     }
                 }
                 None => {
                     for i in 0..width {
-                        dx[i] = rstd * (weight[i] * dx[i] - x[i] * along);
+                        dx[i] = rstd * (weight[i] * dx[i] - x[i].widen() * along);
                     }
                 }
             }
@@ -71,17 +71,17 @@ for_each_isa! {
 }
 
 #[inline(always)]
-fn inverse_deviation(x: &[f32], epsilon: f32) -> f32 {
+fn inverse_deviation<T: Widen>(x: &[T], epsilon: f32) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt()
 }
 
-impl RmsNorm for Cpu {
-    fn rms_norm(
+impl Cpu {
+    fn normalize<I: Widen, O: Widen>(
         &mut self,
         shape: RmsNormShape,
-        x: DeviceSlice<f32>,
+        x: DeviceSlice<I>,
         weight: DeviceSlice<f32>,
-        y: Floats,
+        y: DeviceSlice<O>,
     ) {
         let isa = self.isa();
         let mut access = self.access("norm");
@@ -89,68 +89,79 @@ impl RmsNorm for Cpu {
         let x = &access.read(x)[..len];
         let weight = &access.read(weight)[..shape.width];
         let part = rows_per_task(shape.width) * shape.width;
-        match y {
-            Floats::F32(y) => {
-                let y = &mut access.write(y)[..len];
-                for_each_part(access.pool(), y, part, |task, y| {
-                    let x = &x[task * part..task * part + y.len()];
-                    forward_rows(isa, x, weight, shape.epsilon, y);
-                });
-            }
-            Floats::Bf16(y) => {
-                let y = &mut access.write(y)[..len];
-                for_each_part(access.pool(), y, part, |task, y| {
-                    let x = &x[task * part..task * part + y.len()];
-                    forward_rows(isa, x, weight, shape.epsilon, y);
-                });
-            }
+        let y = &mut access.write(y)[..len];
+        for_each_part(access.pool(), y, part, |task, y| {
+            let x = &x[task * part..task * part + y.len()];
+            forward_rows(isa, x, weight, shape.epsilon, y);
+        });
+    }
+
+    /// Without `dy`, that is what stands in the place of `dx`.
+    fn normalize_backward<T: Widen>(
+        &mut self,
+        shape: RmsNormShape,
+        x: DeviceSlice<T>,
+        weight: DeviceSlice<f32>,
+        (dy, dx): (Option<DeviceSlice<f32>>, DeviceSlice<f32>),
+        dweight: Option<Gradient>,
+        workspace: DeviceSlice<u8>,
+    ) {
+        let isa = self.isa();
+        let mut access = self.access("norm backward");
+        let len = shape.n_rows * shape.width;
+        let x = &access.read(x)[..len];
+        let weight = &access.read(weight)[..shape.width];
+        let dy = dy.map(|dy| &access.read(dy)[..len]);
+        let dx = &mut access.write(dx)[..len];
+        let sums = dweight.map(|Gradient { values, store }| {
+            let partials = access.write(workspace.first(sums_bytes(shape)).cast());
+            (&mut access.write(values)[..shape.width], store, partials)
+        });
+        backward(isa, access.pool(), shape, (x, weight), dy, dx, sums);
+    }
+}
+
+impl RmsNorm for Cpu {
+    fn rms_norm(&mut self, shape: RmsNormShape, x: Floats, weight: DeviceSlice<f32>, y: Floats) {
+        match (x, y) {
+            (Floats::F32(x), Floats::F32(y)) => self.normalize(shape, x, weight, y),
+            (Floats::F32(x), Floats::Bf16(y)) => self.normalize(shape, x, weight, y),
+            (Floats::Bf16(x), Floats::F32(y)) => self.normalize(shape, x, weight, y),
+            (Floats::Bf16(x), Floats::Bf16(y)) => self.normalize(shape, x, weight, y),
         }
     }
 
     fn rms_norm_backward(
         &mut self,
         shape: RmsNormShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
         dx: DeviceSlice<f32>,
         dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     ) {
-        let isa = self.isa();
-        let mut access = self.access("norm backward");
-        let len = shape.n_rows * shape.width;
-        let x = &access.read(x)[..len];
-        let weight = &access.read(weight)[..shape.width];
-        let dy = &access.read(dy)[..len];
-        let dx = &mut access.write(dx)[..len];
-        let sums = dweight.map(|Gradient { values, store }| {
-            let partials = access.write(workspace.first(sums_bytes(shape)).cast());
-            (&mut access.write(values)[..shape.width], store, partials)
-        });
-        backward(isa, access.pool(), shape, (x, weight), Some(dy), dx, sums);
+        let dy = (Some(dy), dx);
+        match x {
+            Floats::F32(x) => self.normalize_backward(shape, x, weight, dy, dweight, workspace),
+            Floats::Bf16(x) => self.normalize_backward(shape, x, weight, dy, dweight, workspace),
+        }
     }
 
     fn rms_norm_backward_in_place(
         &mut self,
         shape: RmsNormShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: DeviceSlice<f32>,
         dy_dx: DeviceSlice<f32>,
         dweight: Option<Gradient>,
         workspace: DeviceSlice<u8>,
     ) {
-        let isa = self.isa();
-        let mut access = self.access("norm backward");
-        let len = shape.n_rows * shape.width;
-        let x = &access.read(x)[..len];
-        let weight = &access.read(weight)[..shape.width];
-        let dx = &mut access.write(dy_dx)[..len];
-        let sums = dweight.map(|Gradient { values, store }| {
-            let partials = access.write(workspace.first(sums_bytes(shape)).cast());
-            (&mut access.write(values)[..shape.width], store, partials)
-        });
-        backward(isa, access.pool(), shape, (x, weight), None, dx, sums);
+        let dy = (None, dy_dx);
+        match x {
+            Floats::F32(x) => self.normalize_backward(shape, x, weight, dy, dweight, workspace),
+            Floats::Bf16(x) => self.normalize_backward(shape, x, weight, dy, dweight, workspace),
+        }
     }
 }
 
@@ -158,11 +169,11 @@ fn sums_bytes(shape: RmsNormShape) -> usize {
     super::n_partials(shape) * shape.width * size_of::<f32>()
 }
 
-fn backward(
+fn backward<T: Widen>(
     isa: Isa,
     pool: &Pool,
     shape: RmsNormShape,
-    (x, weight): (&[f32], &[f32]),
+    (x, weight): (&[T], &[f32]),
     dy: Option<&[f32]>,
     dx: &mut [f32],
     sums: Option<(&mut [f32], Store, &mut [f32])>,

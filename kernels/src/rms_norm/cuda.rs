@@ -46,6 +46,15 @@ impl Kind {
         }
     }
 
+    /// As its kernels are named.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Short => "short",
+            Self::Kept => "kept",
+            Self::Long => "long",
+        }
+    }
+
     /// Rows that a block does at a time.
     fn n_slots(&self) -> usize {
         match self {
@@ -65,6 +74,14 @@ impl Kind {
     }
 }
 
+/// As a kernel's name tells a format.
+fn suffix(floats: Floats) -> &'static str {
+    match floats {
+        Floats::F32(_) => "f32",
+        Floats::Bf16(_) => "bf16",
+    }
+}
+
 /// Bytes for the partial sums of `shape`, or of fewer rows.
 pub(super) fn workspace_bytes(shape: RmsNormShape) -> usize {
     let n_partials = shape.n_rows.div_ceil(MIN_BLOCK_ROWS).min(MAX_PARTIALS);
@@ -72,18 +89,12 @@ pub(super) fn workspace_bytes(shape: RmsNormShape) -> usize {
 }
 
 impl RmsNorm for Cuda {
-    fn rms_norm(
-        &mut self,
-        shape: RmsNormShape,
-        x: DeviceSlice<f32>,
-        weight: DeviceSlice<f32>,
-        y: Floats,
-    ) {
+    fn rms_norm(&mut self, shape: RmsNormShape, x: Floats, weight: DeviceSlice<f32>, y: Floats) {
         let RmsNormShape { n_rows, width, epsilon } = shape;
         let len = n_rows * width;
         let mut call = self.call("norm");
         let parameters = Parameters::new()
-            .address(call.read(x.first(len)))
+            .address(call.read_floats(x.first(len)))
             .address(call.read(weight.first(width)))
             .address(call.write_floats(y.first(len)))
             .f32(epsilon)
@@ -92,22 +103,15 @@ impl RmsNorm for Cuda {
         let kind = Kind::of(width);
         let launch = Launch::linear(n_rows.div_ceil(kind.n_slots()), N_THREADS)
             .with_shared_bytes(kind.shared_bytes(1, width));
-        let kernel = match (kind, y) {
-            (Kind::Short, Floats::F32(_)) => "rms_norm_forward_short_f32",
-            (Kind::Kept, Floats::F32(_)) => "rms_norm_forward_kept_f32",
-            (Kind::Long, Floats::F32(_)) => "rms_norm_forward_long_f32",
-            (Kind::Short, Floats::Bf16(_)) => "rms_norm_forward_short_bf16",
-            (Kind::Kept, Floats::Bf16(_)) => "rms_norm_forward_kept_bf16",
-            (Kind::Long, Floats::Bf16(_)) => "rms_norm_forward_long_bf16",
-        };
+        let kernel = format!("rms_norm_forward_{}_{}_to_{}", kind.name(), suffix(x), suffix(y));
         // SAFETY: each slice was cut to the extents above.
-        unsafe { call.launch(kernel, launch, parameters) };
+        unsafe { call.launch(&kernel, launch, parameters) };
     }
 
     fn rms_norm_backward(
         &mut self,
         shape: RmsNormShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
         dx: DeviceSlice<f32>,
@@ -125,7 +129,7 @@ impl RmsNorm for Cuda {
     fn rms_norm_backward_in_place(
         &mut self,
         shape: RmsNormShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: DeviceSlice<f32>,
         dy_dx: DeviceSlice<f32>,
         dweight: Option<Gradient>,
@@ -143,7 +147,7 @@ impl RmsNorm for Cuda {
 unsafe fn backward(
     mut call: Call<'_>,
     shape: RmsNormShape,
-    x: DeviceSlice<f32>,
+    x: Floats,
     weight: DeviceSlice<f32>,
     (dy, dx): (Address, Address),
     dweight: Option<Gradient>,
@@ -157,7 +161,8 @@ unsafe fn backward(
         Some(_) => n_rows.div_ceil(MAX_PARTIALS).max(MIN_BLOCK_ROWS).next_multiple_of(n_slots),
     };
     let n_blocks = n_rows.div_ceil(block_rows);
-    let x = call.read(x.first(n_rows * width));
+    let kernel = format!("rms_norm_backward_{}_{}", kind.name(), suffix(x));
+    let x = call.read_floats(x.first(n_rows * width));
     let weight = call.read(weight.first(width));
     let sums = dweight.map(|Gradient { values, store }| {
         let n_bytes = n_blocks * width * size_of::<f32>();
@@ -176,13 +181,8 @@ unsafe fn backward(
     let n_kept = if sums.is_some() { 3 } else { 2 };
     let launch =
         Launch::linear(n_blocks, N_THREADS).with_shared_bytes(kind.shared_bytes(n_kept, width));
-    let kernel = match kind {
-        Kind::Short => "rms_norm_backward_short",
-        Kind::Kept => "rms_norm_backward_kept",
-        Kind::Long => "rms_norm_backward_long",
-    };
     // SAFETY: each slice was cut to the extents above, and each block has a partial sum.
-    unsafe { call.launch(kernel, launch, parameters) };
+    unsafe { call.launch(&kernel, launch, parameters) };
     if let Some((dweight, store, partials)) = sums {
         let parameters = Parameters::new()
             .address(partials)

@@ -31,20 +31,14 @@ pub struct RmsNormShape {
 /// The normalisation, forward and backward.
 pub trait RmsNorm: Memory {
     /// `x` `[n_rows, width]`, `weight` `[width]`, `y` `[n_rows, width]` `=`, in bf16 rounded.
-    fn rms_norm(
-        &mut self,
-        shape: RmsNormShape,
-        x: DeviceSlice<f32>,
-        weight: DeviceSlice<f32>,
-        y: Floats,
-    );
+    fn rms_norm(&mut self, shape: RmsNormShape, x: Floats, weight: DeviceSlice<f32>, y: Floats);
 
     /// `dx` `[n_rows, width]` `+=`; `dweight` `[width]`, or not wanted;
     /// `workspace`: [`workspace_bytes`], for the partial sums of `dweight`.
     fn rms_norm_backward(
         &mut self,
         shape: RmsNormShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: DeviceSlice<f32>,
         dy: DeviceSlice<f32>,
         dx: DeviceSlice<f32>,
@@ -57,7 +51,7 @@ pub trait RmsNorm: Memory {
     fn rms_norm_backward_in_place(
         &mut self,
         shape: RmsNormShape,
-        x: DeviceSlice<f32>,
+        x: Floats,
         weight: DeviceSlice<f32>,
         dy_dx: DeviceSlice<f32>,
         dweight: Option<Gradient>,

@@ -28,9 +28,9 @@ __device__ __forceinline__ f32 inverse_deviation(f32 sum_of_squares, u32 width, 
 }
 
 // Numbers of a row in global memory, and the place where they are kept, if they are.
-template <bool KEEPS>
+template <class T, bool KEEPS>
 struct Row {
-    const f32* numbers;
+    const T* numbers;
     quad* kept;
     u32 width;
     bool aligned;
@@ -53,8 +53,8 @@ struct Row {
 };
 
 // Shared memory, where KEEPS: the quads of each of the block's rows.
-template <u32 ROW_THREADS, bool KEEPS, class Output>
-__device__ __forceinline__ void forward(const f32* x, const f32* weight, Output* y, f32 epsilon,
+template <u32 ROW_THREADS, bool KEEPS, class Input, class Output>
+__device__ __forceinline__ void forward(const Input* x, const f32* weight, Output* y, f32 epsilon,
                                         u32 n_rows, u32 width) {
     const u32 n_quads = ceil_div(width, 4u);
     const u32 slot = threadIdx.x / ROW_THREADS, thread = threadIdx.x % ROW_THREADS;
@@ -62,7 +62,7 @@ __device__ __forceinline__ void forward(const f32* x, const f32* weight, Output*
     if (row >= n_rows) return;
     const bool aligned = are_rows_aligned(width, x, weight, y);
     const u64 start = static_cast<u64>(row) * width;
-    const Row<KEEPS> xs{x + start, reinterpret_cast<quad*>(shared) + slot * n_quads, width, aligned};
+    const Row<Input, KEEPS> xs{x + start, reinterpret_cast<quad*>(shared) + slot * n_quads, width, aligned};
 
     f32 squares = 0.0f;
 #pragma unroll 1
@@ -89,8 +89,8 @@ __device__ __forceinline__ void forward(const f32* x, const f32* weight, Output*
 // `dx` is added to, or written over `dy`, which it is then the same as.
 //
 // Shared memory, where KEEPS: the quads of x and of dy of each of the block's rows, and their sums.
-template <u32 ROW_THREADS, bool KEEPS>
-__device__ __forceinline__ void backward(const f32* x, const f32* weight, const f32* dy, f32* dx,
+template <u32 ROW_THREADS, bool KEEPS, class Input>
+__device__ __forceinline__ void backward(const Input* x, const f32* weight, const f32* dy, f32* dx,
                                          f32* partials, f32 epsilon, u32 n_rows, u32 width,
                                          u32 block_rows) {
     constexpr u32 SLOTS = N_THREADS / ROW_THREADS;
@@ -118,8 +118,8 @@ __device__ __forceinline__ void backward(const f32* x, const f32* weight, const 
     const u32 last = smaller(n_rows - blockIdx.x * block_rows, block_rows);
     for (u32 of_block = slot; of_block < last; of_block += SLOTS) {
         const u64 start = static_cast<u64>(blockIdx.x * block_rows + of_block) * width;
-        const Row<KEEPS> xs{x + start, kept, width, aligned};
-        const Row<KEEPS> dys{dy + start, kept + SLOTS * n_quads, width, aligned};
+        const Row<Input, KEEPS> xs{x + start, kept, width, aligned};
+        const Row<f32, KEEPS> dys{dy + start, kept + SLOTS * n_quads, width, aligned};
 
         f32 squares = 0.0f, projection = 0.0f;
 #pragma unroll 1
@@ -181,20 +181,25 @@ __device__ __forceinline__ void backward(const f32* x, const f32* weight, const 
     }
 }
 
-#define RMS_NORM_FORWARD(suffix, ROW_THREADS, KEEPS, Output)                                              \
-    extern "C" __global__ void __launch_bounds__(N_THREADS) rms_norm_forward_##suffix(                    \
-        const f32* __restrict__ x, const f32* __restrict__ weight, Output* __restrict__ y, f32 epsilon,   \
+#define RMS_NORM_FORWARD(kind, ROW_THREADS, KEEPS, input, output)                                         \
+    extern "C" __global__ void __launch_bounds__(N_THREADS) rms_norm_forward_##kind##_##input##_to_##output( \
+        const input* __restrict__ x, const f32* __restrict__ weight, output* __restrict__ y, f32 epsilon, \
         u32 n_rows, u32 width) {                                                                          \
         forward<ROW_THREADS, KEEPS>(x, weight, y, epsilon, n_rows, width);                                \
     }
-#define RMS_NORM(suffix, ROW_THREADS, KEEPS)                                                              \
-    RMS_NORM_FORWARD(suffix##_f32, ROW_THREADS, KEEPS, f32)                                               \
-    RMS_NORM_FORWARD(suffix##_bf16, ROW_THREADS, KEEPS, bf16)                                             \
-    extern "C" __global__ void __launch_bounds__(N_THREADS) rms_norm_backward_##suffix(                   \
-        const f32* __restrict__ x, const f32* __restrict__ weight, const f32* dy, f32* dx,                \
+#define RMS_NORM_BACKWARD(kind, ROW_THREADS, KEEPS, input)                                                \
+    extern "C" __global__ void __launch_bounds__(N_THREADS) rms_norm_backward_##kind##_##input(           \
+        const input* __restrict__ x, const f32* __restrict__ weight, const f32* dy, f32* dx,              \
         f32* __restrict__ partials, f32 epsilon, u32 n_rows, u32 width, u32 block_rows) {                 \
         backward<ROW_THREADS, KEEPS>(x, weight, dy, dx, partials, epsilon, n_rows, width, block_rows);    \
     }
+#define RMS_NORM(kind, ROW_THREADS, KEEPS)                                                                \
+    RMS_NORM_FORWARD(kind, ROW_THREADS, KEEPS, f32, f32)                                                  \
+    RMS_NORM_FORWARD(kind, ROW_THREADS, KEEPS, f32, bf16)                                                 \
+    RMS_NORM_FORWARD(kind, ROW_THREADS, KEEPS, bf16, f32)                                                 \
+    RMS_NORM_FORWARD(kind, ROW_THREADS, KEEPS, bf16, bf16)                                                \
+    RMS_NORM_BACKWARD(kind, ROW_THREADS, KEEPS, f32)                                                      \
+    RMS_NORM_BACKWARD(kind, ROW_THREADS, KEEPS, bf16)
 
 // A warp for a short row, a block for one that is kept, a block for one that is too long for that.
 RMS_NORM(short, WARP, true)

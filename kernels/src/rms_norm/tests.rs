@@ -1,10 +1,11 @@
-use half::bf16;
-
 use super::*;
-use crate::memory::Store;
-use crate::testing::{
-    Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads, fetch,
-    on_every_device, place, to_f32, unrounded, widened, workspace,
+use crate::{
+    memory::{FloatFormat, Store},
+    testing::{
+        Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads,
+        fetch, fetch_floats, on_every_device, place, place_in, rounded_to_bf16, to_f32, unrounded,
+        widened, workspace,
+    },
 };
 
 const EPSILON: f32 = 1e-5;
@@ -35,15 +36,26 @@ fn inputs(shape: RmsNormShape) -> Inputs {
 
 /// `y`, `dx` and `dw`, the gradients from zero.
 fn run(device: &mut impl RmsNorm, shape: RmsNormShape, inputs: &Inputs) -> [Vec<f32>; 3] {
-    let [x, weight, dy] = [&inputs.x, &inputs.weight, &inputs.dy].map(|v| place(device, v));
-    let y = place(device, &vec![f32::NAN; x.len()]);
+    run_in(device, shape, inputs, [FloatFormat::F32; 2])
+}
+
+/// The same with `x` and `y` in formats.
+fn run_in(
+    device: &mut impl RmsNorm,
+    shape: RmsNormShape,
+    inputs: &Inputs,
+    [input, output]: [FloatFormat; 2],
+) -> [Vec<f32>; 3] {
+    let x = place_in(device, &inputs.x, input);
+    let [weight, dy] = [&inputs.weight, &inputs.dy].map(|v| place(device, v));
+    let y = place_in(device, &vec![f32::NAN; x.len()], output);
     let dx = place(device, &vec![0.0; x.len()]);
     let dweight = place(device, &vec![f32::NAN; shape.width]);
     let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
-    device.rms_norm(shape, x, weight, y.into());
+    device.rms_norm(shape, x, weight, y);
     let gradient = Some(Gradient { values: dweight, store: Store::Overwrite });
     device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
-    [y, dx, dweight].map(|slice| fetch(device, slice))
+    [fetch_floats(device, y), fetch(device, dx), fetch(device, dweight)]
 }
 
 fn both_passes_match_the_reference(device: &mut impl RmsNorm) {
@@ -72,17 +84,18 @@ fn both_passes_match_the_reference(device: &mut impl RmsNorm) {
     }
 }
 
-/// In bf16 stands what is in f32, rounded.
-fn an_output_in_bf16_is_rounded_once(device: &mut impl RmsNorm) {
+/// In bf16 stands what would be in f32, rounded.
+fn numbers_in_bf16_are_rounded_once(device: &mut impl RmsNorm) {
+    use FloatFormat::{Bf16, F32};
     for shape in SHAPES {
-        let inputs = inputs(shape);
-        let [x, weight] = [&inputs.x, &inputs.weight].map(|values| place(device, values));
-        let y = place(device, &vec![f32::NAN; x.len()]);
-        device.rms_norm(shape, x, weight, y.into());
-        let rounded = place(device, &vec![bf16::NAN; x.len()]);
-        device.rms_norm(shape, x, weight, rounded.into());
-        let expected: Vec<_> = fetch(device, y).into_iter().map(bf16::from_f32).collect();
-        assert!(fetch(device, rounded) == expected, "{shape:?}");
+        let Inputs { x, weight, dy } = inputs(shape);
+        let inputs = Inputs { x: rounded_to_bf16(&x), weight, dy };
+        let [y, dx, dweight] = run(device, shape, &inputs);
+        let rounded = rounded_to_bf16(&y);
+        for (formats, y) in [([F32, Bf16], &rounded), ([Bf16, F32], &y), ([Bf16, Bf16], &rounded)] {
+            let actual = run_in(device, shape, &inputs, formats);
+            assert!(actual.each_ref() == [y, &dx, &dweight], "{shape:?} in {formats:?}");
+        }
     }
 }
 
@@ -96,7 +109,7 @@ fn gradients_are_added_to_what_is_there(device: &mut impl RmsNorm) {
         let [dx, dweight] = [&dx_before, &dweight_before].map(|v| place(device, v));
         let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
         let gradient = Some(Gradient { values: dweight, store: Store::Accumulate });
-        device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
+        device.rms_norm_backward(shape, x.into(), weight, dy, dx, gradient, scratch);
         let sums = |before: &[f32], alone: &[f32]| -> Vec<f32> {
             before.iter().zip(alone).map(|(a, b)| a + b).collect()
         };
@@ -120,7 +133,7 @@ fn in_place_gives_the_bits_of_the_separate_buffers(device: &mut impl RmsNorm) {
             let dweight = place(device, &vec![f32::NAN; shape.width]);
             let gradient = Gradient { values: dweight, store: Store::Overwrite };
             let wanted = wants_dweight.then_some(gradient);
-            device.rms_norm_backward_in_place(shape, x, weight, dy_dx, wanted, scratch);
+            device.rms_norm_backward_in_place(shape, x.into(), weight, dy_dx, wanted, scratch);
             assert_eq!(fetch(device, dy_dx), expected_dx);
             if wants_dweight {
                 assert_eq!(fetch(device, dweight), expected_dweight);
@@ -144,9 +157,9 @@ fn results_do_not_depend_on_where_the_rows_lie(device: &mut impl RmsNorm) {
         let (y, dx) = (moved(device, &inputs.x), moved(device, &vec![0.0; x.len()]));
         let dweight = moved(device, &vec![0.0; width]);
         let scratch = workspace(device, workspace_bytes(&device.profile(), shape));
-        device.rms_norm(shape, x, weight, y.into());
+        device.rms_norm(shape, x.into(), weight, y.into());
         let gradient = Some(Gradient { values: dweight, store: Store::Overwrite });
-        device.rms_norm_backward(shape, x, weight, dy, dx, gradient, scratch);
+        device.rms_norm_backward(shape, x.into(), weight, dy, dx, gradient, scratch);
         assert_eq!([y, dx, dweight].map(|slice| fetch(device, slice)), expected);
     }
 }
@@ -162,7 +175,7 @@ fn a_row_of_zeros_stays_zero(device: &mut impl RmsNorm) {
 
 on_every_device! {
     both_passes_match_the_reference,
-    an_output_in_bf16_is_rounded_once,
+    numbers_in_bf16_are_rounded_once,
     gradients_are_added_to_what_is_there,
     in_place_gives_the_bits_of_the_separate_buffers,
     results_do_not_depend_on_where_the_rows_lie,

@@ -111,14 +111,20 @@ impl Decoder {
         let products = [(Projection::Output, residual.into())];
         back(device, saved.attention, &products, Some(dattention));
         let of_keys = |matrix: Floats| matrix.first(n_rows * key_width);
+        let (query, key) = (saved.query, of_keys(saved.key));
+        if saved.query_raw.is_some() {
+            self.norm_heads(device, layer, &saved, key);
+            self.rotate(device, pass, Rotation::Forward, spec.n_heads, query);
+            self.rotate(device, pass, Rotation::Forward, spec.n_kv_heads, key);
+        }
         let dquery = cut(slices.gradients.query, query_width);
         let dkey = cut(slices.gradients.key, key_width);
         let dvalue = cut(slices.gradients.value, key_width);
         device.attention_backward(
             attention_shape(spec, layer, n_rows, n_rows, pass.max_segment),
             pass.segments,
-            saved.query,
-            of_keys(saved.key),
+            query,
+            key,
             of_keys(saved.value),
             saved.attention,
             saved.log_sum_exp,
@@ -178,7 +184,15 @@ impl Decoder {
     ) {
         if let Some(weight) = self.weights.vector(layer, norm) {
             let dweight = gradients.norm(layer, norm);
-            device.rms_norm_backward(self.norm_shape(x), x, weight, dy, dx, dweight, workspace);
+            device.rms_norm_backward(
+                self.norm_shape(x),
+                x.into(),
+                weight,
+                dy,
+                dx,
+                dweight,
+                workspace,
+            );
         }
     }
 }

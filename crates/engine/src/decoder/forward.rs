@@ -72,20 +72,13 @@ impl Decoder {
 
         self.layer_norm(device, (layer, LayerTensor::InputNorm), input, slices.input_normed);
         let normed = slices.input_normed;
-        let raw_query = slices.query_raw.map_or(slices.query, Floats::from);
-        let raw_key = slices.key_raw.map_or(key, Floats::from);
         let products = [
-            (Projection::Query, raw_query),
-            (Projection::Key, raw_key),
+            (Projection::Query, slices.query_raw.unwrap_or(slices.query)),
+            (Projection::Key, slices.key_raw.unwrap_or(key)),
             (Projection::Value, value),
         ];
         self.project(device, input_of(normed), &products, None);
-        if let Some(raw) = slices.query_raw {
-            self.head_norm(device, (layer, LayerTensor::QueryNorm), raw, slices.query);
-        }
-        if let Some(raw) = slices.key_raw {
-            self.head_norm(device, (layer, LayerTensor::KeyNorm), raw, key);
-        }
+        self.norm_heads(device, layer, &slices, key);
         self.rotate(device, pass, Rotation::Forward, spec.n_heads, slices.query);
         self.rotate(device, pass, Rotation::Forward, spec.n_kv_heads, key);
 
@@ -123,19 +116,25 @@ impl Decoder {
         y: Floats,
     ) {
         if let Some(weight) = self.weights.vector(layer, norm) {
-            device.rms_norm(self.norm_shape(x), x, weight, y);
+            device.rms_norm(self.norm_shape(x), x.into(), weight, y);
         }
     }
 
-    fn head_norm(
+    /// Queries, and keys into `key`, through their norms, in models that have them.
+    pub(super) fn norm_heads(
         &self,
         device: &mut impl Backend,
-        (layer, norm): (usize, LayerTensor),
-        x: DeviceSlice<f32>,
-        y: Floats,
+        layer: usize,
+        slices: &LayerSlices,
+        key: Floats,
     ) {
-        if let Some(weight) = self.weights.vector(layer, norm) {
-            device.rms_norm(self.head_norm_shape(x), x, weight, y);
+        for (raw, norm, normed) in [
+            (slices.query_raw, LayerTensor::QueryNorm, slices.query),
+            (slices.key_raw, LayerTensor::KeyNorm, key),
+        ] {
+            if let (Some(raw), Some(weight)) = (raw, self.weights.vector(layer, norm)) {
+                device.rms_norm(self.head_norm_shape(raw), raw, weight, normed);
+            }
         }
     }
 
@@ -144,7 +143,7 @@ impl Decoder {
         RmsNormShape { n_rows: x.len() / width, width, epsilon: self.spec.rms_epsilon as f32 }
     }
 
-    pub(super) fn head_norm_shape(&self, x: DeviceSlice<f32>) -> RmsNormShape {
+    pub(super) fn head_norm_shape(&self, x: Floats) -> RmsNormShape {
         let width = self.spec.head_size;
         RmsNormShape { n_rows: x.len() / width, width, epsilon: self.spec.rms_epsilon as f32 }
     }
@@ -174,7 +173,12 @@ impl Decoder {
     ) {
         let width = self.spec.hidden_width;
         let last = residual.slice((n_rows - 1) * width..n_rows * width);
-        device.rms_norm(self.norm_shape(last), last, self.weights.final_norm(), normed.into());
+        device.rms_norm(
+            self.norm_shape(last),
+            last.into(),
+            self.weights.final_norm(),
+            normed.into(),
+        );
         let shape = nibble_kernels::linear::LinearShape {
             n_rows: 1,
             n_in: width,
@@ -217,7 +221,7 @@ pub fn loss(
     let dx = rows(slices.gradient, n_targets, width);
     device.gather_rows(width, target_rows, rows(residual, n_rows, width), gathered);
     let norm = decoder.weights.final_norm();
-    device.rms_norm(decoder.norm_shape(gathered), gathered, norm, normed.into());
+    device.rms_norm(decoder.norm_shape(gathered), gathered.into(), norm, normed.into());
     let shape = OutputLossShape {
         n_rows: n_targets,
         width,
@@ -240,7 +244,7 @@ pub fn loss(
     if let Some(gradient) = gradient {
         device.rms_norm_backward_in_place(
             decoder.norm_shape(gathered),
-            gathered,
+            gathered.into(),
             norm,
             dx,
             gradient.final_norm,

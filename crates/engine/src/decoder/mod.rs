@@ -73,8 +73,8 @@ impl LayerSlices {
         }
         Self {
             input_normed: floats(self.input_normed, spec.hidden_width),
-            query_raw: self.query_raw.map(|slice| cut(slice, spec.query_width())),
-            key_raw: self.key_raw.map(|slice| cut(slice, spec.kv_width())),
+            query_raw: self.query_raw.map(|raw| floats(raw, spec.query_width())),
+            key_raw: self.key_raw.map(|raw| floats(raw, spec.kv_width())),
             query: floats(self.query, spec.query_width()),
             key: self.key,
             value: self.value,

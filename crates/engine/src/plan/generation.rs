@@ -136,9 +136,10 @@ pub(super) fn forward_slices(
         floats(name, width, output_format(profile, spec, projection))
     };
     let (gate, up) = (output("gate", Projection::Gate), output("up", Projection::Up));
-    let query = floats("query", spec.query_width(), heads_format(profile, spec));
+    let query = output("query", Projection::Query);
+    let query_raw = spec.qk_norm.then(|| output("query_raw", Projection::Query));
+    let key_raw = spec.qk_norm.then(|| output("key_raw", Projection::Key));
     let mut rows = |name, width| floats(name, width, FloatFormat::F32).into_f32();
-    let (query_width, key_width) = (spec.query_width(), spec.kv_width());
     let mut low_rank = [None; Projection::ALL.len()];
     if let Some((rank, targets)) = adapter {
         for projection in targets.iter() {
@@ -147,8 +148,8 @@ pub(super) fn forward_slices(
     }
     LayerSlices {
         input_normed,
-        query_raw: spec.qk_norm.then(|| rows("query_raw", query_width)),
-        key_raw: spec.qk_norm.then(|| rows("key_raw", key_width)),
+        query_raw,
+        key_raw,
         query,
         key,
         value,

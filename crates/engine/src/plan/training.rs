@@ -72,9 +72,9 @@ pub struct LayerSlices {
     /// `[T, D]`.
     pub input_normed: Floats,
     /// Queries before their normalisation `[T, H·K]`, in models that have one.
-    pub query_raw: Option<DeviceSlice<f32>>,
+    pub query_raw: Option<Floats>,
     /// Keys before their normalisation `[T, G·K]`, in models that have one.
-    pub key_raw: Option<DeviceSlice<f32>>,
+    pub key_raw: Option<Floats>,
     /// `[T, H·K]`.
     pub query: Floats,
     /// `[T, G·K]`.
@@ -343,14 +343,14 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
 
     let dropout = matches!(shape.trainable, Trainable::Adapter { dropout: true, .. });
     let heads = |width| (width, heads_format(&shape.profile, spec));
-    let query = rows("query", heads(query_width), Forward::QueryKeyValue, Backward::Attention);
-    let key = rows("key", heads(key_width), Forward::QueryKeyValue, Backward::Attention);
+    // What attention reads; or, where a norm comes before, what that is made from again.
+    let (names, until) = match spec.qk_norm {
+        false => (["query", "key"], Backward::Attention),
+        true => (["query_raw", "key_raw"], Backward::Rotate),
+    };
+    let query = rows(names[0], heads(query_width), Forward::QueryKeyValue, until);
+    let key = rows(names[1], heads(key_width), Forward::QueryKeyValue, until);
     let value = rows("value", heads(key_width), Forward::QueryKeyValue, Backward::Attention);
-    let [query_raw, key_raw] =
-        [("query_raw", query_width), ("key_raw", key_width)].map(|(name, width)| {
-            let width = (width, FloatFormat::F32);
-            spec.qk_norm.then(|| rows(name, width, Forward::QueryKeyValue, Backward::Rotate))
-        });
     let attended = (query_width, input_format(&shape.profile, spec, Output, dropout));
     let attention = rows("attention", attended, Forward::Attention, Backward::Attention);
     let of_heads = (spec.n_heads, FloatFormat::F32);
@@ -406,12 +406,20 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         Backward::GateUp,
     );
     let activated = input("activated", &[Down], Forward::Activation, Forward::Down, Backward::Down);
+    let normed_heads = spec.qk_norm.then(|| {
+        let moments = Moments::forward(Forward::Rotate, Forward::Attention)
+            | Moments::backward(Backward::Attention, Backward::Attention);
+        [("query", query_width), ("key", key_width)].map(|(name, width)| {
+            let len = (area(shape.n_rows(), width), heads_format(&shape.profile, spec));
+            regions.floats(("layer", name), Category::Activations, len, moments)
+        })
+    });
     let of_layer = |layer: usize| LayerSlices {
         input_normed,
-        query_raw: query_raw.map(|rows| rows.of(layer).into_f32()),
-        key_raw: key_raw.map(|rows| rows.of(layer).into_f32()),
-        query: query.of(layer),
-        key: key.of(layer),
+        query_raw: normed_heads.map(|_| query.of(layer)),
+        key_raw: normed_heads.map(|_| key.of(layer)),
+        query: normed_heads.map_or_else(|| query.of(layer), |[query, _]| query),
+        key: normed_heads.map_or_else(|| key.of(layer), |[_, key]| key),
         value: value.of(layer),
         attention: attention.of(layer),
         log_sum_exp: log_sum_exp.of(layer).into_f32(),
@@ -533,8 +541,6 @@ pub(super) fn output_format(
     projection: Projection,
 ) -> FloatFormat {
     match projection {
-        // A normalisation comes before the products.
-        Projection::Query | Projection::Key if spec.qk_norm => FloatFormat::F32,
         Projection::Query | Projection::Key | Projection::Value => heads_format(profile, spec),
         // The residual stream.
         Projection::Output | Projection::Down => FloatFormat::F32,

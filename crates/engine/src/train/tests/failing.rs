@@ -199,9 +199,9 @@ forward! {
         fn nf4_dequantize(weight: nf4::Nf4Weight, destination: DeviceSlice<f32>);
     }
     rms_norm::RmsNorm {
-        fn rms_norm(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, y: Floats);
-        fn rms_norm_backward(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy: DeviceSlice<f32>, dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
-        fn rms_norm_backward_in_place(shape: rms_norm::RmsNormShape, x: DeviceSlice<f32>, weight: DeviceSlice<f32>, dy_dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
+        fn rms_norm(shape: rms_norm::RmsNormShape, x: Floats, weight: DeviceSlice<f32>, y: Floats);
+        fn rms_norm_backward(shape: rms_norm::RmsNormShape, x: Floats, weight: DeviceSlice<f32>, dy: DeviceSlice<f32>, dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
+        fn rms_norm_backward_in_place(shape: rms_norm::RmsNormShape, x: Floats, weight: DeviceSlice<f32>, dy_dx: DeviceSlice<f32>, dweight: Option<Gradient>, workspace: DeviceSlice<u8>);
     }
     rope::Rope {
         fn rope(n_heads: usize, head_size: usize, rotation: rope::Rotation, positions: DeviceSlice<u32>, cos: DeviceSlice<f32>, sin: DeviceSlice<f32>, x: Floats);
