@@ -4,7 +4,7 @@ tests/golden/families/NAME/.
     python families.py GOLDEN_FOLDER
 
 Each folder is a model as transformers saves it, plus `adapter/` as peft saves it, plus
-`expected.safetensors` (computed in f64) and `errors.json` (how far f32 is from that).
+`expected.safetensors` (computed in f64) and `errors.json` (how far f32 and bf16 are from that).
 """
 
 import copy
@@ -271,13 +271,22 @@ def write_expected(family, name, folder):
     # Weight gradients are many: rounded to f32, which counts in the error below.
     exact = {k: v.float() if k.startswith("gradient.") else v for k, v in exact.items()}
     single = results(folder, family.every_gradient, segments, labels, torch.float32)
+    # Products in bf16, and what comes out of them, as most train.
+    with torch.autocast("cpu", torch.bfloat16):
+        half = results(folder, family.every_gradient, segments, labels, torch.float32)
     stored = {
         "segment_lengths": torch.tensor(SEGMENT_LENGTHS),
         "input_ids": torch.cat(segments),
         "labels": torch.cat(labels),
     }
     save_tensors(folder / "expected.safetensors", {**stored, **exact})
-    errors = {key: error_of(single[key], exact[key]) for key in sorted(exact)}
+    errors = {
+        key: {
+            **error_of(single[key], exact[key]),
+            "rms_in_bf16": error_of(half[key], exact[key])["rms"],
+        }
+        for key in sorted(exact)
+    }
     save_json(folder / "errors.json", errors)
     return exact, errors
 

@@ -1,21 +1,27 @@
 //! Every family against transformers and peft: logits, losses and gradients of tiny random models,
-//! within twice the error that torch's own f32 has against f64.
+//! within twice the error that torch's own f32 has against f64, and in bf16 its own bf16.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use half::bf16;
-use nibble_engine::{generate, model::Projection, optimizer::GradientFormat, train::Trainer};
-use nibble_kernels::{Cpu, Floats, Store};
+use nibble_engine::{
+    adapter::AdapterLayout, generate, model::Projection, optimizer::GradientFormat, train::Trainer,
+};
+use nibble_kernels::{Compute, Cpu, Floats, Store};
 use nibble_tests::{
-    Sequences, Setup, golden, golden_json, golden_tensors, open_trainer, paging::OPTIMIZER, rms,
+    Sequences, Setup, f32_profile, golden, golden_json, golden_tensors, open_trainer,
+    open_trainer_on, paging::OPTIMIZER, rms,
 };
 use serde_json::Value;
 
 const FAMILIES: [&str; 6] =
     ["llama", "llama-tied-sharded", "llama-yarn", "mistral", "qwen2", "qwen3"];
 
+const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
+
+#[derive(Clone)]
 struct Family {
     name: &'static str,
     folder: PathBuf,
@@ -52,29 +58,40 @@ impl Family {
         Setup { with_adapter, n_rows: self.sequences.ids.len(), ..Setup::default() }
     }
 
-    fn check(&self, name: &str, actual: &[f32]) {
+    fn check(&self, compute: Compute, name: &str, actual: &[f32]) {
         let error = rms(actual, &self.expected[name]);
-        let torch = self.errors[name]["rms"].as_f64().unwrap();
+        let torch = match compute {
+            Compute::F32 => &self.errors[name]["rms"],
+            Compute::Bf16 => &self.errors[name]["rms_in_bf16"],
+        };
+        let torch = torch.as_f64().unwrap();
         // A tensor that torch happens to hit exactly still has numbers that round: allowed is a
         // quarter of an f32's unit in the last place of its root mean square.
         let size = self.errors[name]["exact_rms"].as_f64().unwrap();
         let limit = (2.0 * torch).max(0.25 * f64::from(f32::EPSILON) * size);
-        assert!(error <= limit, "{} {name}: {error:e} beyond {limit:e}", self.name);
+        assert!(error <= limit, "{} {name} in {compute:?}: {error:e} beyond {limit:e}", self.name);
+    }
+
+    /// A trainer whose products are in `compute`, and its adapter's layout.
+    fn open(&self, setup: Setup, compute: Compute) -> (Trainer<Cpu>, Option<AdapterLayout>) {
+        let profile = f32_profile(setup.n_threads).with_compute(compute);
+        let (trainer, adapter) = open_trainer_on(&self.folder, setup, profile);
+        (trainer, adapter.map(|(_, layout)| layout))
     }
 }
 
 #[test]
 fn logits_are_those_of_transformers_and_peft() {
-    for family in families() {
+    for (family, compute) in families().flat_map(|family| COMPUTES.map(|c| (family.clone(), c))) {
         for (with_adapter, name) in [(false, "logits"), (true, "adapter.logits")] {
-            let (mut trainer, _) = open_trainer(&family.folder, family.setup(with_adapter));
+            let (mut trainer, _) = family.open(family.setup(with_adapter), compute);
             let mut logits = Vec::new();
             for ids in &family.ids {
                 let (device, decoder, layout) = trainer.parts();
                 let layout = layout.generation.as_ref().unwrap();
                 logits.extend(generate::logits((device, decoder, layout), ids).unwrap());
             }
-            family.check(name, &logits);
+            family.check(compute, name, &logits);
         }
     }
 }
@@ -96,13 +113,13 @@ fn losses_of_packed_sequences_are_those_of_separate_ones() {
 
 #[test]
 fn adapter_gradients_are_those_of_peft() {
-    for family in families() {
+    for (family, compute) in families().flat_map(|family| COMPUTES.map(|c| (family.clone(), c))) {
         let mut bits: Option<Vec<u32>> = None;
         // Computing activations twice or keeping them, of some layers or all, on any threads, changes no bit.
         for (kept_layers, n_threads) in [(0, 1), (0, 2), (1, 2), (2, 3)] {
             let setup = Setup { kept_layers, n_threads, ..family.setup(true) };
-            let (mut trainer, adapter) = open_trainer(&family.folder, setup);
-            let (_, layout) = adapter.unwrap();
+            let (mut trainer, adapter) = family.open(setup, compute);
+            let layout = adapter.unwrap();
             let weight = 1.0 / family.sequences.targets.len() as f32;
             trainer.accumulate(&family.sequences.batch(), weight, None, Store::Overwrite).unwrap();
             let gradients = trainer.layout().trainable.gradients.cast();
@@ -116,7 +133,7 @@ fn adapter_gradients_are_those_of_peft() {
                     tensor.layer
                 );
                 let range = tensor.start..tensor.start + tensor.n_elements();
-                family.check(&name, &values[range]);
+                family.check(compute, &name, &values[range]);
             }
             let now: Vec<u32> = values.into_iter().map(f32::to_bits).collect();
             assert!(bits.get_or_insert_with(|| now.clone()) == &now, "{} {setup:?}", family.name);
@@ -126,8 +143,10 @@ fn adapter_gradients_are_those_of_peft() {
 
 #[test]
 fn weight_gradients_are_those_of_transformers() {
-    for family in families().filter(|family| ["llama", "qwen2"].contains(&family.name)) {
-        let (mut trainer, _) = open_trainer(&family.folder, family.setup(false));
+    let with_gradients = families().filter(|family| ["llama", "qwen2"].contains(&family.name));
+    for (family, compute) in with_gradients.flat_map(|family| COMPUTES.map(|c| (family.clone(), c)))
+    {
+        let (mut trainer, _) = family.open(family.setup(false), compute);
         let weight = 1.0 / family.sequences.targets.len() as f32;
         trainer.accumulate(&family.sequences.batch(), weight, None, Store::Overwrite).unwrap();
         let flat = trainer.layout().trainable.gradients;
@@ -141,7 +160,7 @@ fn weight_gradients_are_those_of_transformers() {
             };
             let mut values = vec![0.0; slice.len()];
             trainer.download(slice, &mut values);
-            family.check(&format!("gradient.{}", place.role.name()), &values);
+            family.check(compute, &format!("gradient.{}", place.role.name()), &values);
             n_checked += 1;
         }
         let in_file = family.expected.keys().filter(|name| name.starts_with("gradient.")).count();
