@@ -25,6 +25,9 @@ impl Element for u8 {
 impl Element for u32 {
     const NAME: &'static str = "u32";
 }
+impl Element for f64 {
+    const NAME: &'static str = "f64";
+}
 
 /// One block of device memory; numbered from 0 in the order of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -122,15 +122,15 @@ pub fn n_batches(shape: &TrainingShape) -> usize {
 
 /// The micro-batches of a step and an update; returns loss and norm.
 pub fn step<B: RunDevice>(trainer: &mut Trainer<B>, number: u64) -> (f64, f64) {
-    let mut loss = 0.0;
     let mut store = Store::Overwrite;
     for batch in &sequences()[..n_batches(trainer.shape())] {
         let dropout = DropoutMask { probability: 0.1, seed: number };
         let dropout = trainer.decoder().adapter.is_some().then_some(dropout);
-        loss += trainer.accumulate(&batch.batch(), 1.0 / 92.0, dropout, store).unwrap();
+        trainer.accumulate(&batch.batch(), 1.0 / 92.0, dropout, store).unwrap();
         store = Store::Accumulate;
     }
-    (loss, trainer.update(&OPTIMIZER, 1e-2, number, 5 * number).unwrap())
+    let sums = trainer.update(&OPTIMIZER, 1e-2, number, 5 * number).unwrap();
+    (sums.loss, sums.gradient_norm)
 }
 
 /// Losses and norms of `steps`, an evaluation between them, and the bytes of a checkpoint after them.

@@ -58,11 +58,11 @@ pub fn check<B: RunDevice>(profile: DeviceProfile, n_steps: usize) {
         for (step, (&rate, &batch)) in rates.iter().zip(&order).take(n_steps).enumerate() {
             let batch = &batches[batch as usize];
             let n_targets = batch.targets.len();
-            let total = trainer
-                .accumulate(&batch.batch(), 1.0 / n_targets as f32, None, Store::Overwrite)
-                .unwrap();
-            losses.push(total / n_targets as f64);
-            norms.push(trainer.update(&optimizer, rate, step as u64 + 1, 0).unwrap());
+            let weight = 1.0 / n_targets as f32;
+            trainer.accumulate(&batch.batch(), weight, None, Store::Overwrite).unwrap();
+            let sums = trainer.update(&optimizer, rate, step as u64 + 1, 0).unwrap();
+            losses.push(sums.loss / n_targets as f64);
+            norms.push(sums.gradient_norm);
         }
         for (what, actual) in [("losses", &losses), ("gradient_norms", &norms)] {
             let (exact, torch) = (of("f64", what), of("f32", what));

@@ -77,13 +77,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (name, trainer) in &mut trainers {
             let (before, used, start) =
                 (trainer.transferred_bytes(), processor_seconds(), Instant::now());
-            losses.push(trainer.accumulate(
-                &batch,
-                1.0 / (n_tokens - 1) as f32,
-                None,
-                Store::Overwrite,
-            )?);
-            trainer.update(&OPTIMIZER, 1e-4, step + 1, step)?;
+            let weight = 1.0 / (n_tokens - 1) as f32;
+            trainer.accumulate(&batch, weight, None, Store::Overwrite)?;
+            losses.push(trainer.update(&OPTIMIZER, 1e-4, step + 1, step)?.loss);
             let seconds = start.elapsed().as_secs_f64();
             let used = used.zip(processor_seconds()).map(|(before, after)| after - before);
             let share = used.map(|used| used / seconds / n_threads as f64);

@@ -6,7 +6,7 @@ use nibble_data::{
     BatchBuffer, BatchPlan, ChatTemplate, ColumnMapping, Encoder, TokenizeOptions,
     TokenizedDataset, Tokenizer,
 };
-use nibble_kernels::{Backend, Compute, DeviceSlice, MemoryError, attention::Segment};
+use nibble_kernels::{Backend, Compute, DeviceSlice, MemoryError, Store, attention::Segment};
 use serde::Serialize;
 
 use crate::{
@@ -98,7 +98,6 @@ pub struct Evaluator<B> {
     device: B,
     decoder: Decoder,
     layout: EvaluationLayout,
-    losses: Vec<f32>,
 }
 
 impl<B: RunDevice> Evaluator<B> {
@@ -170,9 +169,8 @@ impl<B: RunDevice> Evaluator<B> {
             }
             _ => None,
         };
-        let losses = vec![0.0; shape.n_rows()];
         let decoder = Decoder { spec: shape.spec, weights, rope: layout.rope, adapter };
-        Ok(Self { device, decoder, layout, losses })
+        Ok(Self { device, decoder, layout })
     }
 }
 
@@ -211,10 +209,11 @@ impl<B: Backend> Evaluator<B> {
         }
         let residual = layout.residuals[n_layers % 2];
         let counts = (n_rows, batch.targets.len());
-        loss(&self.decoder, device, &layout.batch, &layout.loss, counts, residual, None);
-        let losses = &mut self.losses[..batch.targets.len()];
-        device.download(layout.batch.losses.first(batch.targets.len()), losses);
+        let (batch, slices, store) = (&layout.batch, &layout.loss, Store::Overwrite);
+        loss(&self.decoder, device, batch, slices, counts, residual, None, store);
+        let mut sum = [0.0];
+        device.download(batch.loss_sum, &mut sum);
         device.check()?;
-        Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
+        Ok(sum[0])
     }
 }

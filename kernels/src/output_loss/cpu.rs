@@ -9,7 +9,7 @@ use crate::{
         parallel::{Shared, for_each_part},
     },
     linear::Weight,
-    memory::DeviceSlice,
+    memory::{DeviceSlice, Store},
 };
 
 for_each_isa! {
@@ -73,6 +73,16 @@ impl OutputLoss for Cpu {
         workspace: DeviceSlice<u8>,
     ) {
         super::in_chunks(self, shape, (x, weight), targets, losses, gradient, workspace);
+    }
+
+    fn sum_losses(&mut self, losses: DeviceSlice<f32>, sum: DeviceSlice<f64>, store: Store) {
+        let mut access = self.access("sum of losses");
+        let of_batch: f64 = access.read(losses).iter().map(|&loss| f64::from(loss)).sum();
+        let sum = &mut access.write(sum)[0];
+        *sum = match store {
+            Store::Overwrite => of_batch,
+            Store::Accumulate => *sum + of_batch,
+        };
     }
 }
 

@@ -5,10 +5,10 @@ use crate::{
     Cuda,
     cuda::{Launch, Parameters},
     linear::Weight,
-    memory::DeviceSlice,
+    memory::{DeviceSlice, Store},
 };
 
-/// Threads that share a row; as in `output_loss.cu`.
+/// Threads that share a row, or the sum of losses; as in `output_loss.cu`.
 const N_THREADS: u32 = 512;
 
 impl OutputLoss for Cuda {
@@ -23,6 +23,17 @@ impl OutputLoss for Cuda {
         workspace: DeviceSlice<u8>,
     ) {
         super::in_chunks(self, shape, (x, weight), targets, losses, gradient, workspace);
+    }
+
+    fn sum_losses(&mut self, losses: DeviceSlice<f32>, sum: DeviceSlice<f64>, store: Store) {
+        let mut call = self.call("sum of losses");
+        let parameters = Parameters::new()
+            .address(call.read(losses))
+            .address(call.write(sum.first(1)))
+            .extent(losses.len())
+            .u32(u32::from(store == Store::Accumulate));
+        // SAFETY: both arguments were cut to these extents.
+        unsafe { call.launch("output_loss_sum", Launch::linear(1, N_THREADS), parameters) };
     }
 }
 

@@ -61,6 +61,10 @@ pub trait OutputLoss: Memory {
         gradient: Option<OutputLossGradient>,
         workspace: DeviceSlice<u8>,
     );
+
+    /// `sum (store) Σ losses` in f64; `sum` one number, so that the host need not fetch those of each
+    /// micro-batch.
+    fn sum_losses(&mut self, losses: DeviceSlice<f32>, sum: DeviceSlice<f64>, store: Store);
 }
 
 /// Rows whose logits exist at a time: as many as 48 MiB hold, but no fewer than 256. Every chunk

@@ -57,3 +57,13 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
         store_quad(logits + i, values, n_left, aligned);
     }
 }
+
+// The sum of all losses, beside what is there where that is wanted. One block: a thread adds every 512th
+// loss, and then the threads' sums are added up.
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+    output_loss_sum(const f32* __restrict__ losses, f64* __restrict__ sum, u32 n, u32 accumulates) {
+    f64 own = 0.0;
+    for (u32 i = threadIdx.x; i < n; i += N_THREADS) own += losses[i];
+    const f64 all = block_sum<N_THREADS>(own);
+    if (threadIdx.x == 0) *sum = accumulates ? *sum + all : all;
+}

@@ -163,7 +163,27 @@ fn the_weight_gradient_goes_where_it_is_asked_to(device: &mut impl OutputLoss) {
     }
 }
 
+fn losses_are_summed_in_f64(device: &mut impl OutputLoss) {
+    let sum = place(device, &[f64::NAN]);
+    for n in [0, 1, 7, 513, 40_000] {
+        let losses = Random::new(n as u64).normal(n);
+        let slice = place(device, &losses);
+        let exact: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+        // Every order of so many additions, of numbers of order one, rounds as often at most.
+        let limit = (n + 1) as f64 * f64::EPSILON * (n + 1) as f64;
+        device.sum_losses(slice, sum, Store::Overwrite);
+        let once = fetch(device, sum)[0];
+        assert!((once - exact).abs() <= limit, "{n}: {once}");
+        device.sum_losses(slice, sum, Store::Accumulate);
+        assert_eq!(fetch(device, sum)[0], 2.0 * once, "{n}");
+    }
+    let losses = place(device, &[1.0, f32::INFINITY, 2.0]);
+    device.sum_losses(losses, sum, Store::Accumulate);
+    assert!(!fetch(device, sum)[0].is_finite());
+}
+
 on_every_device! {
+    losses_are_summed_in_f64,
     the_weight_gradient_goes_where_it_is_asked_to,
     loss_and_gradients_match_the_reference,
 }

@@ -202,7 +202,7 @@ pub struct LossGradient {
     pub final_norm: Option<Gradient>,
 }
 
-/// The cross-entropy of the `n_targets` trained rows into `batch.losses`, and its gradients.
+/// The cross-entropy of the `n_targets` trained rows, its sum into `batch.loss_sum`, and its gradients.
 /// Rows on which nothing is trained never meet the output matrix.
 pub fn loss(
     decoder: &Decoder,
@@ -212,6 +212,7 @@ pub fn loss(
     (n_rows, n_targets): (usize, usize),
     residual: DeviceSlice<f32>,
     gradient: Option<LossGradient>,
+    store: Store,
 ) {
     let spec = &decoder.spec;
     let width = spec.hidden_width;
@@ -228,12 +229,13 @@ pub fn loss(
         vocabulary: spec.vocabulary,
         chunk_rows: nibble_kernels::output_loss::default_chunk_rows(spec.vocabulary),
     };
+    let losses = batch.losses.first(n_targets);
     device.output_loss(
         shape,
         normed,
         decoder.weights.output(),
         batch.targets.first(n_targets),
-        batch.losses.first(n_targets),
+        losses,
         gradient.map(|gradient| OutputLossGradient {
             scale: gradient.scale,
             dx,
@@ -241,6 +243,7 @@ pub fn loss(
         }),
         slices.workspace,
     );
+    device.sum_losses(losses, batch.loss_sum, store);
     if let Some(gradient) = gradient {
         device.rms_norm_backward_in_place(
             decoder.norm_shape(gathered),

@@ -43,6 +43,8 @@ pub struct BatchSlices {
     pub targets: DeviceSlice<u32>,
     /// Cross-entropy of each of those rows.
     pub losses: DeviceSlice<f32>,
+    /// Their sum over the micro-batches of a step: one number.
+    pub loss_sum: DeviceSlice<f64>,
 }
 
 /// The rotation tables.
@@ -285,13 +287,8 @@ pub(super) fn batch(regions: &mut Regions, n_rows: usize) -> BatchSlices {
         target_rows,
         targets,
         segments: regions.region("batch.segments", Category::Workspace, n_rows, moments),
-        // Read when the backward pass has been asked for, so that a device need not stand still meanwhile.
-        losses: regions.region(
-            "batch.losses",
-            Category::Workspace,
-            n_rows,
-            Moments::residual_gradient(),
-        ),
+        losses: regions.region("batch.losses", Category::Workspace, n_rows, Moments::LOSS),
+        loss_sum: regions.region("batch.loss_sum", Category::Workspace, 1, Moments::ALWAYS),
     }
 }
 

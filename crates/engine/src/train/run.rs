@@ -382,7 +382,7 @@ impl<B: RunDevice> Run<B> {
         let last = (first + self.settings.gradient_accumulation).min(self.training.len());
         let n_targets: usize =
             (first..last).map(|index| self.training.micro_batch(epoch, index).n_targets).sum();
-        let (mut loss, mut n_tokens) = (0.0, 0);
+        let mut n_tokens = 0;
         for index in first..last {
             self.training.fill(&self.dataset, epoch, index, &mut self.batch)?;
             n_tokens += self.batch.ids().len() as u64;
@@ -396,10 +396,16 @@ impl<B: RunDevice> Run<B> {
             let weight = 1.0 / n_targets as f32;
             let store = if index == first { Store::Overwrite } else { Store::Accumulate };
             let batch = MicroBatch::of(&self.batch);
-            loss += self.trainer.accumulate(&batch, weight, dropout, store)?;
+            self.trainer.accumulate(&batch, weight, dropout, store)?;
         }
+        let lr = self.learning_rate.at(step);
+        let seed = hash(self.settings.seed, step);
+        // The update writes every page of what it changes: a file that was disturbed before could look
+        // whole after it.
+        self.trainer.check_stores()?;
+        let sums = self.trainer.update(&self.optimizer, lr, step, seed)?;
         self.trainer.check_device()?;
-        loss /= n_targets as f64;
+        let (loss, grad_norm) = (sums.loss / n_targets as f64, sums.gradient_norm);
         let diverged = |what, value| TrainError::Diverged {
             what,
             value,
@@ -412,13 +418,6 @@ impl<B: RunDevice> Run<B> {
         if !loss.is_finite() {
             return Err(diverged("loss", loss));
         }
-        let lr = self.learning_rate.at(step);
-        let seed = hash(self.settings.seed, step);
-        // The update writes every page of what it changes: a file that was disturbed before could look
-        // whole after it.
-        self.trainer.check_stores()?;
-        let grad_norm = self.trainer.update(&self.optimizer, lr, step, seed)?;
-        self.trainer.check_device()?;
         if !grad_norm.is_finite() {
             return Err(diverged("gradient norm", grad_norm));
         }

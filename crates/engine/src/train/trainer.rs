@@ -70,6 +70,15 @@ impl<'a> MicroBatch<'a> {
     }
 }
 
+/// What a step is known by.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSums {
+    /// The summed loss of all micro-batches, in nats.
+    pub loss: f64,
+    /// The norm of the gradients before clipping.
+    pub gradient_norm: f64,
+}
+
 /// A model being trained on a device.
 #[derive(Debug)]
 pub struct Trainer<B> {
@@ -82,8 +91,6 @@ pub struct Trainer<B> {
     gradients: Gradients,
     /// All of them, to be measured.
     gradient_regions: Vec<Floats>,
-    /// Losses of one micro-batch on their way to the host.
-    losses: Vec<f32>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -125,7 +132,6 @@ impl<B: Backend> Trainer<B> {
         });
         let decoder = Decoder { spec: shape.spec.clone(), weights, rope: layout.rope, adapter };
         Ok(Self {
-            losses: vec![0.0; shape.n_rows()],
             inputs: LayerInputs::new(layout.inputs.clone(), base),
             states: OptimizerStates::new(&shape, &layout.trainable.states, states_at),
             device,
@@ -180,15 +186,14 @@ impl<B: Backend> Trainer<B> {
     pub fn evaluate(&mut self, batch: &MicroBatch<'_>) -> Result<f64, PageError> {
         let pass = self.upload(batch, None);
         self.forward(&pass, false)?;
-        self.loss(batch, None);
-        let loss = self.read_loss(batch);
+        self.loss(batch, None, Store::Overwrite);
         self.inputs.leave(&mut self.device)?;
-        Ok(loss)
+        Ok(self.loss_sum())
     }
 
-    /// The summed loss of a micro-batch in nats. Its gradients, each target weighted by
-    /// `target_weight`, replace those of the step before with [`Store::Overwrite`], as those of a step's
-    /// first micro-batch must, or else are added to the step's, unless they are in bf16.
+    /// The loss of a micro-batch and its gradients, each target weighted by `target_weight`. They replace
+    /// those of the step before with [`Store::Overwrite`], as those of a step's first micro-batch must, or
+    /// else are added to the step's, unless gradients are in bf16. Nothing is waited for.
     ///
     /// # Errors
     /// When a page could not be moved; the step's gradients are then incomplete.
@@ -198,7 +203,7 @@ impl<B: Backend> Trainer<B> {
         target_weight: f32,
         dropout: Option<DropoutMask>,
         store: Store,
-    ) -> Result<f64, PageError> {
+    ) -> Result<(), PageError> {
         assert!(
             store == Store::Overwrite || self.shape.gradients == GradientFormat::F32,
             "gradients in bf16 are of one micro-batch"
@@ -217,12 +222,9 @@ impl<B: Backend> Trainer<B> {
         };
         let residual = self.layout.residual_gradient;
         let gradient = LossGradient { scale: target_weight, residual, output, final_norm };
-        self.loss(batch, Some(gradient));
+        self.loss(batch, Some(gradient), store);
         self.backward(&pass, store)?;
-        // Only now, as the host waits for it.
-        let loss = self.read_loss(batch);
-        self.inputs.leave(&mut self.device)?;
-        Ok(loss)
+        self.inputs.leave(&mut self.device)
     }
 
     fn upload(&mut self, batch: &MicroBatch<'_>, dropout: Option<DropoutMask>) -> PassRows {
@@ -258,21 +260,20 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    fn loss(&mut self, batch: &MicroBatch<'_>, gradient: Option<LossGradient>) {
+    fn loss(&mut self, batch: &MicroBatch<'_>, gradient: Option<LossGradient>, store: Store) {
         let layout = &self.layout;
         let n_targets = batch.targets.len();
         let counts = (batch.ids.len(), n_targets);
         let residual = self.inputs.last();
         let (device, slices) = (&mut self.device, &layout.loss);
-        loss(&self.decoder, device, &layout.batch, slices, counts, residual, gradient);
+        loss(&self.decoder, device, &layout.batch, slices, counts, residual, gradient, store);
     }
 
-    /// The sum of what [`Self::loss`] left.
-    fn read_loss(&mut self, batch: &MicroBatch<'_>) -> f64 {
-        let n_targets = batch.targets.len();
-        let losses = &mut self.losses[..n_targets];
-        self.device.download(self.layout.batch.losses.first(n_targets), losses);
-        losses.iter().map(|&loss| f64::from(loss)).sum()
+    /// What [`Self::loss`] has summed up; waits for it.
+    fn loss_sum(&self) -> f64 {
+        let mut sum = [0.0];
+        self.device.download(self.layout.batch.loss_sum, &mut sum);
+        sum[0]
     }
 
     fn backward(&mut self, pass: &PassRows, store: Store) -> Result<(), PageError> {
@@ -311,8 +312,8 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    /// Updates the trained parameters from the step's gradients, and returns the gradients' norm
-    /// before clipping. When that is not finite nothing is changed.
+    /// Updates the trained parameters from the step's gradients, unless its loss or their norm is not
+    /// finite. The one place of a step where the host waits for the device.
     ///
     /// # Errors
     /// When a page could not be moved; the parameters are then those of no step.
@@ -322,11 +323,13 @@ impl<B: Backend> Trainer<B> {
         learning_rate: f64,
         step: u64,
         seed: u64,
-    ) -> Result<f64, PageError> {
+    ) -> Result<StepSums, PageError> {
         let trainable = self.layout.trainable;
         let norm = self.device.squared_norm(&self.gradient_regions).sqrt();
-        if !norm.is_finite() {
-            return Ok(norm);
+        // It was there before the norm.
+        let sums = StepSums { loss: self.loss_sum(), gradient_norm: norm };
+        if !sums.loss.is_finite() || !norm.is_finite() {
+            return Ok(sums);
         }
         let gradient_scale = match config.clip_norm {
             // The small constant is the reference implementation's guard against a zero norm.
@@ -349,7 +352,7 @@ impl<B: Backend> Trainer<B> {
             None => Trained::Weights(&mut self.decoder.weights),
         };
         self.states.update(&mut self.device, update, trainable.gradients, trained)?;
-        Ok(norm)
+        Ok(sums)
     }
 
     /// Copies bytes of the run to the host, wherever they are.

@@ -216,6 +216,7 @@ forward! {
     }
     output_loss::OutputLoss {
         fn output_loss(shape: output_loss::OutputLossShape, x: DeviceSlice<f32>, weight: linear::Weight, targets: DeviceSlice<u32>, losses: DeviceSlice<f32>, gradient: Option<output_loss::OutputLossGradient>, workspace: DeviceSlice<u8>);
+        fn sum_losses(losses: DeviceSlice<f32>, sum: DeviceSlice<f64>, store: Store);
     }
     rows::Rows {
         fn add(x: DeviceSlice<f32>, y: DeviceSlice<f32>);
