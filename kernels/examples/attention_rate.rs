@@ -15,7 +15,6 @@ use nibble_kernels::{
     Compute, Cpu, DeviceKind, DeviceProfile, Isa,
     attention::{self, Attention, AttentionShape, Segment},
     cpu::ceilings,
-    linear,
 };
 
 /// Time given to each measurement.
@@ -69,7 +68,7 @@ fn measure(
     let segments = place(&mut device, &[whole])?;
     let (queries, keys) = (n_heads * head_size, n_kv_heads * head_size);
     // As a step has them.
-    let format = linear::input_format(&profile, keys);
+    let format = attention::input_format(profile.compute);
     let mut kept = |width: usize| place_in(&mut device, &values(n_rows * width), format);
     let (q, k, v, out) = (kept(queries)?, kept(keys)?, kept(keys)?, kept(queries)?);
     let mut matrix = |width: usize| place(&mut device, &values(n_rows * width));

@@ -4,7 +4,7 @@
 //
 // In bf16 the tiles lie in shared memory, a row a head's vector padded with zeros; a warp has 16 rows of
 // the block's tile. Scores never leave the registers: where they are summed is where the next product
-// wants them (tensor.cuh).
+// wants them (tensor.cuh). A tile is on its way while the block works on what came before it.
 
 #include "quads.cuh"
 #include "tensor.cuh"
@@ -22,14 +22,16 @@ struct Segment {
 // An attention as cuda.rs describes it, in its order.
 struct Attention {
     const Segment* segments;
-    // In f32, or in bf16 where `are_rounded`.
+    // As the products see them.
     const void* q;
     const void* k;
     const void* v;
-    // Likewise where `is_out_rounded`.
+    // In f32, or in bf16 where `is_out_rounded`.
     void* out;
     f32* log_sum_exp;
     const f32* dout;
+    // `dout` as the products see it.
+    bf16* seen_dout;
     f32* delta;
     f32* dq;
     f32* dk;
@@ -41,11 +43,10 @@ struct Attention {
     u32 window;
     f32 scale;
     u32 n_rows;
-    u32 are_rounded;
     u32 is_out_rounded;
 };
 
-// What is in f32 or in bf16, as either.
+// A matrix whose numbers are of a type.
 template <class T>
 __device__ __forceinline__ const T* as(const void* matrix) {
     return static_cast<const T*>(matrix);
@@ -79,6 +80,12 @@ __device__ __forceinline__ u32 end_of_queries(const Attention& p, const Segment&
 
 // ---- Tiles ----
 
+// Rows of a block's own tile, 16 a warp.
+constexpr u32 OWN_ROWS = 64;
+constexpr u32 N_THREADS = 128;
+
+extern __shared__ __align__(128) u8 tiles[];
+
 __device__ __forceinline__ void put(f32& place, f32 value) {
     place = value;
 }
@@ -91,30 +98,27 @@ struct Rows {
     // Sixteen bytes more than are used: eight rows' chunks of one column then meet no bank twice.
     static constexpr u32 BYTES = 2 * WIDTH + 16;
 
-    // Brings `n` rows of a head to a tile of ROWS, rounded to bf16; what is beyond them is zero.
-    template <u32 ROWS, u32 N_THREADS, class T>
-    static __device__ __forceinline__ void load(u8* tile, const T* first, u64 stride, u32 n,
-                                                u32 head_size) {
-        constexpr u32 QUADS = WIDTH / 4;
-        const bool aligned = head_size % 4 == 0 && stride % 4 == 0 && are_aligned(first);
-        for (u32 at = threadIdx.x; at < ROWS * QUADS; at += N_THREADS) {
-            const u32 row = at / QUADS, column = at % QUADS * 4;
-            const u32 n_left = row < n && column < head_size ? head_size - column : 0;
-            const T* from = n_left > 0 ? first + row * stride + column : first;
-            const quad values = load_quad(from, n_left, aligned);
-            *reinterpret_cast<uint2*>(tile + row * BYTES + 2 * column) =
-                make_uint2(pack_bf16(values.of[0], values.of[1]), pack_bf16(values.of[2], values.of[3]));
+    // Begins to bring `n` rows of a head to a tile of ROWS at an address; what is beyond them is zero. They
+    // are there when every thread has waited for its copies, behind a barrier.
+    template <u32 ROWS>
+    static __device__ __forceinline__ void bring(u32 tile, const bf16* first, u64 stride, u32 n,
+                                                 u32 head_size) {
+        if (head_size % 8 == 0 && stride % 8 == 0 && are_aligned(first)) {
+            constexpr u32 CHUNKS = WIDTH / 8;
+            for (u32 at = threadIdx.x; at < ROWS * CHUNKS; at += N_THREADS) {
+                const u32 row = at / CHUNKS, column = at % CHUNKS * 8;
+                const bool wanted = row < n && column < head_size;
+                const bf16* from = wanted ? first + row * stride + column : first;
+                copy_async(tile + row * BYTES + 2 * column, from, wanted);
+            }
+            return;
         }
-    }
-
-    // The same of a matrix of the attention's inputs, from number `at` on.
-    template <u32 ROWS, u32 N_THREADS>
-    static __device__ __forceinline__ void load_input(const Attention& p, u8* tile, const void* matrix,
-                                                      u64 at, u64 stride, u32 n) {
-        if (p.are_rounded)
-            load<ROWS, N_THREADS>(tile, as<bf16>(matrix) + at, stride, n, p.head_size);
-        else
-            load<ROWS, N_THREADS>(tile, as<f32>(matrix) + at, stride, n, p.head_size);
+        for (u32 at = threadIdx.x; at < ROWS * WIDTH; at += N_THREADS) {
+            const u32 row = at / WIDTH, column = at % WIDTH;
+            const bool wanted = row < n && column < head_size;
+            const u32 offset = tile - shared_address(tiles) + row * BYTES + 2 * column;
+            *reinterpret_cast<bf16*>(tiles + offset) = wanted ? first[row * stride + column] : bf16{0};
+        }
     }
 
     // 16 x 16 numbers of rows from `row` and columns from `column` on, as a first operand.
@@ -218,12 +222,6 @@ __device__ __forceinline__ f32 row_sum(f32 value) {
     return value + __shfl_xor_sync(ALL_LANES, value, 2);
 }
 
-// Rows of a block's own tile, 16 a warp.
-constexpr u32 OWN_ROWS = 64;
-constexpr u32 N_THREADS = 128;
-
-extern __shared__ __align__(128) u8 tiles[];
-
 // The last queries see the most keys: their tiles begin first, so that the lightest end the launch.
 __device__ __forceinline__ u32 first_query_of_block() {
     return (gridDim.x - 1 - blockIdx.x) * OWN_ROWS;
@@ -241,24 +239,34 @@ __device__ __forceinline__ void forward(const Attention& p) {
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 q_at = (s.query_start + first) * q_stride + head * p.head_size;
     const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
-    u8* k_tile = tiles + OWN_ROWS * R::BYTES;
-    u8* v_tile = k_tile + KEYS * R::BYTES;
-    R::template load_input<OWN_ROWS, N_THREADS>(p, tiles, p.q, q_at, q_stride, s.n_queries - first);
+    const u32 q_tile = shared_address(tiles);
+    const u32 k_tile = q_tile + OWN_ROWS * R::BYTES;
+    const u32 v_tile = k_tile + KEYS * R::BYTES;
+    const auto bring = [&](u32 tile, const void* matrix, u32 key) {
+        const bf16* rows = as<bf16>(matrix) + k_at + key * k_stride;
+        R::template bring<KEYS>(tile, rows, k_stride, s.n_keys - key, p.head_size);
+    };
+    const u32 end = end_of_keys(s, first + OWN_ROWS);
+    u32 key = first_key(p, s, first) / KEYS * KEYS;
+    const u32 n = s.n_queries - first;
+    R::template bring<OWN_ROWS>(q_tile, as<bf16>(p.q) + q_at, q_stride, n, p.head_size);
+    bring(k_tile, p.k, key);
+    end_copy_group();
 
     Sums<WIDTH> out;
     out.clear();
     f32 maxima[2] = {-__int_as_float(0x7f800000), -__int_as_float(0x7f800000)}, sums[2] = {0.0f, 0.0f};
     const f32 scale = p.scale * LOG2_E;
     const u32 own = warp() * 16;
-    const u32 end = end_of_keys(s, first + OWN_ROWS);
-    for (u32 key = first_key(p, s, first) / KEYS * KEYS; key < end; key += KEYS) {
+    for (; key < end; key += KEYS) {
+        wait_for_copy_groups<0>();
+        // The keys are there, and nobody reads the values before any more.
         __syncthreads();
-        R::template load_input<KEYS, N_THREADS>(p, k_tile, p.k, k_at + key * k_stride, k_stride, s.n_keys - key);
-        R::template load_input<KEYS, N_THREADS>(p, v_tile, p.v, k_at + key * k_stride, k_stride, s.n_keys - key);
-        __syncthreads();
+        bring(v_tile, p.v, key);
+        end_copy_group();
         Sums<KEYS> scores;
         scores.clear();
-        scores.template add_rows_by_rows<WIDTH>(shared_address(tiles), own, shared_address(k_tile));
+        scores.template add_rows_by_rows<WIDTH>(q_tile, own, k_tile);
         f32 factors[2];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -293,15 +301,18 @@ __device__ __forceinline__ void forward(const Attention& p) {
         for (u32 j = 0; j < WIDTH / 8; j++)
 #pragma unroll
             for (u32 e = 0; e < 4; e++) out.of[j][e] *= factors[e / 2];
-        out.template add_scores_by_rows<KEYS>(scores, shared_address(v_tile));
+        wait_for_copy_groups<0>();
+        // The values are there, and nobody reads these keys any more.
+        __syncthreads();
+        if (key + KEYS < end) bring(k_tile, p.k, key + KEYS);
+        end_copy_group();
+        out.template add_scores_by_rows<KEYS>(scores, v_tile);
     }
     const f32 inverse[2] = {1.0f / sums[0], 1.0f / sums[1]};
     if (p.is_out_rounded)
-        out.store(static_cast<bf16*>(p.out) + q_at, q_stride, own, s.n_queries - first, p.head_size,
-                  inverse);
+        out.store(static_cast<bf16*>(p.out) + q_at, q_stride, own, n, p.head_size, inverse);
     else
-        out.store(static_cast<f32*>(p.out) + q_at, q_stride, own, s.n_queries - first, p.head_size,
-                  inverse);
+        out.store(static_cast<f32*>(p.out) + q_at, q_stride, own, n, p.head_size, inverse);
     if (lane() % 4 == 0) {
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -313,8 +324,8 @@ __device__ __forceinline__ void forward(const Attention& p) {
     }
 }
 
-// delta of every row and head; a warp has one. In bf16, of what the products see of the gradient, so that
-// it is the sum of the probabilities' gradients.
+// delta of every row and head; a warp has one. In bf16, of what the products see of the gradient, which it
+// leaves for them, so that it is the sum of the probabilities' gradients.
 template <bool ROUNDS>
 __device__ __forceinline__ void delta(const Attention& p) {
     const u64 at = static_cast<u64>(blockIdx.x) * (N_THREADS / WARP) + warp();
@@ -323,7 +334,9 @@ __device__ __forceinline__ void delta(const Attention& p) {
     for (u32 i = lane(); i < p.head_size; i += WARP) {
         const u64 place = at * p.head_size + i;
         const f32 dout = p.dout[place];
-        const f32 out = ROUNDS && p.is_out_rounded ? widen(as<bf16>(p.out)[place]) : as<f32>(p.out)[place];
+        const bool is_rounded = ROUNDS && p.is_out_rounded;
+        const f32 out = is_rounded ? widen(as<bf16>(p.out)[place]) : as<f32>(p.out)[place];
+        if (ROUNDS) p.seen_dout[place] = to_bf16(dout);
         sum += (ROUNDS ? widen(to_bf16(dout)) : dout) * out;
     }
     sum = warp_sum(sum);
@@ -361,12 +374,22 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 q_at = (s.query_start + first) * q_stride + head * p.head_size;
     const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
-    u8* dout_tile = tiles + OWN_ROWS * R::BYTES;
-    u8* k_tile = dout_tile + OWN_ROWS * R::BYTES;
-    u8* v_tile = k_tile + KEYS * R::BYTES;
+    const u32 q_tile = shared_address(tiles);
+    const u32 dout_tile = q_tile + OWN_ROWS * R::BYTES;
+    const u32 v_tile = dout_tile + OWN_ROWS * R::BYTES;
+    const u32 k_tiles = v_tile + KEYS * R::BYTES;
     const u32 n = s.n_queries - first;
-    R::template load_input<OWN_ROWS, N_THREADS>(p, tiles, p.q, q_at, q_stride, n);
-    R::template load<OWN_ROWS, N_THREADS>(dout_tile, p.dout + q_at, q_stride, n, p.head_size);
+    const auto bring = [&](u32 tile, const void* matrix, u32 key) {
+        const bf16* rows = as<bf16>(matrix) + k_at + key * k_stride;
+        R::template bring<KEYS>(tile, rows, k_stride, s.n_keys - key, p.head_size);
+    };
+    const u32 end = end_of_keys(s, first + OWN_ROWS);
+    u32 key = first_key(p, s, first) / KEYS * KEYS;
+    R::template bring<OWN_ROWS>(q_tile, as<bf16>(p.q) + q_at, q_stride, n, p.head_size);
+    R::template bring<OWN_ROWS>(dout_tile, p.seen_dout + q_at, q_stride, n, p.head_size);
+    bring(k_tiles, p.k, key);
+    bring(v_tile, p.v, key);
+    end_copy_group();
     const u32 own = warp() * 16;
     f32 log_sum_exp[2], delta[2];
 #pragma unroll
@@ -378,18 +401,25 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
     }
     Sums<WIDTH> dq;
     dq.clear();
-    const u32 end = end_of_keys(s, first + OWN_ROWS);
-    for (u32 key = first_key(p, s, first) / KEYS * KEYS; key < end; key += KEYS) {
+    // Keys are read until the end of their turn: the next ones have a tile of their own.
+    u32 turn = 0;
+    for (; key < end; key += KEYS, turn ^= 1) {
+        const u32 k_tile = k_tiles + turn * KEYS * R::BYTES;
+        wait_for_copy_groups<0>();
         __syncthreads();
-        R::template load_input<KEYS, N_THREADS>(p, k_tile, p.k, k_at + key * k_stride, k_stride, s.n_keys - key);
-        R::template load_input<KEYS, N_THREADS>(p, v_tile, p.v, k_at + key * k_stride, k_stride, s.n_keys - key);
-        __syncthreads();
+        const bool has_next = key + KEYS < end;
+        if (has_next) bring(k_tiles + (turn ^ 1) * KEYS * R::BYTES, p.k, key + KEYS);
+        end_copy_group();
         Sums<KEYS> scores, gradients;
         scores.clear();
         gradients.clear();
-        scores.template add_rows_by_rows<WIDTH>(shared_address(tiles), own, shared_address(k_tile));
-        gradients.template add_rows_by_rows<WIDTH>(shared_address(dout_tile), own,
-                                                   shared_address(v_tile));
+        scores.template add_rows_by_rows<WIDTH>(q_tile, own, k_tile);
+        gradients.template add_rows_by_rows<WIDTH>(dout_tile, own,
+                                                   v_tile);
+        // Nobody reads these values any more.
+        __syncthreads();
+        if (has_next) bring(v_tile, p.v, key + KEYS);
+        end_copy_group();
 #pragma unroll
         for (u32 j = 0; j < KEYS / 8; j++)
 #pragma unroll
@@ -399,14 +429,15 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
                 score_gradient(p, s, i, at, log_sum_exp[e / 2], delta[e / 2], scores.of[j][e],
                                gradients.of[j][e]);
             }
-        dq.template add_scores_by_rows<KEYS>(gradients, shared_address(k_tile));
+        dq.template add_scores_by_rows<KEYS>(gradients, k_tile);
     }
     const f32 factors[2] = {p.scale, p.scale};
     dq.store(p.dq + q_at, q_stride, own, n, p.head_size, factors);
 }
 
-// The gradients of keys and values, or of either. Grid: tiles of keys, heads of keys, segments.
-template <u32 WIDTH, u32 QUERIES, bool OF_KEYS, bool OF_VALUES>
+// The gradients of keys and values, or of either. Grid: tiles of keys, heads of keys, segments. With two
+// tiles of queries the next ones come while one is worked on.
+template <u32 WIDTH, u32 QUERIES, u32 N_TILES, bool OF_KEYS, bool OF_VALUES>
 __device__ __forceinline__ void key_gradients(const Attention& p) {
     typedef Rows<WIDTH> R;
     const Segment s = p.segments[blockIdx.z];
@@ -416,12 +447,13 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
     const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 k_at = (s.key_start + first) * k_stride + kv_head * p.head_size;
-    u8* v_tile = tiles + OWN_ROWS * R::BYTES;
-    u8* q_tile = v_tile + OWN_ROWS * R::BYTES;
-    u8* dout_tile = q_tile + QUERIES * R::BYTES;
+    const u32 k_tile = shared_address(tiles);
+    const u32 v_tile = k_tile + OWN_ROWS * R::BYTES;
+    const u32 query_tiles = v_tile + OWN_ROWS * R::BYTES;
     const u32 n = s.n_keys - first;
-    R::template load_input<OWN_ROWS, N_THREADS>(p, tiles, p.k, k_at, k_stride, n);
-    R::template load_input<OWN_ROWS, N_THREADS>(p, v_tile, p.v, k_at, k_stride, n);
+    R::template bring<OWN_ROWS>(k_tile, as<bf16>(p.k) + k_at, k_stride, n, p.head_size);
+    R::template bring<OWN_ROWS>(v_tile, as<bf16>(p.v) + k_at, k_stride, n, p.head_size);
+    end_copy_group();
     const u32 own = warp() * 16;
     Sums<OF_KEYS ? WIDTH : 16> dk;
     Sums<OF_VALUES ? WIDTH : 16> dv;
@@ -429,45 +461,64 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
     dv.clear();
     const u32 start = first_query(s, first) / QUERIES * QUERIES;
     const u32 end = end_of_queries(p, s, smaller(first + OWN_ROWS, s.n_keys));
-    for (u32 head = kv_head * n_shared; head < (kv_head + 1) * n_shared; head++) {
-        for (u32 query = start; query < end; query += QUERIES) {
-            const u64 q_at = (s.query_start + query) * q_stride + head * p.head_size;
-            const u32 n_left = s.n_queries - query;
-            __syncthreads();
-            R::template load_input<QUERIES, N_THREADS>(p, q_tile, p.q, q_at, q_stride, n_left);
-            R::template load<QUERIES, N_THREADS>(dout_tile, p.dout + q_at, q_stride, n_left,
-                                                 p.head_size);
-            __syncthreads();
-            // Rows are keys here, columns queries.
-            Sums<QUERIES> scores, gradients;
-            scores.clear();
-            gradients.clear();
-            scores.template add_rows_by_rows<WIDTH>(shared_address(tiles), own,
-                                                    shared_address(q_tile));
-            if (OF_KEYS)
-                gradients.template add_rows_by_rows<WIDTH>(shared_address(v_tile), own,
-                                                           shared_address(dout_tile));
+    const u32 last_head = end > start ? (kv_head + 1) * n_shared : 0;
+    // A tile of queries of one of the heads, and of their gradients behind it.
+    const auto bring = [&](u32 tile, u32 head, u32 query) {
+        const u64 q_at = (s.query_start + query) * q_stride + head * p.head_size;
+        const u32 n_left = s.n_queries - query;
+        R::template bring<QUERIES>(tile, as<bf16>(p.q) + q_at, q_stride, n_left, p.head_size);
+        R::template bring<QUERIES>(tile + QUERIES * R::BYTES, p.seen_dout + q_at, q_stride, n_left,
+                                   p.head_size);
+        end_copy_group();
+    };
+    u32 head = kv_head * n_shared, query = start, turn = 0;
+    if (head < last_head) bring(query_tiles, head, query);
+    while (head < last_head) {
+        const u32 q_tile = query_tiles + turn * (2 * QUERIES * R::BYTES);
+        const u32 dout_tile = q_tile + QUERIES * R::BYTES;
+        u32 next_head = head, next_query = query + QUERIES;
+        if (next_query >= end) next_head = head + 1, next_query = start;
+        turn = (turn + 1) % N_TILES;
+        wait_for_copy_groups<0>();
+        __syncthreads();
+        if (N_TILES > 1 && next_head < last_head)
+            bring(query_tiles + turn * (2 * QUERIES * R::BYTES), next_head, next_query);
+        // Rows are keys here, columns queries.
+        Sums<QUERIES> scores, gradients;
+        scores.clear();
+        gradients.clear();
+        scores.template add_rows_by_rows<WIDTH>(k_tile, own,
+                                                q_tile);
+        if (OF_KEYS)
+            gradients.template add_rows_by_rows<WIDTH>(v_tile, own,
+                                                       dout_tile);
 #pragma unroll
-            for (u32 j = 0; j < QUERIES / 8; j++)
+        for (u32 j = 0; j < QUERIES / 8; j++)
 #pragma unroll
-                for (u32 e = 0; e < 2; e++) {
-                    const u32 i = query + 8 * j + 2 * (lane() % 4) + e;
-                    const u64 at = static_cast<u64>(s.query_start + i) * p.n_heads + head;
-                    const f32 log_sum_exp = i < s.n_queries ? p.log_sum_exp[at] : 0.0f;
-                    const f32 delta = i < s.n_queries ? p.delta[at] : 0.0f;
+            for (u32 e = 0; e < 2; e++) {
+                const u32 i = query + 8 * j + 2 * (lane() % 4) + e;
+                const u64 at = static_cast<u64>(s.query_start + i) * p.n_heads + head;
+                const f32 log_sum_exp = i < s.n_queries ? p.log_sum_exp[at] : 0.0f;
+                const f32 delta = i < s.n_queries ? p.delta[at] : 0.0f;
 #pragma unroll
-                    for (u32 half = 0; half < 2; half++) {
-                        const u32 key = first + own + 8 * half + lane() / 4;
-                        score_gradient(p, s, i, key, log_sum_exp, delta,
-                                       scores.of[j][2 * half + e], gradients.of[j][2 * half + e]);
-                    }
+                for (u32 half = 0; half < 2; half++) {
+                    const u32 key = first + own + 8 * half + lane() / 4;
+                    score_gradient(p, s, i, key, log_sum_exp, delta,
+                                   scores.of[j][2 * half + e], gradients.of[j][2 * half + e]);
                 }
-            if constexpr (OF_VALUES)
-                dv.template add_scores_by_rows<QUERIES>(scores, shared_address(dout_tile));
-            if constexpr (OF_KEYS)
-                dk.template add_scores_by_rows<QUERIES>(gradients, shared_address(q_tile));
+            }
+        if constexpr (OF_VALUES)
+            dv.template add_scores_by_rows<QUERIES>(scores, dout_tile);
+        if constexpr (OF_KEYS)
+            dk.template add_scores_by_rows<QUERIES>(gradients, q_tile);
+        head = next_head, query = next_query;
+        if (N_TILES == 1) {
+            __syncthreads();
+            if (head < last_head) bring(query_tiles, head, query);
         }
     }
+    // Keys that no query sees are still on their way.
+    wait_for_copy_groups<0>();
     if constexpr (OF_KEYS) {
         const f32 factors[2] = {p.scale, p.scale};
         dk.store(p.dk + k_at, k_stride, own, n, p.head_size, factors);
@@ -478,7 +529,8 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
     }
 }
 
-// For heads of at most WIDTH numbers: the most rows that registers and shared memory have room for.
+// For heads of at most WIDTH numbers: the most rows that registers and shared memory have room for, and a
+// second tile of queries where a multiprocessor of a gaming card then has no block less.
 #define ATTENTION(WIDTH, KEYS, QUERIES)                                                            \
     extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
         attention_forward_##WIDTH(const __grid_constant__ Attention p) {                           \
@@ -488,22 +540,22 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
         attention_query_gradient_##WIDTH(const __grid_constant__ Attention p) {                    \
         query_gradient<WIDTH, QUERIES>(p);                                                         \
     }
-#define ATTENTION_OF_KEYS(WIDTH, QUERIES, name, OF_KEYS, OF_VALUES)                                \
+#define ATTENTION_OF_KEYS(WIDTH, QUERIES, N_TILES, name, OF_KEYS, OF_VALUES)                       \
     extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
         attention_##name##_gradient_##WIDTH(const __grid_constant__ Attention p) {                 \
-        key_gradients<WIDTH, QUERIES, OF_KEYS, OF_VALUES>(p);                                      \
+        key_gradients<WIDTH, QUERIES, N_TILES, OF_KEYS, OF_VALUES>(p);                             \
     }
 ATTENTION(32, 64, 64)
-ATTENTION_OF_KEYS(32, 64, key_value, true, true)
+ATTENTION_OF_KEYS(32, 64, 2, key_value, true, true)
 ATTENTION(64, 64, 64)
-ATTENTION_OF_KEYS(64, 64, key_value, true, true)
+ATTENTION_OF_KEYS(64, 64, 1, key_value, true, true)
 ATTENTION(96, 64, 32)
-ATTENTION_OF_KEYS(96, 32, key_value, true, true)
+ATTENTION_OF_KEYS(96, 32, 1, key_value, true, true)
 ATTENTION(128, 64, 32)
-ATTENTION_OF_KEYS(128, 32, key_value, true, true)
+ATTENTION_OF_KEYS(128, 32, 2, key_value, true, true)
 ATTENTION(256, 32, 16)
-ATTENTION_OF_KEYS(256, 16, key, true, false)
-ATTENTION_OF_KEYS(256, 16, value, false, true)
+ATTENTION_OF_KEYS(256, 16, 1, key, true, false)
+ATTENTION_OF_KEYS(256, 16, 1, value, false, true)
 
 // ---- In f32, for parity: a warp has a row, a lane one of 32 rows that it looks at ----
 
@@ -582,7 +634,8 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
         f32 gradient = 0.0f;
         if (j < end) {
             const u64 at = k_at + j * k_stride;
-            const f32 score = p.scale * product_of_rows(as<f32>(p.q) + row * p.head_size, as<f32>(p.k) + at, p.head_size);
+            const f32* q = as<f32>(p.q) + row * p.head_size;
+            const f32 score = p.scale * product_of_rows(q, as<f32>(p.k) + at, p.head_size);
             gradient = product_of_rows(p.dout + row * p.head_size, as<f32>(p.v) + at, p.head_size);
             gradient = expf(score - p.log_sum_exp[row]) * (gradient - p.delta[row]);
         }

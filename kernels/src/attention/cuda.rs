@@ -1,5 +1,7 @@
 //! Attention on a card: which kernels run for which heads, on how many tiles.
 
+use half::bf16;
+
 use super::{Attention, AttentionShape, Segment};
 use crate::{
     Compute, Cuda, DeviceProfile,
@@ -15,23 +17,39 @@ const WARP: usize = 32;
 /// Rows of a block's own tile, in `attention.cu`.
 const OWN_ROWS: usize = 64;
 
-/// A head's width as a kernel has it, and the rows of the tiles that visit it: in the forward pass, and
-/// in the backward pass.
+/// A head's width as a kernel has it, the rows of the tiles that visit it in the forward pass and in the
+/// backward pass, and how many tiles of queries there are for keys at a time.
 struct Width {
     width: usize,
     forward_rows: usize,
     backward_rows: usize,
+    query_tiles: usize,
 }
 
 impl Width {
     fn of(head_size: usize) -> Self {
-        const WIDTHS: [(usize, usize, usize); 5] =
-            [(32, 64, 64), (64, 64, 64), (96, 64, 32), (128, 64, 32), (256, 32, 16)];
+        const WIDTHS: [(usize, usize, usize, usize); 5] =
+            [(32, 64, 64, 2), (64, 64, 64, 1), (96, 64, 32, 1), (128, 64, 32, 2), (256, 32, 16, 1)];
         let found = WIDTHS.into_iter().find(|(width, ..)| head_size <= *width);
-        let (width, forward_rows, backward_rows) = found.unwrap_or_else(|| {
+        let (width, forward_rows, backward_rows, query_tiles) = found.unwrap_or_else(|| {
             panic!("heads of {head_size} numbers, of {MAX_HEAD_SIZE} at most");
         });
-        Self { width, forward_rows, backward_rows }
+        Self { width, forward_rows, backward_rows, query_tiles }
+    }
+
+    /// Rows of the tiles of the forward pass: queries, keys and values.
+    fn forward(&self) -> usize {
+        OWN_ROWS + 2 * self.forward_rows
+    }
+
+    /// Of the queries' gradient: queries, `dout`, values, and two tiles of keys.
+    fn over_queries(&self) -> usize {
+        2 * OWN_ROWS + 3 * self.backward_rows
+    }
+
+    /// Of the keys' and values' gradients: keys, values, and tiles of queries with `dout`.
+    fn over_keys(&self) -> usize {
+        2 * OWN_ROWS + 2 * self.query_tiles * self.backward_rows
     }
 
     /// Shared memory of this many rows.
@@ -40,13 +58,36 @@ impl Width {
     }
 }
 
-fn delta_bytes(shape: AttentionShape) -> usize {
-    shape.n_rows.saturating_mul(shape.n_heads).saturating_mul(size_of::<f32>())
+/// Bytes of a part of the workspace.
+fn part_bytes(n: usize, n_bytes: usize) -> usize {
+    n.saturating_mul(n_bytes).div_ceil(256).saturating_mul(256)
 }
 
-/// The backward pass keeps delta; the forward pass nothing.
-pub(super) fn workspace_bytes(_: &DeviceProfile, shape: AttentionShape, backward: bool) -> usize {
-    if backward { delta_bytes(shape) } else { 0 }
+fn delta_bytes(shape: AttentionShape) -> usize {
+    part_bytes(shape.n_rows.saturating_mul(shape.n_heads), size_of::<f32>())
+}
+
+/// Of `dout` as products in bf16 see it.
+fn seen_bytes(compute: Compute, shape: AttentionShape) -> usize {
+    match compute {
+        Compute::F32 => 0,
+        Compute::Bf16 => {
+            let n = shape.n_rows.saturating_mul(shape.n_heads).saturating_mul(shape.head_size);
+            part_bytes(n, size_of::<bf16>())
+        }
+    }
+}
+
+/// The backward pass keeps delta and what products see of `dout`; the forward pass nothing.
+pub(super) fn workspace_bytes(
+    profile: &DeviceProfile,
+    shape: AttentionShape,
+    backward: bool,
+) -> usize {
+    if !backward {
+        return 0;
+    }
+    delta_bytes(shape).saturating_add(seen_bytes(profile.compute, shape))
 }
 
 /// `Attention` of `attention.cu`; what a pass does not have is null.
@@ -59,11 +100,11 @@ struct Arguments {
     out: Address,
     log_sum_exp: Address,
     dout: Address,
+    seen_dout: Address,
     delta: Address,
     dq: Address,
     dk: Address,
     dv: Address,
-    are_rounded: bool,
     is_out_rounded: bool,
 }
 
@@ -77,11 +118,10 @@ impl Arguments {
         out: Floats,
     ) -> Self {
         let (n, n_keys) = lengths(shape);
-        let is_rounded = |floats: Floats| floats.format() == FloatFormat::Bf16;
-        let are_rounded = is_rounded(q);
-        assert!([k, v].map(is_rounded) == [are_rounded; 2], "inputs in different formats");
-        let any = are_rounded || is_rounded(out);
-        assert!(!any || call.compute() == Compute::Bf16, "what was to be in f32, as products are");
+        let format = super::input_format(call.compute());
+        assert!([q, k, v].map(|floats| floats.format()) == [format; 3], "not as products see them");
+        let is_out_rounded = out.format() == FloatFormat::Bf16;
+        assert!(!is_out_rounded || format == FloatFormat::Bf16, "an output that was to be in f32");
         let none = Address::NULL;
         Self {
             segments: call.read(segments),
@@ -91,18 +131,19 @@ impl Arguments {
             out: none,
             log_sum_exp: none,
             dout: none,
+            seen_dout: none,
             delta: none,
             dq: none,
             dk: none,
             dv: none,
-            are_rounded,
-            is_out_rounded: is_rounded(out),
+            is_out_rounded,
         }
     }
 
     fn parameters(&self, shape: AttentionShape) -> Parameters {
-        let Self { segments, q, k, v, out, log_sum_exp, dout, delta, dq, dk, dv, .. } = *self;
-        let all = [segments, q, k, v, out, log_sum_exp, dout, delta, dq, dk, dv];
+        let Self { segments, q, k, v, out, log_sum_exp, dout, .. } = *self;
+        let Self { seen_dout, delta, dq, dk, dv, .. } = *self;
+        let all = [segments, q, k, v, out, log_sum_exp, dout, seen_dout, delta, dq, dk, dv];
         // No segment has as many keys.
         let window = shape.window.and_then(|window| u32::try_from(window).ok());
         all.into_iter()
@@ -113,8 +154,9 @@ impl Arguments {
             .u32(window.unwrap_or(u32::MAX))
             .f32(shape.scale)
             .extent(shape.n_rows)
-            .u32(u32::from(self.are_rounded))
             .u32(u32::from(self.is_out_rounded))
+            // A structure is as long as a multiple of its alignment.
+            .u32(0)
     }
 }
 
@@ -162,7 +204,7 @@ impl Attention for Cuda {
                 return;
             }
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.shared_bytes(OWN_ROWS + 2 * width.forward_rows);
+            let shared_bytes = width.shared_bytes(width.forward());
             let launch = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
             let kernel = format!("attention_forward_{}", width.width);
             call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
@@ -189,11 +231,14 @@ impl Attention for Cuda {
         let (dq, dk, dv) = (dq.first(n), dk.first(n_keys), dv.first(n_keys));
         let mut call = self.call("attention backward");
         let read = Arguments::read(&mut call, shape, segments, [q, k, v], out);
+        let delta = delta_bytes(shape);
+        let seen = seen_bytes(call.compute(), shape);
         let arguments = Arguments {
             out: call.read_floats(out.first(n)),
             log_sum_exp: call.read(log_sum_exp.first(n_rows_of_heads)),
             dout: call.read(dout.first(n)),
-            delta: call.write(workspace.first(delta_bytes(shape)).cast::<f32>()),
+            seen_dout: call.write(workspace.slice(delta..delta + seen).cast::<bf16>()),
+            delta: call.write(workspace.first(delta).cast::<f32>()),
             dq: call.write(dq),
             dk: call.write(dk),
             dv: call.write(dv),
@@ -220,12 +265,12 @@ impl Attention for Cuda {
             }
             call.launch("attention_delta", over_rows, parameters);
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.shared_bytes(2 * OWN_ROWS + 2 * width.backward_rows);
+            let shared_bytes = width.shared_bytes(width.over_queries());
             let over_queries = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
             let kernel = format!("attention_query_gradient_{}", width.width);
             call.launch(&kernel, over_queries.with_shared_bytes(shared_bytes), parameters);
             let over_keys = launch(shape.n_key_rows, OWN_ROWS, shape.n_kv_heads, n_segments)
-                .with_shared_bytes(shared_bytes);
+                .with_shared_bytes(width.shared_bytes(width.over_keys()));
             // Of the widest heads, both gradients do not fit the registers together.
             let gradients: &[&str] =
                 if width.width == MAX_HEAD_SIZE { &["key", "value"] } else { &["key_value"] };
@@ -245,4 +290,21 @@ fn count_flops(call: &mut Call<'_>, shape: AttentionShape, per_pair: f64) {
         let pairs = n_rows as f64 * seen.min(max_segment as f64 / 2.0).max(1.0);
         per_pair * pairs * (n_heads * head_size) as f64
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A block of a gaming card may have 99 KiB of shared memory (CUDA C Programming Guide, "Compute
+    /// Capabilities").
+    #[test]
+    fn every_width_fits_a_block() {
+        for head_size in 1..=MAX_HEAD_SIZE {
+            let width = Width::of(head_size);
+            for n_rows in [width.forward(), width.over_queries(), width.over_keys()] {
+                assert!(width.shared_bytes(n_rows) <= 99 << 10, "heads of {head_size}");
+            }
+        }
+    }
 }

@@ -29,8 +29,8 @@ mod tests;
 pub use cuda::MAX_HEAD_SIZE as MAX_CARD_HEAD_SIZE;
 
 use crate::{
-    DeviceKind, DeviceProfile,
-    memory::{DeviceSlice, Element, Floats, Memory},
+    Compute, DeviceKind, DeviceProfile,
+    memory::{DeviceSlice, Element, FloatFormat, Floats, Memory},
 };
 
 /// The extents of one attention.
@@ -77,7 +77,7 @@ impl Element for Segment {
 pub trait Attention: Memory {
     /// `out` and `log_sum_exp` of every query in a segment; other rows are set to zero.
     ///
-    /// `q` `[T, H·K]`, `k`, `v` `[n_key_rows, G·K]`, all in one format; `out` `[T, H·K]` `=`, in bf16
+    /// `q` `[T, H·K]`, `k`, `v` `[n_key_rows, G·K]`, all in [`input_format`]; `out` `[T, H·K]` `=`, in bf16
     /// rounded; `log_sum_exp` `[T, H]` `=`; `workspace`: [`workspace_bytes`].
     fn attention(
         &mut self,
@@ -110,6 +110,14 @@ pub trait Attention: Memory {
         dv: DeviceSlice<f32>,
         workspace: DeviceSlice<u8>,
     );
+}
+
+/// How queries, keys and values are stored: as the products see them.
+pub fn input_format(compute: Compute) -> FloatFormat {
+    match compute {
+        Compute::F32 => FloatFormat::F32,
+        Compute::Bf16 => FloatFormat::Bf16,
+    }
 }
 
 /// Bytes of workspace that `shape` needs on `profile`, forward alone or with the backward pass.

@@ -1,6 +1,6 @@
 //! The regions of measuring a loss: a forward pass that leaves nothing behind.
 
-use nibble_kernels::{DeviceSlice, FloatFormat};
+use nibble_kernels::{DeviceSlice, FloatFormat, attention};
 use nibble_run::Category;
 
 use super::{
@@ -9,8 +9,8 @@ use super::{
     regions::Regions,
     shape::{Trainable, TrainingShape},
     training::{
-        BatchSlices, LayerSlices, LossSlices, RopeTables, area, batch, heads_format,
-        layer_workspace_bytes, loss, rope_tables,
+        BatchSlices, LayerSlices, LossSlices, RopeTables, area, batch, layer_workspace_bytes, loss,
+        rope_tables,
     },
 };
 
@@ -49,7 +49,7 @@ impl EvaluationLayout {
         };
         let mut rows = |name, width| floats(name, width, FloatFormat::F32).into_f32();
         let residuals = ["residual.even", "residual.odd"].map(|name| rows(name, spec.hidden_width));
-        let format = heads_format(&shape.profile, spec);
+        let format = attention::input_format(shape.profile.compute);
         let keys_and_values = ["key", "value"].map(|name| floats(name, spec.kv_width(), format));
         let adapter_shape = match shape.trainable {
             Trainable::Adapter { rank, targets, .. } => Some((rank, targets)),

@@ -11,8 +11,8 @@ use super::{
     moments::Moments,
     regions::Regions,
     training::{
-        LayerSlices, RopeTables, area, attention_shape, heads_format, input_format, low_rank_name,
-        output_format, products_workspace_bytes, rope_tables,
+        LayerSlices, RopeTables, area, attention_shape, input_format, low_rank_name, output_format,
+        products_workspace_bytes, rope_tables,
     },
 };
 use crate::{
@@ -66,7 +66,7 @@ impl GenerationLayout {
     pub fn new(regions: &mut Regions, shape: &GenerationShape, moments: Moments) -> Self {
         let spec = &shape.spec;
         let n_rows = shape.n_rows();
-        let format = heads_format(&shape.profile, spec);
+        let format = attention::input_format(shape.profile.compute);
         let part = (area(shape.context, spec.kv_width()), format);
         let [keys, values] = ["keys", "values"].map(|name| {
             let name = ("sample", name).into();

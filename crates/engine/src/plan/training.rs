@@ -339,7 +339,7 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     };
 
     let dropout = matches!(shape.trainable, Trainable::Adapter { dropout: true, .. });
-    let heads = |width| (width, heads_format(&shape.profile, spec));
+    let heads = |width| (width, attention::input_format(shape.profile.compute));
     // What attention reads; or, where a norm comes before, what that is made from again.
     let (names, until) = match spec.qk_norm {
         false => (["query", "key"], Backward::Attention),
@@ -407,7 +407,7 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
         let moments = Moments::forward(Forward::Rotate, Forward::Attention)
             | Moments::backward(Backward::Attention, Backward::Attention);
         [("query", query_width), ("key", key_width)].map(|(name, width)| {
-            let len = (area(shape.n_rows(), width), heads_format(&shape.profile, spec));
+            let len = (area(shape.n_rows(), width), attention::input_format(shape.profile.compute));
             regions.floats(("layer", name), Category::Activations, len, moments)
         })
     });
@@ -525,12 +525,6 @@ pub(super) fn input_format(
     if dropout { FloatFormat::F32 } else { linear::input_format(profile, width) }
 }
 
-/// How queries, keys and values are kept: as the products of attention see them.
-pub(super) fn heads_format(profile: &DeviceProfile, spec: &ModelSpec) -> FloatFormat {
-    // Queries are as wide or several times as wide.
-    linear::input_format(profile, spec.kv_width())
-}
-
 /// How the output of `projection` is kept.
 pub(super) fn output_format(
     profile: &DeviceProfile,
@@ -538,7 +532,9 @@ pub(super) fn output_format(
     projection: Projection,
 ) -> FloatFormat {
     match projection {
-        Projection::Query | Projection::Key | Projection::Value => heads_format(profile, spec),
+        Projection::Query | Projection::Key | Projection::Value => {
+            attention::input_format(profile.compute)
+        }
         // The residual stream.
         Projection::Output | Projection::Down => FloatFormat::F32,
         // What their gradients are as well, which products read.
