@@ -168,6 +168,16 @@ pub enum FloatFormat {
     Bf16,
 }
 
+impl FloatFormat {
+    /// As messages and kernels name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => f32::NAME,
+            Self::Bf16 => bf16::NAME,
+        }
+    }
+}
+
 /// Numbers as they are stored.
 #[derive(Clone, Copy, Debug)]
 pub enum Floats {

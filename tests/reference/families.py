@@ -130,6 +130,7 @@ def families():
         "qwen3": Family(
             transformers.Qwen3Config,
             torch.bfloat16,
+            every_gradient=True,
             rank_stabilised=True,
             tie_word_embeddings=False,
             head_dim=32,

@@ -14,10 +14,10 @@ use nibble_engine::{
         random::{RandomModel, write_random_model},
     },
 };
-use nibble_kernels::{DeviceProfile, Store, adamw::n_moment_blocks};
+use nibble_kernels::{Compute, DeviceProfile, Store, adamw::n_moment_blocks};
 use tempfile::TempDir;
 
-use crate::{Sequences, place_trainer};
+use crate::{Sequences, f32_profile, place_trainer};
 
 /// Layers of the model.
 pub const N_LAYERS: usize = 6;
@@ -55,13 +55,22 @@ pub fn model() -> TestModel {
     TestModel { files: ModelFolder::open(folder.path()).unwrap(), folder }
 }
 
+/// [`methods`] on the processor, with products in f32 and in bf16.
+pub fn methods_in_both(spec: &ModelSpec, rank: usize) -> Vec<(String, TrainingShape)> {
+    let of = |compute| {
+        let methods = methods(spec, f32_profile(2).with_compute(compute), rank);
+        methods.into_iter().map(move |(name, shape)| (format!("{name}, in {compute:?}"), shape))
+    };
+    [Compute::F32, Compute::Bf16].into_iter().flat_map(of).collect()
+}
+
 /// What is trained, and how weights and states are stored; adapters of this rank.
 pub fn methods(
     spec: &ModelSpec,
     profile: DeviceProfile,
     rank: usize,
 ) -> Vec<(&'static str, TrainingShape)> {
-    let trainable = Trainable::Adapter { targets: Targets::all_linear(), rank, dropout: true };
+    let adapter = |dropout| Trainable::Adapter { targets: Targets::all_linear(), rank, dropout };
     let shape = |trainable, weight_format, states| TrainingShape {
         spec: spec.clone(),
         weight_format,
@@ -91,8 +100,9 @@ pub fn methods(
             },
         ),
         ("full in bf16 with 8-bit states", shape(everything, WeightFormat::Bf16, eight)),
-        ("LoRA", shape(trainable.clone(), WeightFormat::Bf16, f32)),
-        ("QLoRA with 8-bit states", shape(trainable, WeightFormat::Nf4, eight)),
+        ("LoRA with dropout", shape(adapter(true), WeightFormat::Bf16, f32)),
+        ("QLoRA", shape(adapter(false), WeightFormat::Nf4, f32)),
+        ("QLoRA with dropout and 8-bit states", shape(adapter(true), WeightFormat::Nf4, eight)),
     ]
 }
 
@@ -124,13 +134,13 @@ pub fn n_batches(shape: &TrainingShape) -> usize {
 pub fn step<B: RunDevice>(trainer: &mut Trainer<B>, number: u64) -> (f64, f64) {
     let mut store = Store::Overwrite;
     for batch in &sequences()[..n_batches(trainer.shape())] {
-        let dropout = DropoutMask { probability: 0.1, seed: number };
-        let dropout = trainer.decoder().adapter.is_some().then_some(dropout);
+        let drops = matches!(trainer.shape().trainable, Trainable::Adapter { dropout: true, .. });
+        let dropout = drops.then_some(DropoutMask { probability: 0.1, seed: number });
         trainer.accumulate(&batch.batch(), 1.0 / 92.0, dropout, store).unwrap();
         store = Store::Accumulate;
     }
-    let sums = trainer.update(&OPTIMIZER, 1e-2, number, 5 * number).unwrap();
-    (sums.loss, sums.gradient_norm)
+    let measures = trainer.update(&OPTIMIZER, 1e-2, number, 5 * number).unwrap();
+    (measures.loss, measures.gradient_norm)
 }
 
 /// Losses and norms of `steps`, an evaluation between them, and the bytes of a checkpoint after them.

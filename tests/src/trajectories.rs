@@ -60,9 +60,9 @@ pub fn check<B: RunDevice>(profile: DeviceProfile, n_steps: usize) {
             let n_targets = batch.targets.len();
             let weight = 1.0 / n_targets as f32;
             trainer.accumulate(&batch.batch(), weight, None, Store::Overwrite).unwrap();
-            let sums = trainer.update(&optimizer, rate, step as u64 + 1, 0).unwrap();
-            losses.push(sums.loss / n_targets as f64);
-            norms.push(sums.gradient_norm);
+            let measures = trainer.update(&optimizer, rate, step as u64 + 1, 0).unwrap();
+            losses.push(measures.loss / n_targets as f64);
+            norms.push(measures.gradient_norm);
         }
         for (what, actual) in [("losses", &losses), ("gradient_norms", &norms)] {
             let (exact, torch) = (of("f64", what), of("f32", what));

@@ -19,8 +19,6 @@ use serde_json::Value;
 const FAMILIES: [&str; 6] =
     ["llama", "llama-tied-sharded", "llama-yarn", "mistral", "qwen2", "qwen3"];
 
-const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
-
 #[derive(Clone)]
 struct Family {
     name: &'static str,
@@ -53,6 +51,11 @@ fn families() -> impl Iterator<Item = Family> {
     })
 }
 
+/// Each with products in f32, and in bf16.
+fn in_both(families: impl Iterator<Item = Family>) -> impl Iterator<Item = (Family, Compute)> {
+    families.flat_map(|family| [Compute::F32, Compute::Bf16].map(|c| (family.clone(), c)))
+}
+
 impl Family {
     fn setup(&self, with_adapter: bool) -> Setup {
         Setup { with_adapter, n_rows: self.sequences.ids.len(), ..Setup::default() }
@@ -82,7 +85,7 @@ impl Family {
 
 #[test]
 fn logits_are_those_of_transformers_and_peft() {
-    for (family, compute) in families().flat_map(|family| COMPUTES.map(|c| (family.clone(), c))) {
+    for (family, compute) in in_both(families()) {
         for (with_adapter, name) in [(false, "logits"), (true, "adapter.logits")] {
             let (mut trainer, _) = family.open(family.setup(with_adapter), compute);
             let mut logits = Vec::new();
@@ -113,7 +116,7 @@ fn losses_of_packed_sequences_are_those_of_separate_ones() {
 
 #[test]
 fn adapter_gradients_are_those_of_peft() {
-    for (family, compute) in families().flat_map(|family| COMPUTES.map(|c| (family.clone(), c))) {
+    for (family, compute) in in_both(families()) {
         let mut bits: Option<Vec<u32>> = None;
         // Computing activations twice or keeping them, of some layers or all, on any threads, changes no bit.
         for (kept_layers, n_threads) in [(0, 1), (0, 2), (1, 2), (2, 3)] {
@@ -143,9 +146,8 @@ fn adapter_gradients_are_those_of_peft() {
 
 #[test]
 fn weight_gradients_are_those_of_transformers() {
-    let with_gradients = families().filter(|family| ["llama", "qwen2"].contains(&family.name));
-    for (family, compute) in with_gradients.flat_map(|family| COMPUTES.map(|c| (family.clone(), c)))
-    {
+    let has_gradients = |family: &Family| ["llama", "qwen2", "qwen3"].contains(&family.name);
+    for (family, compute) in in_both(families().filter(has_gradients)) {
         let (mut trainer, _) = family.open(family.setup(false), compute);
         let weight = 1.0 / family.sequences.targets.len() as f32;
         trainer.accumulate(&family.sequences.batch(), weight, None, Store::Overwrite).unwrap();
@@ -237,6 +239,16 @@ fn gradients_are_those_of_the_step_alone() {
             let accumulate = |trainer: &mut Trainer<Cpu>, sequences: &Sequences, store| {
                 trainer.accumulate(&sequences.batch(), 0.25, None, store).unwrap();
             };
+
+            // Losses are those of all micro-batches of a step and of nothing else.
+            let mut summed = trainer();
+            let [one, two] = [&family.sequences, &other]
+                .map(|sequences| summed.evaluate(&sequences.batch()).unwrap());
+            accumulate(&mut summed, &family.sequences, Store::Overwrite);
+            accumulate(&mut summed, &untrained, Store::Accumulate);
+            accumulate(&mut summed, &other, Store::Accumulate);
+            let loss = summed.update(&OPTIMIZER, 1e-3, 1, 1).unwrap().loss;
+            assert_eq!(loss, one + two, "{}, {with_adapter}", family.name);
 
             let mut fresh = trainer();
             accumulate(&mut fresh, &family.sequences, Store::Overwrite);

@@ -11,9 +11,8 @@ use nibble_engine::{
 };
 use nibble_kernels::{Cpu, Paging as _, Store};
 use nibble_run::{Paging, Recompute};
-use nibble_tests::{
-    f32_profile,
-    paging::{N_LAYERS, methods, model, n_batches, open, run, sequences, step},
+use nibble_tests::paging::{
+    N_LAYERS, methods_in_both, model, n_batches, open, run, sequences, step,
 };
 
 /// So high a rank that the states take several pages.
@@ -53,7 +52,7 @@ fn residencies(shape: &TrainingShape) -> Vec<Residency> {
 #[test]
 fn paged_runs_are_bit_for_bit_the_unpaged_one() {
     let model = model();
-    for (name, shape) in methods(model.files.spec(), f32_profile(2), RANK) {
+    for (name, shape) in methods_in_both(model.files.spec(), RANK) {
         let n_pages = shape.state_layout().n_pages();
         assert!(n_pages >= 3, "{name}: {n_pages} pages show nothing");
         let mut resident = open::<Cpu>(&model, &shape, Residency::default());
@@ -72,7 +71,7 @@ fn paged_runs_are_bit_for_bit_the_unpaged_one() {
 #[test]
 fn runs_are_bit_for_bit_the_same_however_many_layers_keep_their_activations() {
     let model = model();
-    for (name, shape) in methods(model.files.spec(), f32_profile(2), 8) {
+    for (name, shape) in methods_in_both(model.files.spec(), 8) {
         let runs = [0, 1, 3, N_LAYERS - 1, N_LAYERS].map(|kept_layers| {
             let shape = TrainingShape { kept_layers, ..shape.clone() };
             let mut trainer = open::<Cpu>(&model, &shape, Residency::default());
@@ -90,7 +89,7 @@ fn runs_are_bit_for_bit_the_same_however_many_layers_keep_their_activations() {
 #[test]
 fn what_is_planned_is_allocated_and_crosses() {
     let model = model();
-    for (name, shape) in methods(model.files.spec(), f32_profile(2), RANK) {
+    for (name, shape) in methods_in_both(model.files.spec(), RANK) {
         let whole = MemoryPlan::new(shape.clone());
         for residency in residencies(&shape) {
             let mut trainer = open::<Cpu>(&model, &shape, residency);
@@ -128,7 +127,7 @@ fn what_is_planned_is_allocated_and_crosses() {
 fn a_checkpoint_does_not_know_where_things_were() {
     let model = model();
     let folder = tempfile::tempdir().unwrap();
-    for (name, shape) in methods(model.files.spec(), f32_profile(2), RANK) {
+    for (name, shape) in methods_in_both(model.files.spec(), RANK) {
         let mut resident = open::<Cpu>(&model, &shape, Residency::default());
         let expected = run(&mut resident, 1..=4);
         let residency = residencies(&shape).pop().unwrap();
@@ -165,7 +164,7 @@ fn a_checkpoint_does_not_know_where_things_were() {
 #[test]
 fn the_least_is_paged_that_fits() {
     let model = model();
-    for (name, shape) in methods(model.files.spec(), f32_profile(2), RANK) {
+    for (name, shape) in methods_in_both(model.files.spec(), RANK) {
         let whole = MemoryPlan::new(shape.clone()).peak_bytes() as u64;
         let within = |budget_bytes| Allowance {
             budget_bytes,
@@ -216,7 +215,7 @@ fn the_least_is_paged_that_fits() {
 #[test]
 fn a_page_file_that_another_program_takes_away_ends_the_step_with_an_error() {
     let model = model();
-    let (_, shape) = methods(model.files.spec(), f32_profile(2), RANK).remove(0);
+    let (_, shape) = methods_in_both(model.files.spec(), RANK).remove(0);
     let residency = Residency { layers: N_LAYERS, ..Residency::default() };
     let mut trainer = open::<Cpu>(&model, &shape, residency);
     step(&mut trainer, 1);

@@ -278,34 +278,62 @@ fn unknown_targets_and_long_sequences_are_refused() {
     assert!(error.contains(&spec.max_context.to_string()), "{error}");
 }
 
-/// What products alone read has two bytes a number where they round it to that, and nothing is dropped first.
+/// What passes between a layer's operations has two bytes a number where products are in bf16, but for what
+/// some is dropped from; and so have the keys and values that text is written from.
 #[test]
-fn inputs_are_in_bf16_where_products_round_them() {
-    let spec = catalog::find("tinyllama-1.1b").unwrap().spec().unwrap();
+fn activations_are_in_bf16_where_products_are() {
+    const SAMPLE_TOKENS: usize = 100;
     let cpu = |compute| DeviceProfile { compute, ..DeviceProfile::native_cpu() };
     let card = DeviceProfile::cuda(Capability { major: 8, minor: 6 });
     for (profile, dropout, width) in [
         (cpu(Compute::Bf16), false, 2),
         (cpu(Compute::F32), false, 4),
-        (cpu(Compute::Bf16), true, 4),
+        (cpu(Compute::Bf16), true, 2),
         (card, false, 2),
         (DeviceProfile { compute: Compute::F32, ..card }, false, 4),
     ] {
+        let dropped_from = if dropout { 4 } else { width };
         let trainable = Trainable::Adapter { targets: Targets::all_linear(), rank: 16, dropout };
         let mut shape = shapes("tinyllama-1.1b").remove(2);
         (shape.trainable, shape.profile) = (trainable, profile);
-        let n_rows = shape.n_rows();
-        let plan = MemoryPlan::new(shape);
-        let bytes = |name: &str| {
-            let named = |region: &&Region| region.name.to_string() == name;
-            plan.regions().iter().find(named).unwrap().n_bytes
-        };
-        for (name, columns) in [
-            ("layer.input_normed", spec.hidden_width),
-            ("layer.feed_forward_normed", spec.hidden_width),
-            ("layer.activated", spec.ffn_width),
-        ] {
-            assert_eq!(bytes(name), width * n_rows * columns, "{name}, {profile:?}, {dropout}");
+        shape.kept_layers = shape.spec.n_layers;
+        shape.sample_tokens = SAMPLE_TOKENS;
+        for qk_norm in [false, true] {
+            shape.spec.qk_norm = qk_norm;
+            let spec = shape.spec.clone();
+            let (n_rows, n_layers) = (shape.n_rows(), spec.n_layers);
+            let plan = MemoryPlan::new(shape.clone());
+            let bytes = |name: &str| {
+                let named = |region: &&Region| region.name.to_string() == name;
+                plan.regions().iter().find(named).map(|region| region.n_bytes)
+            };
+            let (query_width, key_width) = (spec.query_width(), spec.kv_width());
+            let [query, key] = match qk_norm {
+                false => ["layers.query", "layers.key"],
+                true => ["layers.query_raw", "layers.key_raw"],
+            };
+            for (name, width, n_layers, columns) in [
+                ("layer.input_normed", dropped_from, 1, spec.hidden_width),
+                ("layer.feed_forward_normed", dropped_from, 1, spec.hidden_width),
+                ("layer.activated", dropped_from, 1, spec.ffn_width),
+                (query, width, n_layers, query_width),
+                (key, width, n_layers, key_width),
+                ("layers.value", width, n_layers, key_width),
+                ("layers.attention", dropped_from, n_layers, query_width),
+                ("layers.gate", width, n_layers, spec.ffn_width),
+                ("layers.up", width, n_layers, spec.ffn_width),
+            ] {
+                let expected = width * n_layers * n_rows * columns;
+                assert_eq!(bytes(name), Some(expected), "{name}, {profile:?}, {dropout}");
+            }
+            for name in ["sample.keys", "sample.values"] {
+                let expected = width * n_layers * SAMPLE_TOKENS * key_width;
+                assert_eq!(bytes(name), Some(expected), "{name}, {profile:?}, {dropout}");
+            }
+            // What a norm makes again is not kept.
+            let made_again = ["query", "key"].map(|name| bytes(&format!("layer.{name}")).is_some());
+            assert_eq!(made_again, [qk_norm; 2]);
+            assert!(!qk_norm || bytes("layers.query").is_none());
         }
     }
 }

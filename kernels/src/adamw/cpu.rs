@@ -11,7 +11,8 @@ use crate::{
     blockwise::{Blocks, DynamicCode, Plain, largest_magnitude, quantize_block},
     cpu::{
         Access,
-        math::{Widen, for_each_isa},
+        float::Float,
+        math::for_each_isa,
         parallel::{CHUNK, Output, Shared, for_each_part},
     },
     memory::{DeviceSlice, Floats},
@@ -48,7 +49,7 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// How parameters are stored.
-trait Stored: Widen {
+trait Stored: Float {
     /// The stored form of an updated number; `draw` is 16 uniform bits.
     fn store(updated: f32, draw: u16) -> Self;
 }
@@ -89,7 +90,7 @@ fn round_stochastically(value: f32, draw: u16) -> bf16 {
 
 for_each_isa! {
     /// `first`: where in its region the first element stands.
-    fn update_f32<W: Stored, G: Widen>(
+    fn update_f32<W: Stored, G: Float>(
         factors: Factors,
         first: usize,
         w: &mut [W],
@@ -116,7 +117,7 @@ struct MomentPart<'a> {
 
 for_each_isa! {
     /// [`update_blocks`] without instructions of its own.
-    fn update_blockwise<W: Stored, G: Widen>(
+    fn update_blockwise<W: Stored, G: Float>(
         factors: Factors,
         first: usize,
         w: &mut [W],
@@ -132,7 +133,7 @@ for_each_isa! {
 /// [`update_blocks`] with those of AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn update_blockwise_avx512<W: Stored, G: Widen>(
+fn update_blockwise_avx512<W: Stored, G: Float>(
     factors: Factors,
     first: usize,
     w: &mut [W],
@@ -149,7 +150,7 @@ fn update_blockwise_avx512<W: Stored, G: Widen>(
 /// # Safety
 /// The processor must be one that `B` is for.
 #[inline(always)]
-unsafe fn update_blocks<W: Stored, G: Widen, B: Blocks>(
+unsafe fn update_blocks<W: Stored, G: Float, B: Blocks>(
     factors: Factors,
     first: usize,
     w: &mut [W],
@@ -200,7 +201,7 @@ type MomentBlock<'a> = (&'static DynamicCode, &'a mut [u8; MOMENT_BLOCK], &'a mu
 /// # Safety
 /// The processor must be one that `B` is for.
 #[inline(always)]
-unsafe fn update_block<W: Stored, G: Widen, B: Blocks>(
+unsafe fn update_block<W: Stored, G: Float, B: Blocks>(
     factors: &Factors,
     first: usize,
     w: &mut [W; MOMENT_BLOCK],
@@ -245,7 +246,7 @@ impl AdamW for Cpu {
 
 impl Cpu {
     /// The update of parameters and gradients of either form.
-    fn update_stored<W: Stored, G: Widen>(
+    fn update_stored<W: Stored, G: Float>(
         &mut self,
         step: AdamWStep,
         w: DeviceSlice<W>,

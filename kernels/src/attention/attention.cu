@@ -4,9 +4,9 @@
 //
 // In bf16 the tiles lie in shared memory, a row a head's vector padded with zeros; a warp has 16 rows of
 // the block's tile. Scores never leave the registers: where they are summed is where the next product
-// wants them (tensor.cuh). A tile is on its way while the block works on what came before it.
+// wants them (tensor.cuh). The next tile is on its way while the block works on one, where shared memory has
+// room for it.
 
-#include "quads.cuh"
 #include "tensor.cuh"
 
 constexpr f32 LOG2_E = 1.4426950408889634f;
@@ -414,8 +414,7 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
         scores.clear();
         gradients.clear();
         scores.template add_rows_by_rows<WIDTH>(q_tile, own, k_tile);
-        gradients.template add_rows_by_rows<WIDTH>(dout_tile, own,
-                                                   v_tile);
+        gradients.template add_rows_by_rows<WIDTH>(dout_tile, own, v_tile);
         // Nobody reads these values any more.
         __syncthreads();
         if (has_next) bring(v_tile, p.v, key + KEYS);
@@ -487,11 +486,8 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
         Sums<QUERIES> scores, gradients;
         scores.clear();
         gradients.clear();
-        scores.template add_rows_by_rows<WIDTH>(k_tile, own,
-                                                q_tile);
-        if (OF_KEYS)
-            gradients.template add_rows_by_rows<WIDTH>(v_tile, own,
-                                                       dout_tile);
+        scores.template add_rows_by_rows<WIDTH>(k_tile, own, q_tile);
+        if (OF_KEYS) gradients.template add_rows_by_rows<WIDTH>(v_tile, own, dout_tile);
 #pragma unroll
         for (u32 j = 0; j < QUERIES / 8; j++)
 #pragma unroll
@@ -603,8 +599,9 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
     const u32 end = end_of_keys(s, i + 1);
     for (u32 key = first_key(p, s, i); key < end; key += WARP) {
         const u32 j = key + lane();
-        const f32 score = j < end ? p.scale * product_of_rows(as<f32>(p.q) + row * p.head_size,
-                                                              as<f32>(p.k) + k_at + j * k_stride, p.head_size)
+        const f32* q = as<f32>(p.q) + row * p.head_size;
+        const f32* k = as<f32>(p.k) + k_at + j * k_stride;
+        const f32 score = j < end ? p.scale * product_of_rows(q, k, p.head_size)
                                   : -__int_as_float(0x7f800000);
         const f32 largest = fmaxf(maximum, warp_max(score));
         const f32 factor = expf(maximum - largest), weight = expf(score - largest);
@@ -661,8 +658,8 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
             f32 probability = 0.0f, gradient = 0.0f;
             if (i < end) {
                 const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
-                const f32 score =
-                    p.scale * product_of_rows(as<f32>(p.q) + row * p.head_size, as<f32>(p.k) + at, p.head_size);
+                const f32* q = as<f32>(p.q) + row * p.head_size;
+                const f32 score = p.scale * product_of_rows(q, as<f32>(p.k) + at, p.head_size);
                 gradient = product_of_rows(p.dout + row * p.head_size, as<f32>(p.v) + at, p.head_size);
                 probability = expf(score - p.log_sum_exp[row]);
                 gradient = probability * (gradient - p.delta[row]);

@@ -14,17 +14,15 @@ mod tile;
 
 use std::{iter, ops::Range};
 
-use half::bf16;
-
 use super::{Attention, AttentionShape, Segment};
 use crate::{
     Compute, Cpu, DeviceProfile, Isa,
     cpu::{
+        float::Float,
         gemm::{TURNED_LANES, Target, TileProducts, Values, transpose},
-        math::{Widen, dot, for_each_isa},
+        math::{dot, for_each_isa},
         parallel::{Shared, for_each_part, rows_per_task},
     },
-    linear::cpu::{target, values},
     memory::{DeviceSlice, Element, Floats},
 };
 use backward::Backward;
@@ -145,11 +143,11 @@ impl Attention for Cpu {
         let products = TileProducts::new(isa, compute);
         let mut access = self.access("attention");
         let segments = access.read(segments);
-        let [q, k, v] = [q, k, v].map(|matrix| values(&mut access, matrix));
+        let [q, k, v] = [q, k, v].map(|matrix| access.read_floats(matrix));
         let inputs = Inputs { isa, compute, products, shape, q, k, v };
         // Scores, and what they weigh.
         access.count_flops(|| 2.0 * inputs.product_flops(segments));
-        let mut out = target(&mut access, out.first(shape.n_rows * inputs.query_stride()));
+        let mut out = access.write_floats(out.first(shape.n_rows * inputs.query_stride()));
         let log_sum_exp = &mut access.write(log_sum_exp)[..shape.n_rows * shape.n_heads];
         let written = segments.iter().map(Segment::query_rows);
         match &mut out {
@@ -189,12 +187,12 @@ impl Attention for Cpu {
         let products = TileProducts::new(isa, compute);
         let mut access = self.access("attention backward");
         let segments = access.read(segments);
-        let [q, k, v] = [q, k, v].map(|matrix| values(&mut access, matrix));
+        let [q, k, v] = [q, k, v].map(|matrix| access.read_floats(matrix));
         let inputs = Inputs { isa, compute, products, shape, q, k, v };
         // Scores again, and four gradients.
         access.count_flops(|| 5.0 * inputs.product_flops(segments));
         let (query_stride, key_stride) = (inputs.query_stride(), inputs.key_stride());
-        let (out, dout) = (values(&mut access, out), access.read(dout));
+        let (out, dout) = (access.read_floats(out), access.read(dout));
         let log_sum_exp = access.read(log_sum_exp);
         let dq = &mut access.write(dq)[..shape.n_rows * query_stride];
         let dk = &mut access.write(dk)[..shape.n_key_rows * key_stride];
@@ -273,19 +271,10 @@ for_each_isa! {
     }
 }
 
-/// A value as the products see it; what is stored in bf16 is seen as it is.
-#[inline(always)]
-fn seen<T: Widen>(compute: Compute, value: T) -> f32 {
-    match (compute, size_of::<T>()) {
-        (Compute::Bf16, 4) => bf16::nearest(value.widen()).widen(),
-        _ => value.widen(),
-    }
-}
-
 for_each_isa! {
     /// `delta` of every head of some rows. `dout` is rounded as in the products, so that the gradients
     /// of a query's scores still add up to zero.
-    fn row_deltas<T: Widen>(
+    fn row_deltas<T: Float>(
         compute: Compute,
         dout: &[f32],
         out: &[T],
@@ -300,7 +289,7 @@ for_each_isa! {
             for (dout, out) in dout.chunks(RUN).zip(out.chunks(RUN)) {
                 let (mut rounded, mut widened) = ([0.0; RUN], [0.0; RUN]);
                 for (rounded, value) in rounded.iter_mut().zip(dout) {
-                    *rounded = seen(compute, *value);
+                    *rounded = value.seen(compute);
                 }
                 for (widened, value) in widened.iter_mut().zip(out) {
                     *widened = value.widen();

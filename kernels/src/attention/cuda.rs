@@ -5,7 +5,7 @@ use half::bf16;
 use super::{Attention, AttentionShape, Segment};
 use crate::{
     Compute, Cuda, DeviceProfile,
-    cuda::{Address, Call, Launch, Parameters},
+    cuda::{Address, Call, Launch, Parameters, product},
     memory::{DeviceSlice, FloatFormat, Floats},
 };
 
@@ -38,17 +38,17 @@ impl Width {
     }
 
     /// Rows of the tiles of the forward pass: queries, keys and values.
-    fn forward(&self) -> usize {
+    fn forward_tiles(&self) -> usize {
         OWN_ROWS + 2 * self.forward_rows
     }
 
     /// Of the queries' gradient: queries, `dout`, values, and two tiles of keys.
-    fn over_queries(&self) -> usize {
+    fn query_gradient_tiles(&self) -> usize {
         2 * OWN_ROWS + 3 * self.backward_rows
     }
 
     /// Of the keys' and values' gradients: keys, values, and tiles of queries with `dout`.
-    fn over_keys(&self) -> usize {
+    fn key_gradient_tiles(&self) -> usize {
         2 * OWN_ROWS + 2 * self.query_tiles * self.backward_rows
     }
 
@@ -58,13 +58,8 @@ impl Width {
     }
 }
 
-/// Bytes of a part of the workspace.
-fn part_bytes(n: usize, n_bytes: usize) -> usize {
-    n.saturating_mul(n_bytes).div_ceil(256).saturating_mul(256)
-}
-
 fn delta_bytes(shape: AttentionShape) -> usize {
-    part_bytes(shape.n_rows.saturating_mul(shape.n_heads), size_of::<f32>())
+    product::f32_bytes(shape.n_rows.saturating_mul(shape.n_heads))
 }
 
 /// Of `dout` as products in bf16 see it.
@@ -73,7 +68,7 @@ fn seen_bytes(compute: Compute, shape: AttentionShape) -> usize {
         Compute::F32 => 0,
         Compute::Bf16 => {
             let n = shape.n_rows.saturating_mul(shape.n_heads).saturating_mul(shape.head_size);
-            part_bytes(n, size_of::<bf16>())
+            product::aligned(n.saturating_mul(size_of::<bf16>()))
         }
     }
 }
@@ -204,7 +199,7 @@ impl Attention for Cuda {
                 return;
             }
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.shared_bytes(width.forward());
+            let shared_bytes = width.shared_bytes(width.forward_tiles());
             let launch = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
             let kernel = format!("attention_forward_{}", width.width);
             call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
@@ -265,12 +260,12 @@ impl Attention for Cuda {
             }
             call.launch("attention_delta", over_rows, parameters);
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.shared_bytes(width.over_queries());
+            let shared_bytes = width.shared_bytes(width.query_gradient_tiles());
             let over_queries = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
             let kernel = format!("attention_query_gradient_{}", width.width);
             call.launch(&kernel, over_queries.with_shared_bytes(shared_bytes), parameters);
             let over_keys = launch(shape.n_key_rows, OWN_ROWS, shape.n_kv_heads, n_segments)
-                .with_shared_bytes(width.shared_bytes(width.over_keys()));
+                .with_shared_bytes(width.shared_bytes(width.key_gradient_tiles()));
             // Of the widest heads, both gradients do not fit the registers together.
             let gradients: &[&str] =
                 if width.width == MAX_HEAD_SIZE { &["key", "value"] } else { &["key_value"] };
@@ -302,7 +297,9 @@ mod tests {
     fn every_width_fits_a_block() {
         for head_size in 1..=MAX_HEAD_SIZE {
             let width = Width::of(head_size);
-            for n_rows in [width.forward(), width.over_queries(), width.over_keys()] {
+            for n_rows in
+                [width.forward_tiles(), width.query_gradient_tiles(), width.key_gradient_tiles()]
+            {
                 assert!(width.shared_bytes(n_rows) <= 99 << 10, "heads of {head_size}");
             }
         }

@@ -39,6 +39,9 @@ fn cases() -> Vec<(AttentionShape, Vec<Segment>)> {
         (shape(200, 200, 2, 1, 64, Some(7)), vec![segment(0, 130), segment(130, 70)]),
         (shape(140, 140, 2, 2, 80, Some(64)), vec![segment(0, 140)]),
         (shape(67, 67, 3, 1, 128, None), vec![segment(0, 67)]),
+        // The widest that a card has kernels for.
+        (shape(70, 70, 2, 1, 160, None), vec![segment(0, 70)]),
+        (shape(90, 90, 2, 2, 136, Some(20)), vec![segment(0, 30), segment(30, 60)]),
         // Several tiles of queries and of keys, with and without a window over them.
         (shape(300, 300, 2, 1, 24, None), vec![segment(0, 300)]),
         (shape(270, 270, 1, 1, 16, Some(150)), vec![segment(0, 270)]),
@@ -142,7 +145,31 @@ fn an_output_in_bf16_is_rounded_once(device: &mut impl Attention) {
     }
 }
 
+fn results_do_not_depend_on_where_the_rows_lie(device: &mut impl Attention) {
+    let (shape, segments) = cases().remove(3);
+    let inputs = inputs(&shape, 8);
+    let expected = run(device, shape, &segments, inputs.each_ref().map(Vec::as_slice));
+    let scratch = workspace(device, workspace_bytes(&device.profile(), shape, true));
+    let segments = place(device, &segments);
+    // One number further on than the start of a block.
+    let moved = |device: &mut _, values: &[f32], format| {
+        let whole = place_in(device, &[&[0.0], values].concat(), format);
+        whole.slice(1..whole.len())
+    };
+    let [q, k, v, dout] = inputs.each_ref();
+    let format = input_format(device.profile().compute);
+    let [q, k, v] = [q, k, v].map(|values| moved(device, values, format));
+    let mut rows = |values: &[f32]| moved(device, values, FloatFormat::F32).into_f32();
+    let (dout, out, dq) = (rows(dout), rows(&inputs[0]), rows(&inputs[0]));
+    let (dk, dv) = (rows(&inputs[1]), rows(&inputs[1]));
+    let lse = rows(&vec![0.0; shape.n_rows * shape.n_heads]);
+    device.attention(shape, segments, q, k, v, out.into(), lse, scratch);
+    device.attention_backward(shape, segments, q, k, v, out.into(), lse, dout, dq, dk, dv, scratch);
+    assert!([out, lse, dq, dk, dv].map(|slice| fetch(device, slice)) == expected);
+}
+
 on_every_device! {
+    results_do_not_depend_on_where_the_rows_lie,
     both_passes_match_the_reference,
     an_output_in_bf16_is_rounded_once,
     segments_see_nothing_but_themselves,

@@ -1,56 +1,6 @@
 //! Elementary functions and loops that the compiler turns into vector code.
 
-use half::bf16;
-
-use super::gemm::{bf16_bits, round_row};
-use crate::{Element, Isa};
-
-/// What loops read and write in f32, however it is stored.
-pub(crate) trait Widen: Element {
-    /// The number in f32.
-    fn widen(self) -> f32;
-
-    /// The nearest to a number, of two equally near the even.
-    fn nearest(value: f32) -> Self;
-
-    /// The nearest to each number of a row; see [`round_row`].
-    fn store_row(isa: Isa, row: &[f32], place: &mut [Self]);
-}
-
-impl Widen for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn nearest(value: f32) -> Self {
-        value
-    }
-
-    #[inline]
-    fn store_row(_: Isa, row: &[f32], place: &mut [Self]) {
-        place.copy_from_slice(row);
-    }
-}
-
-impl Widen for bf16 {
-    /// Without a branch for NaN.
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn nearest(value: f32) -> Self {
-        Self::from_bits(bf16_bits(value) as u16)
-    }
-
-    #[inline]
-    fn store_row(isa: Isa, row: &[f32], place: &mut [Self]) {
-        round_row(isa, row, place);
-    }
-}
+use super::float::Float;
 
 /// `a · b + c`, rounded once where `FUSED`: where there is an instruction for that.
 #[inline(always)]
@@ -132,7 +82,7 @@ pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
 
 /// The sum of products of two rows of one length.
 #[inline(always)]
-pub(crate) fn dot<A: Widen, B: Widen>(a: &[A], b: &[B]) -> f32 {
+pub(crate) fn dot<A: Float, B: Float>(a: &[A], b: &[B]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
@@ -148,7 +98,7 @@ pub(crate) fn dot<A: Widen, B: Widen>(a: &[A], b: &[B]) -> f32 {
 
 /// The sum of products of three rows of one length.
 #[inline(always)]
-pub(crate) fn dot_of_three<T: Widen>(a: &[f32], b: &[f32], c: &[T]) -> f32 {
+pub(crate) fn dot_of_three<T: Float>(a: &[f32], b: &[f32], c: &[T]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();

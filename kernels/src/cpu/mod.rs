@@ -4,6 +4,7 @@
 //! a Rust slice.
 
 pub mod ceilings;
+pub(crate) mod float;
 pub(crate) mod gemm;
 pub(crate) mod math;
 mod mover;
@@ -14,12 +15,13 @@ use std::{io, ops::Range, sync::Arc};
 
 use memmap2::{MmapMut, MmapRaw};
 
+use gemm::{Target, Values};
 use pool::Pool;
 
 use crate::{
     arguments::{Arguments, Direction, InFlight},
     device::{Compute, DeviceKind, DeviceProfile, Isa},
-    memory::{DeviceSlice, Element, MappedFile, Memory, MemoryError, MemoryId},
+    memory::{DeviceSlice, Element, Floats, MappedFile, Memory, MemoryError, MemoryId},
     paging::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer},
     profile::{Call, OperationProfile, Profile},
 };
@@ -228,6 +230,22 @@ impl<'a> Access<'a> {
         // the block; its pages are private, writable memory, which nothing else in Rust refers to.
         unsafe {
             std::slice::from_raw_parts_mut(map.as_mut_ptr().add(slice.offset()).cast(), slice.len())
+        }
+    }
+
+    /// As [`Access::read`], of either format.
+    pub(crate) fn read_floats(&mut self, floats: Floats) -> Values<'a> {
+        match floats {
+            Floats::F32(slice) => Values::F32(self.read(slice)),
+            Floats::Bf16(slice) => Values::Bf16(self.read(slice)),
+        }
+    }
+
+    /// As [`Access::write`], of either format.
+    pub(crate) fn write_floats(&mut self, floats: Floats) -> Target<'a> {
+        match floats {
+            Floats::F32(slice) => Target::F32(self.write(slice)),
+            Floats::Bf16(slice) => Target::Bf16(self.write(slice)),
         }
     }
 

@@ -31,8 +31,8 @@ const SMALL_TILE: usize = 64;
 /// Alignment of the workspace's parts.
 const ALIGNMENT: usize = 256;
 
-/// Bytes of a part of the workspace.
-fn aligned(n_bytes: usize) -> usize {
+/// Bytes of a part of a workspace.
+pub(crate) fn aligned(n_bytes: usize) -> usize {
     n_bytes.saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
 
@@ -97,7 +97,7 @@ impl Matrix {
     }
 }
 
-/// Rows that products alone read, in f32 or as they are multiplied.
+/// Rows that products read, in f32 or as they are multiplied.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Activation {
     values: Address,

@@ -3,10 +3,7 @@
 use super::GradientNorm;
 use crate::{
     Cpu,
-    cpu::{
-        math::{Widen, for_each_isa},
-        parallel::for_each_part,
-    },
+    cpu::{float::Float, math::for_each_isa, parallel::for_each_part},
     memory::{DeviceSlice, Floats},
 };
 
@@ -25,7 +22,7 @@ impl GradientNorm for Cpu {
 
 impl Cpu {
     /// Of one region.
-    fn squared_norm_of<T: Widen>(&mut self, gradient: DeviceSlice<T>) -> f64 {
+    fn squared_norm_of<T: Float>(&mut self, gradient: DeviceSlice<T>) -> f64 {
         let isa = self.isa();
         let mut access = self.access("gradient norm");
         let gradient = access.read(gradient);
@@ -43,7 +40,7 @@ impl Cpu {
 
 for_each_isa! {
     /// `sum = Σ x²` in f64.
-    fn squared<T: Widen>(values: &[T], sum: &mut f64) {
+    fn squared<T: Float>(values: &[T], sum: &mut f64) {
         /// Running sums: more than the latency of an addition needs.
         const LANES: usize = 32;
         let mut lanes = [0.0_f64; LANES];

@@ -2,24 +2,23 @@
 //! multiplied beside its layer's, and the dropout is applied on the way in.
 
 use arrayvec::ArrayVec;
+use half::bf16;
 
 use super::{Adapter, Dropout, Layer, LayerBackward, LayerWidth, Layers, LayersShape, MAX_LAYERS};
 use crate::{
     Compute, Cpu, DeviceKind, DeviceProfile, Isa,
     cpu::{
         Access,
+        float::Float,
         gemm::{
             self, Extents, Layout, LowRank, MOST_AT_ONCE, Operand, Place, Rows, Sums, Target, Term,
-            Values, round_row,
+            Values,
         },
         math::for_each_isa,
         parallel::{Shared, for_each_part, for_each_task},
         pool::Pool,
     },
-    linear::{
-        self, Linear, LinearShape, Weight,
-        cpu::{operand as linear_operand, target, values},
-    },
+    linear::{self, Linear, LinearShape, Weight, cpu::operand as linear_operand},
     memory::{DeviceSlice, FloatFormat, Floats, Memory, Store},
     random::hash,
 };
@@ -220,7 +219,7 @@ impl<'a> Back<'a> {
                 db: access.write(gradient.b),
                 dbt: workspace.take(access, rank, n_out),
             });
-        Self { n_out, dy: values(access, dy), weight, pair }
+        Self { n_out, dy: access.read_floats(dy), weight, pair }
     }
 
     /// `dy` as rows of a product.
@@ -248,7 +247,7 @@ impl Layers for Cpu {
         }
         let mut access = self.access("linear layers");
         let place = access.place();
-        let x = values(&mut access, x);
+        let x = access.read_floats(x);
         let scratch = access.write(workspace.cast());
         let mut sums = Each::new();
         for layer in layers {
@@ -277,7 +276,7 @@ impl Layers for Cpu {
             let term = Term { rows: 0, b, factor: 1.0, beside };
             let onto = residual.map(|residual| access.read(residual));
             let bias = bias.map(|bias| &access.read(bias)[..n_out]);
-            let sum = Sums::into_target(term, n_out, Store::Overwrite, target(&mut access, y));
+            let sum = Sums::into_target(term, n_out, Store::Overwrite, access.write_floats(y));
             sums.push(Sums { onto, bias, ..sum });
         }
         let x = Operand { values: x, layout: Layout::Depth, stride: n_in };
@@ -304,7 +303,7 @@ impl Layers for Cpu {
         let dropout = pairs.clone().any(|pair| pair.dropout.is_some());
         let n_pairs = pairs.count();
         // Without a pair nothing of it is left.
-        let x = if n_pairs > 0 { values(&mut access, x) } else { Values::F32(&[]) };
+        let x = if n_pairs > 0 { access.read_floats(x) } else { Values::F32(&[]) };
         let masked_rows = if dropout { n_rows.min(PRODUCT_ROWS) } else { 0 };
         let masked = workspace.take(&mut access, masked_rows, n_in);
         let scratch = workspace.rest(&mut access);
@@ -493,7 +492,7 @@ impl Cpu {
             let isa = self.isa();
             let mut access = self.access("rounding");
             let (sums, y) = (access.read(y), access.write(rounded));
-            round_row(isa, sums, &mut y[..sums.len()]);
+            bf16::store_row(isa, sums, &mut y[..sums.len()]);
         }
     }
 
@@ -513,7 +512,7 @@ impl Cpu {
         let a = Operand::f32(access.read(pair.a), Layout::Depth, n_in);
         let b = Operand::f32(access.read(pair.b), Layout::Depth, rank);
         let x = Operand {
-            values: dropped(values(&mut access, x), dropout),
+            values: dropped(access.read_floats(x), dropout),
             layout: Layout::Depth,
             stride: n_in,
         };

@@ -73,6 +73,10 @@ impl Layers for Cuda {
             let bias = bias.map(|bias| call.read(bias.first(n_out)));
             let onto = residual.map(|residual| call.read(residual.first(n_rows * n_out)));
             let is_rounded = y.format() == FloatFormat::Bf16;
+            assert!(
+                !is_rounded || call.compute() == Compute::Bf16,
+                "an output that was to be in f32"
+            );
             let y = call.write_floats(y.first(n_rows * n_out));
             let extents = (n_rows, n_out, n_in);
             let layer = plain(extents, (rows, along), (weight, along), overwrite, y);
@@ -103,7 +107,6 @@ impl Layers for Cuda {
                     continue;
                 }
                 layer.multiply(&mut call, &staging);
-                assert!(!is_rounded, "an output that was to be in f32, as products are");
                 let store = Store::Accumulate;
                 let pair = plain((n_rows, n_out, rank), (xa, along), (b, along), store, y);
                 Product { scale, ..pair }.multiply(&mut call, &staging);

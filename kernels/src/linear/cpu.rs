@@ -6,7 +6,7 @@ use crate::{
     Compute, Cpu,
     cpu::{
         Access,
-        gemm::{self, Extents, Layout, Nf4Values, Operand, Target, Values},
+        gemm::{self, Extents, Layout, Nf4Values, Operand, Values},
         parallel::for_each_part,
         pool::Pool,
     },
@@ -34,22 +34,6 @@ pub(crate) fn operand<'a>(
     Operand { values, layout, stride: shape.n_in }
 }
 
-/// An activation as a product reads it.
-pub(crate) fn values<'a>(access: &mut Access<'a>, x: Floats) -> Values<'a> {
-    match x {
-        Floats::F32(x) => Values::F32(access.read(x)),
-        Floats::Bf16(x) => Values::Bf16(access.read(x)),
-    }
-}
-
-/// Where an activation goes.
-pub(crate) fn target<'a>(access: &mut Access<'a>, y: Floats) -> Target<'a> {
-    match y {
-        Floats::F32(y) => Target::F32(access.write(y)),
-        Floats::Bf16(y) => Target::Bf16(access.write(y)),
-    }
-}
-
 /// Adds a bias to every row.
 fn add_bias(pool: &Pool, bias: Option<&[f32]>, y: &mut [f32]) {
     let Some(bias) = bias else { return };
@@ -74,7 +58,7 @@ impl Linear for Cpu {
         let mut access = self.access("product");
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
-        let x = values(&mut access, x);
+        let x = access.read_floats(x);
         let weight = operand(&mut access, weight, shape, Layout::Depth);
         let bias = bias.map(|bias| &access.read(bias)[..n_out]);
         let y = access.write(y);
@@ -121,8 +105,8 @@ impl Linear for Cpu {
         let mut access = self.access("weight gradient");
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
-        let dy = Operand { values: values(&mut access, dy), layout: Layout::Lanes, stride: n_out };
-        let x = Operand { values: values(&mut access, x), layout: Layout::Lanes, stride: n_in };
+        let dy = Operand { values: access.read_floats(dy), layout: Layout::Lanes, stride: n_out };
+        let x = Operand { values: access.read_floats(x), layout: Layout::Lanes, stride: n_in };
         let extents = Extents { m: n_out, n: n_in, k: n_rows };
         access.count_product(n_out, n_in, n_rows);
         let workspace = access.write(workspace.cast());
@@ -141,7 +125,7 @@ impl Linear for Cpu {
         /// Columns of a task: a cache line.
         const COLUMNS: usize = 16;
         let mut access = self.access("bias gradient");
-        let dy = values(&mut access, dy.first(n_rows * n_out));
+        let dy = access.read_floats(dy.first(n_rows * n_out));
         let isa = access.place().isa;
         let Gradient { values, store } = dbias;
         let dbias = &mut access.write(values)[..n_out];

@@ -7,7 +7,7 @@ use crate::{
         Launch, Parameters,
         product::{self, Activation, Matrix, Product, Staging, Turn},
     },
-    memory::{DeviceSlice, FloatFormat, Floats, Gradient, Store, WeightGradient},
+    memory::{DeviceSlice, Floats, Gradient, Store, WeightGradient},
 };
 
 /// Bytes of workspace that any of the three products needs: both activations as they are staged, and
@@ -116,11 +116,8 @@ impl Linear for Cuda {
             .extent(n_out)
             .u32(u32::from(dbias.store == Store::Accumulate));
         let launch = Launch::covering(n_out, 64);
-        let kernel = match dy.format() {
-            FloatFormat::F32 => "linear_bias_gradient_f32",
-            FloatFormat::Bf16 => "linear_bias_gradient_bf16",
-        };
+        let kernel = format!("linear_bias_gradient_{}", dy.format().name());
         // SAFETY: both arguments were cut to these extents.
-        unsafe { call.launch(kernel, launch, parameters) };
+        unsafe { call.launch(&kernel, launch, parameters) };
     }
 }

@@ -114,8 +114,8 @@ pub trait Linear: Memory {
     fn linear_bias_gradient(&mut self, n_rows: usize, n_out: usize, dy: Floats, dbias: Gradient);
 }
 
-/// How an activation of `width` numbers a row is best stored where products alone read it: in bf16 where
-/// they would round it to that anyway.
+/// How an activation of `width` numbers a row is best stored that products read: in bf16 where they would
+/// round it to that anyway.
 pub fn input_format(profile: &DeviceProfile, width: usize) -> FloatFormat {
     match profile.compute {
         // A card copies eight numbers at a time.

@@ -4,7 +4,8 @@ use super::{RmsNorm, RmsNormShape, partial_rows};
 use crate::{
     Cpu, Isa,
     cpu::{
-        math::{Widen, dot, dot_of_three, for_each_isa},
+        float::Float,
+        math::{dot, dot_of_three, for_each_isa},
         parallel::{Shared, for_each_part, for_each_task, rows_per_task},
         pool::Pool,
     },
@@ -12,7 +13,7 @@ use crate::{
 };
 
 for_each_isa! {
-    fn forward_rows<I: Widen, O: Widen>(x: &[I], weight: &[f32], epsilon: f32, y: &mut [O]) {
+    fn forward_rows<I: Float, O: Float>(x: &[I], weight: &[f32], epsilon: f32, y: &mut [O]) {
         let width = weight.len();
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
             let rstd = inverse_deviation(x, epsilon);
@@ -25,7 +26,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// `dx` is added to where `accumulate`, else written over `dy`, which it is then the same as.
-    fn backward_rows<T: Widen>(
+    fn backward_rows<T: Float>(
         x: &[T],
         weight: &[f32],
         epsilon: f32,
@@ -71,12 +72,12 @@ for_each_isa! {
 }
 
 #[inline(always)]
-fn inverse_deviation<T: Widen>(x: &[T], epsilon: f32) -> f32 {
+fn inverse_deviation<T: Float>(x: &[T], epsilon: f32) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + epsilon).sqrt()
 }
 
 impl Cpu {
-    fn normalize<I: Widen, O: Widen>(
+    fn normalize<I: Float, O: Float>(
         &mut self,
         shape: RmsNormShape,
         x: DeviceSlice<I>,
@@ -97,7 +98,7 @@ impl Cpu {
     }
 
     /// Without `dy`, that is what stands in the place of `dx`.
-    fn normalize_backward<T: Widen>(
+    fn normalize_backward<T: Float>(
         &mut self,
         shape: RmsNormShape,
         x: DeviceSlice<T>,
@@ -169,7 +170,7 @@ fn sums_bytes(shape: RmsNormShape) -> usize {
     super::n_partials(shape) * shape.width * size_of::<f32>()
 }
 
-fn backward<T: Widen>(
+fn backward<T: Float>(
     isa: Isa,
     pool: &Pool,
     shape: RmsNormShape,

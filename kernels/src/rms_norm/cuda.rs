@@ -74,14 +74,6 @@ impl Kind {
     }
 }
 
-/// As a kernel's name tells a format.
-fn suffix(floats: Floats) -> &'static str {
-    match floats {
-        Floats::F32(_) => "f32",
-        Floats::Bf16(_) => "bf16",
-    }
-}
-
 /// Bytes for the partial sums of `shape`, or of fewer rows.
 pub(super) fn workspace_bytes(shape: RmsNormShape) -> usize {
     let n_partials = shape.n_rows.div_ceil(MIN_BLOCK_ROWS).min(MAX_PARTIALS);
@@ -103,7 +95,8 @@ impl RmsNorm for Cuda {
         let kind = Kind::of(width);
         let launch = Launch::linear(n_rows.div_ceil(kind.n_slots()), N_THREADS)
             .with_shared_bytes(kind.shared_bytes(1, width));
-        let kernel = format!("rms_norm_forward_{}_{}_to_{}", kind.name(), suffix(x), suffix(y));
+        let (from, to) = (x.format().name(), y.format().name());
+        let kernel = format!("rms_norm_forward_{}_{from}_to_{to}", kind.name());
         // SAFETY: each slice was cut to the extents above.
         unsafe { call.launch(&kernel, launch, parameters) };
     }
@@ -161,7 +154,7 @@ unsafe fn backward(
         Some(_) => n_rows.div_ceil(MAX_PARTIALS).max(MIN_BLOCK_ROWS).next_multiple_of(n_slots),
     };
     let n_blocks = n_rows.div_ceil(block_rows);
-    let kernel = format!("rms_norm_backward_{}_{}", kind.name(), suffix(x));
+    let kernel = format!("rms_norm_backward_{}_{}", kind.name(), x.format().name());
     let x = call.read_floats(x.first(n_rows * width));
     let weight = call.read(weight.first(width));
     let sums = dweight.map(|Gradient { values, store }| {

@@ -2,41 +2,32 @@
 
 use super::{Rope, Rotation};
 use crate::{
-    Cpu, Isa,
+    Cpu,
     cpu::{
-        math::{Widen, for_each_isa},
+        float::Float,
+        math::for_each_isa,
         parallel::{for_each_part, rows_per_task},
     },
     memory::{DeviceSlice, Floats},
 };
 
-/// Pairs that are turned together.
-const RUN: usize = 64;
-
 for_each_isa! {
-    fn rotate_row<T: Widen>(device: Isa, heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
+    fn rotate_row<T: Float>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();
-        let (mut lows, mut highs) = ([0.0; RUN], [0.0; RUN]);
         for head in heads.chunks_exact_mut(2 * half) {
             let (low, high) = head.split_at_mut(half);
-            let runs = low.chunks_mut(RUN).zip(high.chunks_mut(RUN));
-            for ((low, high), (cos, sin)) in runs.zip(cos.chunks(RUN).zip(sin.chunks(RUN))) {
-                let n = low.len();
-                for i in 0..n {
-                    let (a, b) = (low[i].widen(), high[i].widen());
-                    let (cos, sin) = (cos[i], sin[i] * sign);
-                    lows[i] = a * cos - b * sin;
-                    highs[i] = b * cos + a * sin;
-                }
-                T::store_row(device, &lows[..n], low);
-                T::store_row(device, &highs[..n], high);
+            for i in 0..half {
+                let (a, b) = (low[i].widen(), high[i].widen());
+                let (cos, sin) = (cos[i], sin[i] * sign);
+                low[i] = T::nearest(a * cos - b * sin);
+                high[i] = T::nearest(b * cos + a * sin);
             }
         }
     }
 }
 
 impl Cpu {
-    fn rotate<T: Widen>(
+    fn rotate<T: Float>(
         &mut self,
         (n_heads, head_size): (usize, usize),
         rotation: Rotation,
@@ -60,7 +51,7 @@ impl Cpu {
             let positions = &positions[task * n_rows..];
             for (row, &position) in x.chunks_exact_mut(width).zip(positions) {
                 let at = position as usize * half..(position as usize + 1) * half;
-                rotate_row(isa, isa, row, &cos[at.clone()], &sin[at], sign);
+                rotate_row(isa, row, &cos[at.clone()], &sin[at], sign);
             }
         });
     }

@@ -4,7 +4,7 @@ use super::{Rope, Rotation};
 use crate::{
     Cuda,
     cuda::{Launch, Parameters},
-    memory::{DeviceSlice, FloatFormat, Floats},
+    memory::{DeviceSlice, Floats},
 };
 
 impl Rope for Cuda {
@@ -35,11 +35,8 @@ impl Rope for Cuda {
             .extent(half)
             .extent(cos.len().min(sin.len()) / half.max(1));
         let launch = Launch::by_rows(n_rows, n_heads * half.div_ceil(4));
-        let kernel = match x.format() {
-            FloatFormat::F32 => "rope_rotate_f32",
-            FloatFormat::Bf16 => "rope_rotate_bf16",
-        };
+        let kernel = format!("rope_rotate_{}", x.format().name());
         // SAFETY: `x` was cut to the extents; positions beyond the tables are not looked up.
-        unsafe { call.launch(kernel, launch, parameters) };
+        unsafe { call.launch(&kernel, launch, parameters) };
     }
 }

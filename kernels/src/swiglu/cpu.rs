@@ -1,10 +1,11 @@
 //! The activation on the processor.
 
-use super::{Pair, Swiglu};
+use super::Swiglu;
 use crate::{
     Cpu,
     cpu::{
-        math::{Widen, for_each_isa, sigmoid},
+        float::Float,
+        math::{for_each_isa, sigmoid},
         parallel::{CHUNK, for_each_part},
     },
     memory::{DeviceSlice, Floats},
@@ -14,7 +15,7 @@ use crate::{
 const RUN: usize = 256;
 
 for_each_isa! {
-    fn forward<T: Widen>(gate: &[T], up: &[T], y: &mut [f32]) {
+    fn forward<T: Float>(gate: &[T], up: &[T], y: &mut [f32]) {
         let n = y.len();
         let (gate, up) = (&gate[..n], &up[..n]);
         for i in 0..n {
@@ -25,7 +26,7 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    fn backward<T: Widen>(dy: &[f32], gate: &[T], up: &[T], dgate: &mut [f32], dup: &mut [f32]) {
+    fn backward<T: Float>(dy: &[f32], gate: &[T], up: &[T], dgate: &mut [f32], dup: &mut [f32]) {
         let n = dy.len();
         let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
         for i in 0..n {
@@ -39,10 +40,11 @@ for_each_isa! {
 }
 
 impl Cpu {
-    fn activate<I: Widen, O: Widen>(&mut self, [gate, up]: [DeviceSlice<I>; 2], y: DeviceSlice<O>) {
+    fn activate<I: Float, O: Float>(&mut self, [gate, up]: [DeviceSlice<I>; 2], y: DeviceSlice<O>) {
         let isa = self.isa();
         let mut access = self.access("activation");
-        let (gate, up, y) = (access.read(gate), access.read(up), access.write(y));
+        let y = access.write(y);
+        let (gate, up) = (&access.read(gate)[..y.len()], &access.read(up)[..y.len()]);
         for_each_part(access.pool(), y, CHUNK, |task, y| {
             let inputs = gate[task * CHUNK..].chunks(RUN).zip(up[task * CHUNK..].chunks(RUN));
             let mut run = [0.0; RUN];
@@ -54,7 +56,7 @@ impl Cpu {
         });
     }
 
-    fn activate_backward<T: Widen>(
+    fn activate_backward<T: Float>(
         &mut self,
         dy: DeviceSlice<f32>,
         [gate, up]: [DeviceSlice<T>; 2],
@@ -62,7 +64,8 @@ impl Cpu {
         let isa = self.isa();
         let mut access = self.access("activation backward");
         let dy = access.read(dy);
-        let (gate, up) = (access.write(gate), access.write(up));
+        let gate = &mut access.write(gate)[..dy.len()];
+        let up = &mut access.write(up)[..dy.len()];
         for_each_part(access.pool(), (gate, up), CHUNK, |task, (gate, up)| {
             let (mut dgate, mut dup) = ([0.0; RUN], [0.0; RUN]);
             let places = gate.chunks_mut(RUN).zip(up.chunks_mut(RUN));
@@ -77,18 +80,21 @@ impl Cpu {
 
 impl Swiglu for Cpu {
     fn swiglu(&mut self, gate: Floats, up: Floats, y: Floats) {
-        match (Pair::of(gate, up), y) {
-            (Pair::F32(pair), Floats::F32(y)) => self.activate(pair, y),
-            (Pair::F32(pair), Floats::Bf16(y)) => self.activate(pair, y),
-            (Pair::Bf16(pair), Floats::F32(y)) => self.activate(pair, y),
-            (Pair::Bf16(pair), Floats::Bf16(y)) => self.activate(pair, y),
+        use Floats::{Bf16, F32};
+        match (gate, up, y) {
+            (F32(gate), F32(up), F32(y)) => self.activate([gate, up], y),
+            (F32(gate), F32(up), Bf16(y)) => self.activate([gate, up], y),
+            (Bf16(gate), Bf16(up), F32(y)) => self.activate([gate, up], y),
+            (Bf16(gate), Bf16(up), Bf16(y)) => self.activate([gate, up], y),
+            (gate, up, _) => panic!("{gate:?} and {up:?} in different formats"),
         }
     }
 
     fn swiglu_backward(&mut self, dy: DeviceSlice<f32>, gate_dgate: Floats, up_dup: Floats) {
-        match Pair::of(gate_dgate, up_dup) {
-            Pair::F32(pair) => self.activate_backward(dy, pair),
-            Pair::Bf16(pair) => self.activate_backward(dy, pair),
+        match (gate_dgate, up_dup) {
+            (Floats::F32(gate), Floats::F32(up)) => self.activate_backward(dy, [gate, up]),
+            (Floats::Bf16(gate), Floats::Bf16(up)) => self.activate_backward(dy, [gate, up]),
+            (gate, up) => panic!("{gate:?} and {up:?} in different formats"),
         }
     }
 }

@@ -13,9 +13,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use half::bf16;
-
-use crate::memory::{DeviceSlice, Floats, Memory};
+use crate::memory::{DeviceSlice, FloatFormat, Floats, Memory};
 
 /// The activation, forward and backward.
 pub trait Swiglu: Memory {
@@ -26,19 +24,11 @@ pub trait Swiglu: Memory {
     fn swiglu_backward(&mut self, dy: DeviceSlice<f32>, gate_dgate: Floats, up_dup: Floats);
 }
 
-/// `gate` and `up`, of one format.
-#[derive(Clone, Copy)]
-enum Pair {
-    F32([DeviceSlice<f32>; 2]),
-    Bf16([DeviceSlice<bf16>; 2]),
-}
-
-impl Pair {
-    fn of(gate: Floats, up: Floats) -> Self {
-        match (gate, up) {
-            (Floats::F32(gate), Floats::F32(up)) => Self::F32([gate, up]),
-            (Floats::Bf16(gate), Floats::Bf16(up)) => Self::Bf16([gate, up]),
-            _ => panic!("{gate:?} and {up:?} in different formats"),
-        }
-    }
+/// The format of both.
+///
+/// # Panics
+/// When they differ.
+fn same_format(gate: Floats, up: Floats) -> FloatFormat {
+    assert_eq!(gate.format(), up.format(), "gate and up in different formats");
+    gate.format()
 }

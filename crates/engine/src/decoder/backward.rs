@@ -43,7 +43,7 @@ impl StepGradients<'_> {
 /// What the backward pass of a layer reads and writes.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardSlices<'a> {
-    /// Activations that the forward pass left; `gate` and `up` are overwritten.
+    /// Activations that the forward pass left; `gate` and `up` are overwritten, and what is made again.
     pub layer: &'a LayerSlices,
     /// Gradients inside the layer.
     pub gradients: &'a LayerGradientSlices,

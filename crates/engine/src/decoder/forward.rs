@@ -202,7 +202,8 @@ pub struct LossGradient {
     pub final_norm: Option<Gradient>,
 }
 
-/// The cross-entropy of the `n_targets` trained rows, its sum into `batch.loss_sum`, and its gradients.
+/// The cross-entropy of the `n_targets` trained rows, its sum into `batch.loss_sum` by `store`, and its
+/// gradients.
 /// Rows on which nothing is trained never meet the output matrix.
 pub fn loss(
     decoder: &Decoder,

@@ -43,7 +43,7 @@ pub struct BatchSlices {
     pub targets: DeviceSlice<u32>,
     /// Cross-entropy of each of those rows.
     pub losses: DeviceSlice<f32>,
-    /// Their sum over the micro-batches of a step: one number.
+    /// Their sum, over the micro-batches of a step or of one that is evaluated: one number.
     pub loss_sum: DeviceSlice<f64>,
 }
 
@@ -325,7 +325,6 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let spec = &shape.spec;
     let n_layers = spec.n_layers;
     let n_shared = shape.recomputed_layers();
-    let (query_width, key_width) = (spec.query_width(), spec.kv_width());
     // Read again by the backward pass, at `until` the last time.
     let mut rows = |name: &'static str, (width, format), since: Forward, until: Backward| {
         let len = area(shape.n_rows(), width);
@@ -339,25 +338,26 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     };
 
     let dropout = matches!(shape.trainable, Trainable::Adapter { dropout: true, .. });
-    let heads = |width| (width, attention::input_format(shape.profile.compute));
+    let output = |projection| {
+        let [width, _] = spec.projection_shape(projection);
+        (width, output_format(&shape.profile, spec, projection))
+    };
     // What attention reads; or, where a norm comes before, what that is made from again.
     let (names, until) = match spec.qk_norm {
         false => (["query", "key"], Backward::Attention),
         true => (["query_raw", "key_raw"], Backward::Rotate),
     };
-    let query = rows(names[0], heads(query_width), Forward::QueryKeyValue, until);
-    let key = rows(names[1], heads(key_width), Forward::QueryKeyValue, until);
-    let value = rows("value", heads(key_width), Forward::QueryKeyValue, Backward::Attention);
-    let attended = (query_width, input_format(&shape.profile, spec, Output, dropout));
+    let projected_query = rows(names[0], output(Query), Forward::QueryKeyValue, until);
+    let projected_key = rows(names[1], output(Key), Forward::QueryKeyValue, until);
+    let value = rows("value", output(Value), Forward::QueryKeyValue, Backward::Attention);
+    let attended = (spec.query_width(), input_format(&shape.profile, spec, Output, dropout));
     let attention = rows("attention", attended, Forward::Attention, Backward::Attention);
     let of_heads = (spec.n_heads, FloatFormat::F32);
     let log_sum_exp = rows("log_sum_exp", of_heads, Forward::Attention, Backward::Attention);
     let residual = (spec.hidden_width, FloatFormat::F32);
     let middle = rows("middle", residual, Forward::Output, Backward::FeedForwardNorm);
-    let [gate, up] = [("gate", Gate), ("up", Up)].map(|(name, projection)| {
-        let width = (spec.ffn_width, output_format(&shape.profile, spec, projection));
-        rows(name, width, Forward::GateUp, Backward::GateUp)
-    });
+    let gate = rows("gate", output(Gate), Forward::GateUp, Backward::GateUp);
+    let up = rows("up", output(Up), Forward::GateUp, Backward::GateUp);
 
     let mut low_rank = [None; Projection::ALL.len()];
     if let Trainable::Adapter { targets, rank, .. } = shape.trainable {
@@ -406,26 +406,36 @@ fn layers(regions: &mut Regions, shape: &TrainingShape) -> Vec<LayerSlices> {
     let normed_heads = spec.qk_norm.then(|| {
         let moments = Moments::forward(Forward::Rotate, Forward::Attention)
             | Moments::backward(Backward::Attention, Backward::Attention);
-        [("query", query_width), ("key", key_width)].map(|(name, width)| {
-            let len = (area(shape.n_rows(), width), attention::input_format(shape.profile.compute));
+        [("query", Query), ("key", Key)].map(|(name, projection)| {
+            let (width, format) = output(projection);
+            let len = (area(shape.n_rows(), width), format);
             regions.floats(("layer", name), Category::Activations, len, moments)
         })
     });
-    let of_layer = |layer: usize| LayerSlices {
-        input_normed,
-        query_raw: normed_heads.map(|_| query.of(layer)),
-        key_raw: normed_heads.map(|_| key.of(layer)),
-        query: normed_heads.map_or_else(|| query.of(layer), |[query, _]| query),
-        key: normed_heads.map_or_else(|| key.of(layer), |[_, key]| key),
-        value: value.of(layer),
-        attention: attention.of(layer),
-        log_sum_exp: log_sum_exp.of(layer).into_f32(),
-        middle: middle.of(layer).into_f32(),
-        feed_forward_normed,
-        gate: gate.of(layer),
-        up: up.of(layer),
-        activated,
-        low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer).into_f32())),
+    // Each before its norm, if it has one, and as attention reads it.
+    let of_heads = |projected: Rows, normed: Option<Floats>, layer: usize| {
+        let projected = projected.of(layer);
+        normed.map_or((None, projected), |normed| (Some(projected), normed))
+    };
+    let of_layer = |layer: usize| {
+        let (query_raw, query) = of_heads(projected_query, normed_heads.map(|[q, _]| q), layer);
+        let (key_raw, key) = of_heads(projected_key, normed_heads.map(|[_, k]| k), layer);
+        LayerSlices {
+            input_normed,
+            query_raw,
+            key_raw,
+            query,
+            key,
+            value: value.of(layer),
+            attention: attention.of(layer),
+            log_sum_exp: log_sum_exp.of(layer).into_f32(),
+            middle: middle.of(layer).into_f32(),
+            feed_forward_normed,
+            gate: gate.of(layer),
+            up: up.of(layer),
+            activated,
+            low_rank: low_rank.map(|rows| rows.map(|rows: Rows| rows.of(layer).into_f32())),
+        }
     };
     let mut layers: Vec<LayerSlices> = (0..n_layers).map(of_layer).collect();
     // The down product is the one whose output the backward pass never asks for again, so that it

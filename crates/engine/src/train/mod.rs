@@ -13,7 +13,7 @@ mod trainer;
 pub use handle::{Command, Elsewhere, Outcome, RunHandle, resume, start, start_profiled};
 pub use prepare::{Prepared, column_mapping, compute, prepare, tokenize_options};
 pub use schedule::LearningRate;
-pub use trainer::{MicroBatch, StepSums, Trainer};
+pub use trainer::{MicroBatch, StepMeasures, Trainer};
 
 pub use crate::optimizer::OptimizerConfig;
 

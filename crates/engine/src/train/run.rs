@@ -54,7 +54,7 @@ pub(super) struct Run<B> {
     folder: RunFolder,
     link: Link,
     metrics: MetricsWriter,
-    trainer: Trainer<B>,
+    pub(super) trainer: Trainer<B>,
     adapter: Option<AdapterConfig>,
     optimizer: OptimizerConfig,
     learning_rate: LearningRate,
@@ -403,9 +403,9 @@ impl<B: RunDevice> Run<B> {
         // The update writes every page of what it changes: a file that was disturbed before could look
         // whole after it.
         self.trainer.check_stores()?;
-        let sums = self.trainer.update(&self.optimizer, lr, step, seed)?;
+        let measures = self.trainer.update(&self.optimizer, lr, step, seed)?;
         self.trainer.check_device()?;
-        let (loss, grad_norm) = (sums.loss / n_targets as f64, sums.gradient_norm);
+        let (loss, grad_norm) = (measures.loss / n_targets as f64, measures.gradient_norm);
         let diverged = |what, value| TrainError::Diverged {
             what,
             value,

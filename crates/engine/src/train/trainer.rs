@@ -70,9 +70,9 @@ impl<'a> MicroBatch<'a> {
     }
 }
 
-/// What a step is known by.
+/// What a step measured.
 #[derive(Clone, Copy, Debug)]
-pub struct StepSums {
+pub struct StepMeasures {
     /// The summed loss of all micro-batches, in nats.
     pub loss: f64,
     /// The norm of the gradients before clipping.
@@ -179,7 +179,8 @@ impl<B: Backend> Trainer<B> {
         &self.states
     }
 
-    /// The summed loss of a micro-batch in nats, with nothing dropped and no gradients.
+    /// The summed loss of a micro-batch in nats, with nothing dropped and no gradients. Between steps: what a
+    /// step under way has summed is lost.
     ///
     /// # Errors
     /// When a page could not be moved.
@@ -323,13 +324,13 @@ impl<B: Backend> Trainer<B> {
         learning_rate: f64,
         step: u64,
         seed: u64,
-    ) -> Result<StepSums, PageError> {
+    ) -> Result<StepMeasures, PageError> {
         let trainable = self.layout.trainable;
         let norm = self.device.squared_norm(&self.gradient_regions).sqrt();
-        // It was there before the norm.
-        let sums = StepSums { loss: self.loss_sum(), gradient_norm: norm };
-        if !sums.loss.is_finite() || !norm.is_finite() {
-            return Ok(sums);
+        // Whoever has the norm has waited for all that was asked before it.
+        let measures = StepMeasures { loss: self.loss_sum(), gradient_norm: norm };
+        if !measures.loss.is_finite() || !norm.is_finite() {
+            return Ok(measures);
         }
         let gradient_scale = match config.clip_norm {
             // The small constant is the reference implementation's guard against a zero norm.
@@ -352,7 +353,7 @@ impl<B: Backend> Trainer<B> {
             None => Trained::Weights(&mut self.decoder.weights),
         };
         self.states.update(&mut self.device, update, trainable.gradients, trained)?;
-        Ok(sums)
+        Ok(measures)
     }
 
     /// Copies bytes of the run to the host, wherever they are.

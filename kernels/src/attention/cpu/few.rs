@@ -4,14 +4,14 @@
 use super::{
     super::{AttentionShape, Segment},
     forward::Forward,
-    seen,
     tile::{Inputs, lines, split},
 };
 use crate::{
     Compute,
     cpu::{
+        float::Float,
         gemm::Values,
-        math::{Widen, dot, exp, for_each_isa, sum},
+        math::{dot, exp, for_each_isa, sum},
     },
 };
 
@@ -47,7 +47,7 @@ pub(super) fn attend(forward: &Forward<'_>, segment: &Segment, head: usize, scra
     }
 }
 
-fn attend_to<T: Widen>(
+fn attend_to<T: Float>(
     forward: &Forward<'_>,
     segment: &Segment,
     head: usize,
@@ -122,7 +122,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// Scores of one query, as the products see it, with some keys, `stride` apart.
-    fn scores_of_one<T: Widen>(
+    fn scores_of_one<T: Float>(
         compute: Compute,
         query: &[f32],
         keys: &[T],
@@ -134,7 +134,7 @@ for_each_isa! {
             let key = &key[..query.len()];
             *score = scale * match compute {
                 Compute::F32 => dot(query, key),
-                Compute::Bf16 => sum(query.len(), |d| query[d] * seen(Compute::Bf16, key[d])),
+                Compute::Bf16 => sum(query.len(), |d| query[d] * key[d].seen(Compute::Bf16)),
             };
         }
     }
@@ -142,7 +142,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// `sums += Σ_j weights[j] · values[j, :]`, rows `stride` apart.
-    fn add_weighed_rows<T: Widen>(
+    fn add_weighed_rows<T: Float>(
         compute: Compute,
         weights: &[f32],
         values: &[T],
@@ -150,14 +150,14 @@ for_each_isa! {
         sums: &mut [f32],
     ) {
         for (weight, values) in weights.iter().zip(values.chunks(stride)) {
-            let weight = seen(compute, *weight);
+            let weight = weight.seen(compute);
             let values = values[..sums.len()].iter();
             match compute {
                 Compute::F32 => {
                     sums.iter_mut().zip(values).for_each(|(s, v)| *s += weight * v.widen());
                 }
                 Compute::Bf16 => sums.iter_mut().zip(values).for_each(|(s, v)| {
-                    *s += weight * seen(Compute::Bf16, *v);
+                    *s += weight * v.seen(Compute::Bf16);
                 }),
             }
         }

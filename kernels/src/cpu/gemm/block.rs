@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::{
     Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, SharedTarget,
     Sums, Target, Term,
-    expand::round_row,
     kernels::{Kernel, Tile},
     operand::{Form, Layout},
     products_beside,
@@ -18,6 +17,10 @@ use crate::{
     },
 };
 use arrayvec::ArrayVec;
+
+/// Sums of a task that are yet to be rounded, at most: 512 KiB, which stay in a second-level cache beside the
+/// panels.
+const MOST_UNROUNDED: usize = 1 << 17;
 
 /// Places in a buffer of packed elements.
 type Places<const MOST: usize> = ArrayVec<Range<usize>, MOST>;
@@ -179,7 +182,8 @@ impl<'a> Block<'a> {
         let len = b_len + c_len;
         let of_threads = Shared::new(&mut of_threads[..len * n_threads]);
         let widths = || ready.iter().map(|sums| sums.n);
-        let tasks = Tasks::cut(kernel, self.lanes.len(), widths, n_threads);
+        let most = if c_len > 0 { MOST_UNROUNDED } else { usize::MAX };
+        let tasks = Tasks::cut(kernel, self.lanes.len(), widths, most, n_threads);
         place.pool.run(tasks.n, |thread, mut task| {
             // SAFETY: each thread has a part of its own, and a thread runs one task at a time.
             let own = unsafe { of_threads.slice(thread * len, len) };
@@ -281,15 +285,14 @@ impl<'a> Block<'a> {
                 match c {
                     SharedTarget::F32(c) if overwrite || bias.is_some() => {
                         // SAFETY: as above.
-                        let c = unsafe { c.slice(start(row), len) };
-                        finish(c, overwrite, bias);
+                        finish(unsafe { c.slice(start(row), len) }, overwrite, bias);
                     }
                     SharedTarget::F32(_) => {}
-                    SharedTarget::Bf16(c) => {
+                    SharedTarget::Bf16(_) => {
                         let sums = bytemuck::cast_slice_mut(&mut unrounded[number * len..][..len]);
                         finish(sums, overwrite, bias);
                         // SAFETY: as above.
-                        round_row(self.place.isa, sums, unsafe { c.slice(start(row), len) });
+                        unsafe { c.store(self.place.isa, start(row), sums) };
                     }
                 }
             }
@@ -410,12 +413,13 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// The cut of sums of these widths with which all threads are done soonest. Tasks that divide the rows
-    /// each pack B for themselves.
+    /// The cut of sums of these widths with which all threads are done soonest, into tasks of up to `most`
+    /// sums where a panel's columns allow it. Tasks that divide the rows each pack B for themselves.
     fn cut<W: Iterator<Item = usize>>(
         kernel: &Kernel,
         n_rows: usize,
         widths: impl Fn() -> W,
+        most: usize,
         n_threads: usize,
     ) -> Self {
         /// Rows whose products take as long as packing the columns of B.
@@ -424,11 +428,9 @@ impl Tasks {
         let wide = task_columns / kernel.n_columns;
         let most_rows = n_rows.div_ceil(4 * kernel.n_rows).clamp(1, 2 * n_threads);
         let cuts = (1..=most_rows).flat_map(|row_tasks| {
-            (1..=wide).rev().map(move |panels| {
-                let n_columns = panels * kernel.n_columns;
-                let n_rows = n_rows.div_ceil(row_tasks).next_multiple_of(kernel.n_rows);
-                (n_rows, n_columns)
-            })
+            let n_rows = n_rows.div_ceil(row_tasks).next_multiple_of(kernel.n_rows);
+            let wide = wide.min(most / (n_rows * kernel.n_columns)).max(1);
+            (1..=wide).rev().map(move |panels| (n_rows, panels * kernel.n_columns))
         });
         let cut = |(rows, n_columns): (usize, usize)| {
             let row_tasks = n_rows.div_ceil(rows);

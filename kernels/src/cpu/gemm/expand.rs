@@ -8,7 +8,12 @@ use half::bf16;
 use super::nf4::{HALF, Nf4Values};
 #[cfg(target_arch = "x86_64")]
 use super::{nf4, operand::Layout};
-use crate::{Compute, Isa, cpu::math::for_each_isa, layers::Dropout, nf4::BLOCK};
+use crate::{
+    Compute, Isa,
+    cpu::{float::bf16_bits, math::for_each_isa},
+    layers::Dropout,
+    nf4::BLOCK,
+};
 
 /// The most elements that are expanded at a time.
 pub(super) const RUN: usize = 512;
@@ -269,10 +274,16 @@ impl Values<'_> {
                     }
                     return n;
                 }
-                Self::Bf16(values) if is_wide => {
+                Self::Bf16(values) => {
                     let runs = starts.map(|start| &values[start..start + n]);
                     // SAFETY: as above.
-                    unsafe { x86::join_into_panels(runs, panels, packed) };
+                    unsafe {
+                        if is_wide {
+                            x86::join_into_panels(runs, panels, packed);
+                        } else {
+                            x86::join_into_narrow_panels(runs, panels, packed);
+                        }
+                    }
                     return n;
                 }
                 _ => {}
@@ -341,34 +352,6 @@ fn round_across(isa: Isa, first: &[f32], second: &[f32], pairs: &mut [u32]) {
     }
 }
 
-/// Rounded to bf16 (nearest even), as bits.
-#[inline(always)]
-pub(crate) fn bf16_bits(value: f32) -> u32 {
-    let bits = value.to_bits();
-    // A NaN must not round to infinity; its bits may wrap here and are not used then.
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    if value.is_nan() { (bits >> 16) | 0x40 } else { rounded }
-}
-
-/// Numbers in bf16. (On AVX-512 BF16 the instruction flushes denormal numbers, as does the one that multiplies.)
-pub(crate) fn round_row(isa: Isa, row: &[f32], rounded: &mut [bf16]) {
-    let mut done = 0;
-    #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx512Bf16 {
-        // SAFETY: the device was made with instructions that this processor has.
-        done = unsafe { x86::round_row(row, rounded) };
-    }
-    round_numbers(isa, &row[done..], &mut rounded[done..]);
-}
-
-for_each_isa! {
-    fn round_numbers(numbers: &[f32], rounded: &mut [bf16]) {
-        for (rounded, &number) in rounded.iter_mut().zip(numbers) {
-            *rounded = bf16::from_bits(bf16_bits(number) as u16);
-        }
-    }
-}
-
 for_each_isa! {
     /// Rounds to bf16 where products are.
     fn round_bf16(run: &mut [f32]) {
@@ -409,23 +392,6 @@ mod x86 {
             }
         }
         run.len() * 16
-    }
-
-    /// As [`round_along`], of numbers one by one; returns how many.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub fn round_row(row: &[f32], rounded: &mut [bf16]) -> usize {
-        let (row, rounded) = (row.as_chunks::<32>().0, rounded.as_chunks_mut::<32>().0);
-        for (row, rounded) in row.iter().zip(rounded) {
-            // SAFETY: 32 elements are read and written, which are there; bits of one vector type are valid
-            // for another.
-            unsafe {
-                let low = _mm512_loadu_ps(row.as_ptr());
-                let high = _mm512_loadu_ps(row.as_ptr().add(16));
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_si512(rounded.as_mut_ptr().cast(), both);
-            }
-        }
-        row.len() * 32
     }
 
     /// Rows of which `pairs` joins two at 16 places, into whole panels: see [`super::Values::pack_panels`].
@@ -568,14 +534,36 @@ mod x86 {
         }
     }
 
+    /// The lanes of a panel that is narrower than a vector.
+    fn lanes_of(panels: Panels) -> __mmask16 {
+        // What is beyond a step lies in the next one.
+        assert!((8..16).contains(&panels.width));
+        (1 << panels.width) - 1
+    }
+
+    /// Pairs into one step of a panel that is narrower than a vector.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn store_narrow(pairs: __m512i, panels: Panels, packed: &mut [u32]) {
+        if panels.has_next {
+            // The next step will be written over what is beyond this one.
+            let packed = &mut packed[..16];
+            // SAFETY: 16 elements are there.
+            unsafe { _mm512_storeu_si512(packed.as_mut_ptr().cast(), pairs) };
+        } else {
+            let packed = &mut packed[..panels.width];
+            // SAFETY: the lanes of the mask are there.
+            unsafe {
+                _mm512_mask_storeu_epi32(packed.as_mut_ptr().cast(), lanes_of(panels), pairs);
+            }
+        }
+    }
+
     /// As [`round_across`], into whole panels that are narrower than a vector.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn round_into_narrow_panels(runs: [&[f32]; 2], panels: Panels, packed: &mut [u32]) {
-        let Panels { width, stride, has_next } = panels;
-        // What is beyond a step lies in the next one.
-        assert!((8..16).contains(&width));
-        let lanes = (1 << width) - 1;
-        let [first, second] = runs.map(|run| run.chunks_exact(width));
+        let lanes = lanes_of(panels);
+        let [first, second] = runs.map(|run| run.chunks_exact(panels.width));
         for (panel, (first, second)) in first.zip(second).enumerate() {
             // SAFETY: the mask names no more than is there; bits of one vector type are valid for another.
             let pairs = unsafe {
@@ -584,17 +572,23 @@ mod x86 {
                 let both = _mm512_cvtne2ps_pbh(high, low);
                 interleaved(std::mem::transmute::<__m512bh, __m512i>(both))
             };
-            let packed = &mut packed[panel * stride..];
-            if has_next {
-                // The next step will be written over what is beyond this one.
-                let packed = &mut packed[..16];
-                // SAFETY: 16 elements are there.
-                unsafe { _mm512_storeu_si512(packed.as_mut_ptr().cast(), pairs) };
-            } else {
-                let packed = &mut packed[..width];
-                // SAFETY: the lanes of the mask are there.
-                unsafe { _mm512_mask_storeu_epi32(packed.as_mut_ptr().cast(), lanes, pairs) };
-            }
+            store_narrow(pairs, panels, &mut packed[panel * panels.stride..]);
+        }
+    }
+
+    /// Pairs of bf16, into whole panels that are narrower than a vector.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn join_into_narrow_panels(runs: [&[bf16]; 2], panels: Panels, packed: &mut [u32]) {
+        let lanes = lanes_of(panels);
+        let [first, second] = runs.map(|run| run.chunks_exact(panels.width));
+        for (panel, (first, second)) in first.zip(second).enumerate() {
+            // SAFETY: the mask names no more than is there.
+            let [low, high] = unsafe {
+                [first, second].map(|run| _mm256_maskz_loadu_epi16(lanes, run.as_ptr().cast()))
+            };
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+            let pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(low), high);
+            store_narrow(pairs, panels, &mut packed[panel * panels.stride..]);
         }
     }
 

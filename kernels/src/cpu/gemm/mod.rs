@@ -21,7 +21,7 @@ mod tiles;
 mod transpose;
 mod vector;
 
-pub(crate) use expand::{Values, bf16_bits, round_row};
+pub(crate) use expand::Values;
 pub(crate) use nf4::Nf4Values;
 pub(crate) use operand::{Layout, Operand};
 pub(crate) use tiles::TileProducts;
@@ -31,7 +31,7 @@ pub(crate) use vector::{FEW_ROWS, few_rows, few_rows_workspace_bytes, is_few_row
 use arrayvec::ArrayVec;
 use half::bf16;
 
-use super::{parallel::Shared, pool::Pool};
+use super::{float::Float, parallel::Shared, pool::Pool};
 use crate::{
     Store,
     device::{Compute, DeviceKind, DeviceProfile, Isa},
@@ -321,7 +321,9 @@ impl SharedTarget {
         unsafe {
             match self {
                 Self::F32(target) => target.slice(start, values.len()).copy_from_slice(values),
-                Self::Bf16(target) => round_row(isa, values, target.slice(start, values.len())),
+                Self::Bf16(target) => {
+                    bf16::store_row(isa, values, target.slice(start, values.len()))
+                }
             }
         }
     }

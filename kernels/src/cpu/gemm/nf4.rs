@@ -4,9 +4,9 @@
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
-use super::expand::bf16_bits;
 #[cfg(target_arch = "x86_64")]
 use super::operand::Layout;
+use crate::cpu::float::bf16_bits;
 use crate::{
     Compute, Isa,
     nf4::{ABSMAX_GROUP, BLOCK, LEVELS, restore_absmax},

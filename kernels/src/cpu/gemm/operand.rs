@@ -237,7 +237,7 @@ fn spread<const WIDTH: usize>(elements: &[u32], packed: &mut [u32], steps: usize
 mod tests {
     use super::*;
     use crate::{
-        cpu::gemm::bf16_bits,
+        cpu::float::bf16_bits,
         testing::{Nf4Parts, Random},
     };
 

@@ -1,11 +1,7 @@
 //! A processor that fails like a card: what is asked of it afterwards is not done, and it says so only
 //! when it is asked.
 
-use std::{
-    cell::Cell,
-    ops::Range,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{cell::Cell, ops::Range};
 
 use nibble_kernels::{
     Cpu, DeviceProfile, DeviceSlice, Element, Floats, Gradient, Memory, MemoryError, MemoryId,
@@ -26,15 +22,24 @@ pub struct Failing {
     cpu: Cpu,
     /// Operations that it still does.
     n_left: Cell<u64>,
+    /// Times that the host waited for it.
+    n_waits: Cell<u64>,
 }
 
-/// Operations that the next one does.
-static N_OPERATIONS: AtomicU64 = AtomicU64::new(u64::MAX);
+thread_local! {
+    /// Operations that the next one does.
+    static N_OPERATIONS: Cell<u64> = const { Cell::new(u64::MAX) };
+}
 
 impl Failing {
     /// Lets the next one that is opened fail after `n_operations`.
     pub fn after(n_operations: u64) {
-        N_OPERATIONS.store(n_operations, Ordering::Relaxed);
+        N_OPERATIONS.set(n_operations);
+    }
+
+    /// How often the host waited for it, for numbers to come.
+    pub fn n_waits(&self) -> u64 {
+        self.n_waits.get()
     }
 
     /// Whether the next operation is done.
@@ -47,8 +52,8 @@ impl Failing {
 
 impl RunDevice for Failing {
     fn open(profile: DeviceProfile) -> Result<Self, OpenDeviceError> {
-        let n_left = Cell::new(N_OPERATIONS.swap(u64::MAX, Ordering::Relaxed));
-        Ok(Self { cpu: <Cpu as RunDevice>::open(profile)?, n_left })
+        let n_left = Cell::new(N_OPERATIONS.replace(u64::MAX));
+        Ok(Self { cpu: <Cpu as RunDevice>::open(profile)?, n_left, n_waits: Cell::new(0) })
     }
 
     fn profile_operations(&mut self, _: bool) {}
@@ -97,6 +102,7 @@ impl Memory for Failing {
     }
 
     fn download<T: Element>(&self, source: DeviceSlice<T>, destination: &mut [T]) {
+        self.n_waits.set(self.n_waits.get() + 1);
         if self.works() {
             self.cpu.download(source, destination);
         } else {

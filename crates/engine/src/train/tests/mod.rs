@@ -115,3 +115,20 @@ fn a_device_that_fails_loses_nothing_that_was_saved_and_saves_nothing_else() {
     }
     assert!(n_failures > 10, "{n_failures} are less than it takes");
 }
+
+/// What the micro-batches bring to the device and compute is asked for without a wait.
+#[test]
+fn the_host_waits_as_often_however_many_micro_batches_a_step_has() {
+    let place = tempfile::tempdir().unwrap();
+    let settings = settings(place.path());
+    let n_waits = [1, 3].map(|gradient_accumulation| {
+        let settings = RunSettings { gradient_accumulation, ..settings.clone() };
+        let path = place.path().join(gradient_accumulation.to_string());
+        let folder = RunFolder::create(&path, &settings).unwrap();
+        let prepared = prepare(settings).unwrap();
+        let mut run = Run::<Failing>::open(prepared, folder, None, Link::silent()).unwrap();
+        run.run().unwrap();
+        run.trainer.device().n_waits()
+    });
+    assert_eq!(n_waits[0], n_waits[1]);
+}
