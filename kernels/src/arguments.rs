@@ -9,12 +9,23 @@ use crate::memory::{DeviceSlice, Element, MemoryId};
 const MAX_ARGUMENTS: usize = 48;
 
 /// Which way a page moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// From the store into the block.
+    #[default]
     Load,
     /// From the block into the store.
     Save,
+}
+
+impl Direction {
+    /// The other one.
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Load => Self::Save,
+            Self::Save => Self::Load,
+        }
+    }
 }
 
 /// A transfer between a store and a block that was begun and not yet waited for.
@@ -29,14 +40,18 @@ pub(crate) struct InFlight {
 impl InFlight {
     /// Panics when `bytes` of `memory`, about to be read or written, are under way.
     pub fn check(&self, memory: MemoryId, bytes: &Range<usize>, writable: bool) {
-        let overlap =
-            self.memory == memory && self.bytes.start < bytes.end && bytes.start < self.bytes.end;
+        let overlap = self.memory == memory && do_overlap(&self.bytes, bytes);
         assert!(
             !(overlap && (writable || self.direction == Direction::Load)),
             "bytes {bytes:?} are used while a transfer of {:?} is under way",
             self.bytes
         );
     }
+}
+
+/// Whether two ranges have something in common.
+pub(crate) fn do_overlap<T: PartialOrd>(a: &Range<T>, b: &Range<T>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 /// The slices of one operation so far; on the stack, because a training step does not allocate.
@@ -70,9 +85,7 @@ impl Arguments {
     ) {
         let (memory, bytes) = (slice.memory(), slice.byte_range());
         for other in self.taken[..self.n_taken].iter().flatten() {
-            let overlap = other.memory == memory
-                && other.bytes.start < bytes.end
-                && bytes.start < other.bytes.end;
+            let overlap = other.memory == memory && do_overlap(&other.bytes, &bytes);
             assert!(
                 !(overlap && (writable || other.writable)),
                 "{slice:?} overlaps another argument at bytes {:?}",

@@ -290,9 +290,8 @@ fn count_flops(call: &mut Call<'_>, shape: AttentionShape, per_pair: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::MAX_SHARED_BYTES;
 
-    /// A block of a gaming card may have 99 KiB of shared memory (CUDA C Programming Guide, "Compute
-    /// Capabilities").
     #[test]
     fn every_width_fits_a_block() {
         for head_size in 1..=MAX_HEAD_SIZE {
@@ -300,7 +299,7 @@ mod tests {
             for n_rows in
                 [width.forward_tiles(), width.query_gradient_tiles(), width.key_gradient_tiles()]
             {
-                assert!(width.shared_bytes(n_rows) <= 99 << 10, "heads of {head_size}");
+                assert!(width.shared_bytes(n_rows) <= MAX_SHARED_BYTES, "heads of {head_size}");
             }
         }
     }

@@ -79,9 +79,9 @@ impl Cuda {
                 self.failure.get().is_none().then_some(n_bytes as f64 / secs)
             };
             // SAFETY: either place is as long, and each transfer is waited for before the next.
-            let load = || unsafe { driver.begin_load(host.start, address, n_bytes) };
+            let load = || unsafe { driver.begin_load(host.start, address, n_bytes, None) };
             // SAFETY: as above.
-            let save = || unsafe { driver.begin_save(address, host.start, n_bytes) };
+            let save = || unsafe { driver.begin_save(address, host.start, n_bytes, None) };
             let rates = copied(&load).zip(copied(&save));
             self.driver.free(address);
             rates.map(|(load, save)| [load, save])

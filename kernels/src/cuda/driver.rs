@@ -159,7 +159,7 @@ pub(crate) struct HostMemory {
 // SAFETY: the bytes are no thread's own; the device they belong to is one thread's at a time.
 unsafe impl Send for HostMemory {}
 
-/// A transfer that was begun. Later ones are larger and end later.
+/// A transfer that was begun. Later ones are larger; those of one direction end in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moved(pub u64);
 
@@ -228,20 +228,21 @@ pub(crate) trait Driver: fmt::Debug + Send {
     /// Gives back what [`Driver::host_allocate`] took, when all transfers are done.
     fn host_free(&mut self, memory: HostMemory);
 
-    /// Begins to copy from pinned memory to the device, behind the work that is queued and the transfers
-    /// that were begun, beside work that is queued later.
+    /// Begins to copy from pinned memory to the device, behind the work that is queued, the loads that were
+    /// begun and the save `behind`, beside other saves and work that is queued later.
     ///
     /// # Safety
     /// `source` and `destination` lead to as many bytes, which nothing else reaches until the transfer
-    /// was waited for.
+    /// was waited for, but transfers that it is behind.
     unsafe fn begin_load(
         &self,
         source: *const u8,
         destination: Address,
         n_bytes: usize,
+        behind: Option<Moved>,
     ) -> Result<Moved, DeviceError>;
 
-    /// Begins to copy from the device to pinned memory, likewise.
+    /// Begins to copy from the device to pinned memory, likewise behind saves and the load `behind`.
     ///
     /// # Safety
     /// As [`Driver::begin_load`], but that the device may read `source` meanwhile.
@@ -250,6 +251,7 @@ pub(crate) trait Driver: fmt::Debug + Send {
         source: Address,
         destination: *mut u8,
         n_bytes: usize,
+        behind: Option<Moved>,
     ) -> Result<Moved, DeviceError>;
 
     /// Work that is queued from now on waits for `moved` and all transfers before it; the host does not.

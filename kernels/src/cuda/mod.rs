@@ -28,8 +28,8 @@ use std::{
 
 pub use cards::{Card, CardMeter, OpenError, Readings, Unavailable, cards};
 pub use driver::DeviceError;
-pub(crate) use driver::{Address, Launch, Parameters};
-use driver::{Driver, Function, HostMemory, Moved};
+pub(crate) use driver::{Address, Launch, Moved, Parameters};
+use driver::{Driver, Function, HostMemory};
 #[cfg(any(test, feature = "simulator"))]
 pub use simulated::fail_next_after;
 
@@ -37,7 +37,7 @@ use crate::{
     arguments::{Arguments, InFlight},
     device::{Compute, DeviceKind, DeviceProfile},
     memory::{DeviceSlice, Element, Floats, MappedFile, Memory, MemoryError, MemoryId, ReadAhead},
-    paging::PageFile,
+    paging::{Moving, PageFile},
     profile::{self, OperationProfile, Profile},
 };
 
@@ -120,8 +120,8 @@ pub struct Cuda {
     blocks: Vec<Block>,
     pub(crate) in_flight: Vec<InFlight>,
     pub(crate) stores: Vec<Store>,
-    /// Transfers between stores and blocks that were begun and not yet waited for.
-    pub(crate) moving: Vec<(u64, Moved)>,
+    /// Of each of those in flight, what a card alone needs to know.
+    pub(crate) moving: Vec<Moving>,
     pub(crate) last_transfer: u64,
     pub(crate) transferred_bytes: u64,
     compute: Compute,

@@ -2,7 +2,7 @@
 //! this in it starts on a computer without a card.
 //!
 //! A device has a context of its own, which is destroyed with it, so that all of its memory returns to
-//! other programs. Work goes to one stream; pages move on a second one. Contexts belong to threads and
+//! other programs. Work goes to one stream; pages come on a second one and go on a third. Contexts belong to threads and
 //! devices move between them, so that every call makes the context its thread's.
 
 use std::{
@@ -25,7 +25,10 @@ use super::{
     code::{CodeArchive, Target},
     driver::{Address, DeviceError, Driver, Function, HostMemory, Launch, Moved, Parameters},
 };
-use crate::device::{Capability, Compute};
+use crate::{
+    arguments::Direction,
+    device::{Capability, Compute},
+};
 
 impl Cuda {
     /// The card of this number, among those of [`cards::cards`], with the kernels made for it.
@@ -64,8 +67,16 @@ pub(super) fn failed(call: &'static str) -> impl Fn(DriverError) -> DeviceError 
 #[derive(Debug, Default)]
 struct Events {
     spare: Vec<sys::CUevent>,
-    moving: Vec<(u64, sys::CUevent)>,
+    moving: Vec<Moving>,
     last: u64,
+}
+
+/// The end of a transfer.
+#[derive(Clone, Copy, Debug)]
+struct Moving {
+    number: u64,
+    direction: Direction,
+    event: sys::CUevent,
 }
 
 /// Pinned memory through which little is brought to the card: what was written there is on its way when the
@@ -124,8 +135,10 @@ struct Nvidia {
     capability: Capability,
     /// Work, in the order in which it is asked for.
     stream: sys::CUstream,
-    /// Pages that come and go.
-    transfers: sys::CUstream,
+    /// Pages that come.
+    loads: sys::CUstream,
+    /// Pages that go: a card copies in both directions at once.
+    saves: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: Vec<sys::CUfunction>,
     events: Mutex<Events>,
@@ -150,7 +163,8 @@ impl Nvidia {
             context,
             capability,
             stream: ptr::null_mut(),
-            transfers: ptr::null_mut(),
+            loads: ptr::null_mut(),
+            saves: ptr::null_mut(),
             modules: Vec::new(),
             functions: Vec::new(),
             events: Mutex::default(),
@@ -163,7 +177,8 @@ impl Nvidia {
         let stream =
             || result::stream::create(StreamKind::NonBlocking).map_err(failed("cuStreamCreate"));
         this.stream = stream()?;
-        this.transfers = stream()?;
+        this.loads = stream()?;
+        this.saves = stream()?;
         let memory = this.host_allocate(N_PARTS * PART_BYTES)?.start;
         let uploads = this.uploads.get_mut().unwrap_or_else(PoisonError::into_inner);
         uploads.memory = memory;
@@ -240,22 +255,33 @@ impl Nvidia {
         .map_err(failed("cuMemcpyHtoDAsync"))
     }
 
-    /// Queues `copy` behind the work asked for so far and the transfers before it.
+    /// Queues `copy` behind the work asked for so far, the transfers before it in its direction, and `behind`.
     fn transfer(
         &self,
+        direction: Direction,
+        behind: Option<Moved>,
         copy: impl FnOnce(sys::CUstream) -> Result<(), DeviceError>,
     ) -> Result<Moved, DeviceError> {
         self.enter()?;
+        let stream = match direction {
+            Direction::Load => self.loads,
+            Direction::Save => self.saves,
+        };
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = self.record(&mut events, self.stream)?;
-        self.wait_on(self.transfers, asked)?;
+        self.wait_on(stream, asked)?;
         // A wait that was queued keeps what it waits for.
         events.spare.push(asked);
-        copy(self.transfers)?;
-        let done = self.record(&mut events, self.transfers)?;
+        // What is no longer there the work asked for so far waits for already.
+        let other = events.moving.iter().find(|other| Some(Moved(other.number)) == behind);
+        if let Some(other) = other {
+            self.wait_on(stream, other.event)?;
+        }
+        copy(stream)?;
+        let event = self.record(&mut events, stream)?;
         events.last += 1;
         let number = events.last;
-        events.moving.push((number, done));
+        events.moving.push(Moving { number, direction, event });
         Ok(Moved(number))
     }
 }
@@ -431,8 +457,9 @@ impl Driver for Nvidia {
         source: *const u8,
         destination: Address,
         n_bytes: usize,
+        behind: Option<Moved>,
     ) -> Result<Moved, DeviceError> {
-        self.transfer(|stream| {
+        self.transfer(Direction::Load, behind, |stream| {
             // SAFETY: as the caller promises, until the transfer was waited for.
             unsafe { sys::cuMemcpyHtoDAsync_v2(destination.0, source.cast(), n_bytes, stream) }
                 .result()
@@ -445,8 +472,9 @@ impl Driver for Nvidia {
         source: Address,
         destination: *mut u8,
         n_bytes: usize,
+        behind: Option<Moved>,
     ) -> Result<Moved, DeviceError> {
-        self.transfer(|stream| {
+        self.transfer(Direction::Save, behind, |stream| {
             // SAFETY: as the caller promises, until the transfer was waited for.
             unsafe { sys::cuMemcpyDtoHAsync_v2(destination.cast(), source.0, n_bytes, stream) }
                 .result()
@@ -457,21 +485,27 @@ impl Driver for Nvidia {
     fn let_wait(&self, moved: Moved) -> Result<(), DeviceError> {
         self.enter()?;
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = events.moving.partition_point(|(number, _)| *number <= moved.0);
+        let ended = events.moving.partition_point(|other| other.number <= moved.0);
         let ended: Vec<_> = events.moving.drain(..ended).collect();
-        // The last of them comes after the others.
-        if let Some((_, event)) = ended.last() {
-            self.wait_on(self.stream, *event)?;
+        for direction in [Direction::Load, Direction::Save] {
+            // The last of a direction comes after the others.
+            let mut of_direction = ended.iter().rev().filter(|other| other.direction == direction);
+            if let Some(last) = of_direction.next() {
+                self.wait_on(self.stream, last.event)?;
+            }
         }
-        events.spare.extend(ended.into_iter().map(|(_, event)| event));
+        events.spare.extend(ended.into_iter().map(|other| other.event));
         Ok(())
     }
 
     fn wait_for_transfers(&self) -> Result<(), DeviceError> {
         self.enter()?;
-        // SAFETY: the stream lives as long as this value.
-        unsafe { result::stream::synchronize(self.transfers) }
-            .map_err(failed("cuStreamSynchronize"))
+        for stream in [self.loads, self.saves] {
+            // SAFETY: the stream lives as long as this value.
+            unsafe { result::stream::synchronize(stream) }
+                .map_err(failed("cuStreamSynchronize"))?;
+        }
+        Ok(())
     }
 }
 

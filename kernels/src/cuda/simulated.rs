@@ -17,7 +17,10 @@ use super::{
     code::{CodeArchive, Target},
     driver::{Address, DeviceError, Driver, Function, HostMemory, Launch, Moved, Parameters},
 };
-use crate::device::{Capability, Compute};
+use crate::{
+    arguments::Direction,
+    device::{Capability, Compute},
+};
 
 impl Cuda {
     /// A device that is none: the kernels run in the simulator. Slow, and exact in what it checks.
@@ -57,6 +60,8 @@ struct Simulated {
     /// does not wait shows.
     begun: RefCell<Vec<Begun>>,
     n_begun: Cell<u64>,
+    /// Which direction goes first where nothing orders two transfers.
+    first: Cell<Direction>,
 }
 
 #[derive(Debug)]
@@ -65,34 +70,53 @@ struct Begun {
     host: *mut u8,
     device: Address,
     n_bytes: usize,
-    is_load: bool,
+    direction: Direction,
+    behind: Option<Moved>,
 }
 
 // SAFETY: the pointers are to memory of stores, which the device keeps other threads from.
 unsafe impl Send for Begun {}
 
 impl Simulated {
-    fn begin(&self, host: *mut u8, device: Address, n_bytes: usize, is_load: bool) -> Moved {
+    fn begin(&self, begun: Begun) -> Moved {
         let number = self.n_begun.get() + 1;
         self.n_begun.set(number);
-        self.begun.borrow_mut().push(Begun { number, host, device, n_bytes, is_load });
+        self.begun.borrow_mut().push(Begun { number, ..begun });
         Moved(number)
     }
 
+    /// The transfers up to the `last`. Loads and saves are apart but for what one is said to be behind: all of
+    /// a direction come before all of the other, in turn either way, so that an order that nobody asked for
+    /// shows.
     fn end(&self, last: u64) -> Result<(), DeviceError> {
         let mut begun = self.begun.borrow_mut();
         let n = begun.partition_point(|begun| begun.number <= last);
-        for Begun { host, device, n_bytes, is_load, .. } in begun.drain(..n) {
-            // SAFETY: whoever began it keeps the bytes until it was waited for.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(host, n_bytes) };
-            let moved = if is_load {
-                self.machine.write(device.0, bytes)
-            } else {
-                self.machine.read(device.0, bytes)
-            };
-            moved.map_err(|fault| failed("transfer")(&fault))?;
+        let ended: Vec<_> = begun.drain(..n).collect();
+        let first = self.first.get();
+        let second = first.opposite();
+        self.first.set(second);
+        let of = |direction| ended.iter().filter(move |begun| begun.direction == direction);
+        let mut others = of(second).peekable();
+        for begun in of(first) {
+            while let Some(other) =
+                others.next_if(|other| Some(Moved(other.number)) <= begun.behind)
+            {
+                self.carry_out(other)?;
+            }
+            self.carry_out(begun)?;
         }
-        Ok(())
+        others.try_for_each(|other| self.carry_out(other))
+    }
+
+    fn carry_out(&self, begun: &Begun) -> Result<(), DeviceError> {
+        let Begun { host, device, n_bytes, direction, .. } = *begun;
+        // SAFETY: whoever began it keeps the bytes until it was waited for.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(host, n_bytes) };
+        let moved = match direction {
+            Direction::Load => self.machine.write(device.0, bytes),
+            Direction::Save => self.machine.read(device.0, bytes),
+        };
+        moved.map_err(|fault| failed("transfer")(&fault))
     }
 }
 
@@ -190,8 +214,10 @@ impl Driver for Simulated {
         source: *const u8,
         destination: Address,
         n_bytes: usize,
+        behind: Option<Moved>,
     ) -> Result<Moved, DeviceError> {
-        Ok(self.begin(source.cast_mut(), destination, n_bytes, true))
+        let (host, device, direction) = (source.cast_mut(), destination, Direction::Load);
+        Ok(self.begin(Begun { number: 0, host, device, n_bytes, direction, behind }))
     }
 
     unsafe fn begin_save(
@@ -199,8 +225,10 @@ impl Driver for Simulated {
         source: Address,
         destination: *mut u8,
         n_bytes: usize,
+        behind: Option<Moved>,
     ) -> Result<Moved, DeviceError> {
-        Ok(self.begin(destination, source, n_bytes, false))
+        let (host, device, direction) = (destination, source, Direction::Save);
+        Ok(self.begin(Begun { number: 0, host, device, n_bytes, direction, behind }))
     }
 
     fn let_wait(&self, moved: Moved) -> Result<(), DeviceError> {

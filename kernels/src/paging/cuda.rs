@@ -1,14 +1,23 @@
-//! Pages of a card. Those in the host's pinned memory move on a stream of their own, beside the card's
+//! Pages of a card. Those in the host's pinned memory come and go beside each other and beside the card's
 //! work, which waits for them where it needs them; the host waits for neither. Those in a file pass
 //! through memory of the host.
 
 use super::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer};
 use crate::{
     Cuda,
-    arguments::{Direction, InFlight},
-    cuda::{DeviceError, Store},
+    arguments::{Direction, InFlight, do_overlap},
+    cuda::{DeviceError, Moved, Store},
     memory::DeviceSlice,
 };
+
+/// A transfer that is under way, beside what [`InFlight`] says of it.
+#[derive(Debug)]
+pub(crate) struct Moving {
+    number: u64,
+    moved: Moved,
+    place: StorePlace,
+    n_bytes: usize,
+}
 
 impl From<DeviceError> for PageError {
     fn from(error: DeviceError) -> Self {
@@ -53,22 +62,24 @@ impl Cuda {
             Store::Host(memory) => {
                 // SAFETY: inside the store, as just checked.
                 let host = unsafe { memory.start.add(place.offset as usize) };
+                let (memory, bytes) = (slice.memory(), slice.byte_range());
+                let in_flight = InFlight { number, memory, bytes, direction };
+                let behind = self.last_beside(&in_flight, place, n_bytes);
                 // SAFETY: both places are checked, and live as long as the driver's queue; `in_flight`
                 // keeps operations away until the transfer was waited for, and the host reaches a
-                // store only when all of them were.
+                // store only when all of them were; it is behind every transfer of the same bytes.
                 let moved = self.failure.keep(|| unsafe {
                     match direction {
-                        Direction::Load => self.driver.begin_load(host, address, n_bytes),
-                        Direction::Save => self.driver.begin_save(address, host, n_bytes),
+                        Direction::Load => self.driver.begin_load(host, address, n_bytes, behind),
+                        Direction::Save => self.driver.begin_save(address, host, n_bytes, behind),
                     }
                 });
                 let Some(moved) = moved else {
                     failed()?;
                     return Ok(Transfer(number));
                 };
-                self.moving.push((number, moved));
-                let (memory, bytes) = (slice.memory(), slice.byte_range());
-                self.in_flight.push(InFlight { number, memory, bytes, direction });
+                self.moving.push(Moving { number, moved, place, n_bytes });
+                self.in_flight.push(in_flight);
             }
             Store::File(file) => {
                 let mut bytes = vec![0; n_bytes];
@@ -94,6 +105,21 @@ impl Cuda {
             }
         }
         Ok(Transfer(number))
+    }
+
+    /// The last transfer in the other direction that has bytes in common with this one, on the card or in the
+    /// store.
+    fn last_beside(&self, new: &InFlight, place: StorePlace, n_bytes: usize) -> Option<Moved> {
+        let stored =
+            |place: StorePlace, n_bytes: usize| place.offset..place.offset + n_bytes as u64;
+        let is_beside = |(other, moving): &(&InFlight, &Moving)| {
+            let on_card = other.memory == new.memory && do_overlap(&other.bytes, &new.bytes);
+            let in_store = moving.place.store == place.store
+                && do_overlap(&stored(moving.place, moving.n_bytes), &stored(place, n_bytes));
+            other.direction != new.direction && (on_card || in_store)
+        };
+        let mut both = self.in_flight.iter().zip(&self.moving);
+        both.rfind(is_beside).map(|(_, moving)| moving.moved)
     }
 
     /// The host may reach the stores now.
@@ -134,9 +160,9 @@ impl Paging for Cuda {
     }
 
     fn wait(&mut self, transfer: Transfer) -> Result<(), PageError> {
-        let ended = self.moving.partition_point(|(number, _)| *number <= transfer.0);
-        if let Some((_, moved)) = self.moving.drain(..ended).next_back() {
-            self.failure.keep(|| self.driver.let_wait(moved));
+        let ended = self.moving.partition_point(|moving| moving.number <= transfer.0);
+        if let Some(last) = self.moving.drain(..ended).next_back() {
+            self.failure.keep(|| self.driver.let_wait(last.moved));
         }
         self.in_flight.retain(|other| other.number > transfer.0);
         self.failure.get().map_or(Ok(()), |error| Err(error.into()))

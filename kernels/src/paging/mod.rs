@@ -2,8 +2,9 @@
 //!
 //! A region that does not stay on the device lies in a *store*: memory of the host, or a file. Its
 //! pages are loaded into a window on the device, used, and saved again where they changed. Transfers
-//! run beside the device's work, one after the other in the order in which they were asked for, so
-//! that a page that is saved and then replaced needs no waiting in between.
+//! run beside the device's work, and as if one after the other in the order in which they were asked for,
+//! so that a page that is saved and then replaced needs no waiting in between. A card loads and saves at
+//! the same time what has no bytes in common.
 //!
 //! Files are read and written at positions rather than mapped: a mapping answers a disk that is full
 //! or a file that was cut short with a signal that ends the process, a read or write with an error.
@@ -15,6 +16,7 @@ mod tests;
 
 use std::{io, path::PathBuf, sync::Arc};
 
+pub(crate) use cuda::Moving;
 pub use file::PageFile;
 
 use crate::memory::{DeviceSlice, Memory};
@@ -32,7 +34,7 @@ pub struct StorePlace {
     pub offset: u64,
 }
 
-/// A transfer between a store and the device. Later ones are larger and end later.
+/// A transfer between a store and the device. Later ones are larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Transfer(pub(crate) u64);
 
