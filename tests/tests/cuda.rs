@@ -165,8 +165,9 @@ fn paged_runs_of_a_card_are_bit_for_bit_the_unpaged_one() {
     let model = model();
     let in_bf16 = profile().with_compute(Compute::Bf16);
     let both = [profile(), in_bf16].map(|profile| methods(model.files.spec(), profile, RANK));
-    // The simulator is slow: full in f32, and in bf16 QLoRA with what is dropped and with what is not.
-    let few = |(i, _): &(usize, _)| !cfg!(feature = "simulator") || [0, 10, 11].contains(i);
+    // The simulator is slow: full and LoRA in f32, and in bf16 QLoRA with what is dropped and with what is
+    // not.
+    let few = |(i, _): &(usize, _)| !cfg!(feature = "simulator") || [0, 3, 10, 11].contains(i);
     let methods = both.into_iter().flatten().enumerate().filter(few);
     for (_, (name, shape)) in methods {
         let mut resident = open::<Cuda>(&model, &shape, Residency::default());

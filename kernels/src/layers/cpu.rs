@@ -83,10 +83,12 @@ pub(super) fn workspace_bytes(
         let beside = if has_pair { &[(rank, n_out)][..] } else { &[] };
         most = most.max(all(n_rows, n_in, &[n_out], beside));
         if has_pair {
-            // The pair's second of few rows, and its first gradient without dx.
-            for (m, n, k) in [(n_rows, n_out, rank), (n_rows, rank, n_out)] {
-                most = most.max(product(m, n, k));
+            // The pair's products of few rows, and its first gradient without dx.
+            let few = n_rows.min(gemm::FEW_ROWS);
+            for (n, k) in [(n_out, rank), (rank, n_in)] {
+                most = most.max(product(few, n, k).saturating_add(unrounded));
             }
+            most = most.max(product(n_rows, rank, n_out));
         }
     }
     // Backward, at once: no more for fewer rows.

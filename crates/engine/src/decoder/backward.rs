@@ -113,6 +113,7 @@ impl Decoder {
         let of_keys = |matrix: Floats| matrix.first(n_rows * key_width);
         let (query, key) = (saved.query, of_keys(saved.key));
         if saved.query_raw.is_some() {
+            // In a place that all layers share, which others have used since.
             self.norm_heads(device, layer, &saved, key);
             self.rotate(device, pass, Rotation::Forward, spec.n_heads, query);
             self.rotate(device, pass, Rotation::Forward, spec.n_kv_heads, key);

@@ -214,7 +214,7 @@ impl Inputs<'_> {
         layout: Layout,
     ) -> Operand<'m> {
         let stride = self.query_stride();
-        let values = matrix.from(row * stride + head * self.shape.head_size);
+        let values = matrix.starting_at(row * stride + head * self.shape.head_size);
         Operand { values, layout, stride }
     }
 
@@ -227,7 +227,7 @@ impl Inputs<'_> {
         layout: Layout,
     ) -> Operand<'m> {
         let stride = self.key_stride();
-        let values = matrix.from(row * stride + kv_head * self.shape.head_size);
+        let values = matrix.starting_at(row * stride + kv_head * self.shape.head_size);
         Operand { values, layout, stride }
     }
 

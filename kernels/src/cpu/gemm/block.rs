@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use arrayvec::ArrayVec;
+
 use super::{
     Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, SharedTarget,
     Sums, Target, Term,
@@ -16,7 +18,6 @@ use crate::{
         pool::Pool,
     },
 };
-use arrayvec::ArrayVec;
 
 /// Sums of a task that are yet to be rounded, at most: 512 KiB, which stay in a second-level cache beside the
 /// panels.

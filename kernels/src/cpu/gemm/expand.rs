@@ -41,7 +41,7 @@ impl Values<'_> {
     ///
     /// # Panics
     /// Where the index of a number matters.
-    pub fn from(self, start: usize) -> Self {
+    pub fn starting_at(self, start: usize) -> Self {
         match self {
             Self::F32(values) => Self::F32(&values[start..]),
             Self::Bf16(values) => Self::Bf16(&values[start..]),
