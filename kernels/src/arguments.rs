@@ -18,16 +18,6 @@ pub(crate) enum Direction {
     Save,
 }
 
-impl Direction {
-    /// The other one.
-    pub fn opposite(self) -> Self {
-        match self {
-            Self::Load => Self::Save,
-            Self::Save => Self::Load,
-        }
-    }
-}
-
 /// A transfer between a store and a block that was begun and not yet waited for.
 #[derive(Debug)]
 pub(crate) struct InFlight {

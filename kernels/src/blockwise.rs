@@ -64,13 +64,15 @@ impl DynamicCode {
             let power = 10.0_f64.powi(exponent) as f32;
             let step = (1.0_f32 - 0.1) / n_parts as f32;
             // From the nearer end and with one rounding, as evenly spaced numbers are made there on
-            // every processor that can multiply and add at once.
+            // every processor that can multiply and add at once. It is the one to f32, as f64 holds all of
+            // them: some systems' function for it, where the processor has no instruction, rounds twice.
             let edge = |i: usize| {
-                if i < n_parts.div_ceil(2) {
-                    step.mul_add(i as f32, 0.1)
+                let (start, n_steps) = if i < n_parts.div_ceil(2) {
+                    (0.1_f32, i as f64)
                 } else {
-                    (-step).mul_add((n_parts - i) as f32, 1.0)
-                }
+                    (1.0, -((n_parts - i) as f64))
+                };
+                (f64::from(step) * n_steps + f64::from(start)) as f32
             };
             for part in 0..n_parts {
                 let middle = (edge(part) + edge(part + 1)) / 2.0;

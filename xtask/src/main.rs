@@ -146,6 +146,8 @@ fn test(without_window: bool) -> Result<(), Error> {
     }
     let lints = ["--all-targets", "--", "--deny", "warnings"];
     cargo("the lints", &[&["clippy"], &packages[..], &lints].concat())?;
+    // As people get it: without the simulator, which uses what nothing else does.
+    cargo("the lints", &["clippy", "--package", "nibble-cli", "--", "--deny", "warnings"])?;
     cargo("a test", &[&["test"], &packages[..]].concat())?;
     if system::may_mount() {
         let alone = ["--test", "paging", "--", "--ignored"];

@@ -4,12 +4,13 @@
 //
 // In bf16 the tiles lie in shared memory, a row a head's vector padded with zeros; a warp has 16 rows of
 // the block's tile. Scores never leave the registers: where they are summed is where the next product
-// wants them (tensor.cuh). The next tile is on its way while the block works on one, where shared memory has
-// room for it.
+// wants them (tensor.cuh). The next tile is on its way while the block works on one.
 
 #include "tensor.cuh"
 
 constexpr f32 LOG2_E = 1.4426950408889634f;
+// The score of a key that a query does not see.
+#define HIDDEN (-__int_as_float(0x7f800000))
 
 // What mod.rs says a sequence is.
 struct Segment {
@@ -78,6 +79,17 @@ __device__ __forceinline__ u32 end_of_queries(const Attention& p, const Segment&
     return static_cast<u32>(smaller<u64>(position - past, s.n_queries));
 }
 
+// Whether each of `n` queries from `i` on sees each of `m` keys from `j` on.
+__device__ __forceinline__ bool see_all(const Attention& p, const Segment& s, u32 i, u32 n, u32 j, u32 m) {
+    const u32 position = s.n_keys - s.n_queries + i;
+    return i + n <= s.n_queries && j + m <= position + 1 && position + n - 1 - j < p.window;
+}
+
+// Whether all keys from `j` on come after `n` queries from `i` on.
+__device__ __forceinline__ bool see_none(const Segment& s, u32 i, u32 n, u32 j) {
+    return i >= s.n_queries || j >= end_of_keys(s, i + n);
+}
+
 // ---- Tiles ----
 
 // Rows of a block's own tile, 16 a warp.
@@ -95,8 +107,7 @@ __device__ __forceinline__ void put(bf16& place, f32 value) {
 
 template <u32 WIDTH>
 struct Rows {
-    // Sixteen bytes more than are used: eight rows' chunks of one column then meet no bank twice.
-    static constexpr u32 BYTES = 2 * WIDTH + 16;
+    static constexpr u32 BYTES = 2 * WIDTH;
 
     // Begins to bring `n` rows of a head to a tile of ROWS at an address; what is beyond them is zero. They
     // are there when every thread has waited for its copies, behind a barrier.
@@ -109,36 +120,37 @@ struct Rows {
                 const u32 row = at / CHUNKS, column = at % CHUNKS * 8;
                 const bool wanted = row < n && column < head_size;
                 const bf16* from = wanted ? first + row * stride + column : first;
-                copy_async(tile + row * BYTES + 2 * column, from, wanted);
+                copy_async(tile + chunk_offset<WIDTH>(row, column / 8), from, wanted);
             }
             return;
         }
         for (u32 at = threadIdx.x; at < ROWS * WIDTH; at += N_THREADS) {
             const u32 row = at / WIDTH, column = at % WIDTH;
             const bool wanted = row < n && column < head_size;
-            const u32 offset = tile - shared_address(tiles) + row * BYTES + 2 * column;
-            *reinterpret_cast<bf16*>(tiles + offset) = wanted ? first[row * stride + column] : bf16{0};
+            const u32 offset = chunk_offset<WIDTH>(row, column / 8) + 2 * (column % 8);
+            *reinterpret_cast<bf16*>(tiles + (tile - shared_address(tiles)) + offset) =
+                wanted ? first[row * stride + column] : bf16{0};
         }
     }
 
     // 16 x 16 numbers of rows from `row` and columns from `column` on, as a first operand.
     static __device__ __forceinline__ void first_operand(u32 (&a)[4], u32 tile, u32 row, u32 column) {
         const u32 at = lane() / 8;
-        load_tiles(a, tile + (row + 8 * (at % 2) + lane() % 8) * BYTES + 2 * (column + 8 * (at / 2)));
+        load_tiles(a, tile + chunk_offset<WIDTH>(row + 8 * (at % 2) + lane() % 8, column / 8 + at / 2));
     }
 
     // Second operands for columns `n` to n + 15 and depth `k` to k + 15, where the tile's rows are the
     // columns (b of the first eight in b[0], b[1], of the others in b[2], b[3]).
     static __device__ __forceinline__ void second_by_rows(u32 (&b)[4], u32 tile, u32 n, u32 k) {
         const u32 at = lane() / 8;
-        load_tiles(b, tile + (n + 8 * (at / 2) + lane() % 8) * BYTES + 2 * (k + 8 * (at % 2)));
+        load_tiles(b, tile + chunk_offset<WIDTH>(n + 8 * (at / 2) + lane() % 8, k / 8 + at % 2));
     }
 
     // The same where the tile's rows are the depth.
     static __device__ __forceinline__ void second_by_columns(u32 (&b)[4], u32 tile, u32 n, u32 k) {
         const u32 at = lane() / 8;
         load_tiles_transposed(
-            b, tile + (k + 8 * (at % 2) + lane() % 8) * BYTES + 2 * (n + 8 * (at / 2)));
+            b, tile + chunk_offset<WIDTH>(k + 8 * (at % 2) + lane() % 8, n / 8 + at / 2));
     }
 };
 
@@ -192,6 +204,19 @@ struct Sums {
         }
     }
 
+    // Hides scores of queries from `query` on, which are rows, and keys from `key` on; or of keys that are rows.
+    template <bool ARE_KEYS_ROWS>
+    __device__ __forceinline__ void hide(const Attention& p, const Segment& s, u32 query, u32 key) {
+#pragma unroll
+        for (u32 j = 0; j < N / 8; j++)
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                const u32 row = 8 * (e / 2) + lane() / 4, column = 8 * j + 2 * (lane() % 4) + e % 2;
+                if (!sees(p, s, query + (ARE_KEYS_ROWS ? column : row), key + (ARE_KEYS_ROWS ? row : column)))
+                    of[j][e] = HIDDEN;
+            }
+    }
+
     // Writes the head's part of 16 rows of which the tile's first is `row`, times factors of the rows.
     template <class T>
     __device__ __forceinline__ void store(T* first, u64 stride, u32 row, u32 n, u32 head_size,
@@ -211,6 +236,13 @@ struct Sums {
         }
     }
 };
+
+// 2 to the power of this, as near as the instruction comes (2 ulp); zero where that is no normal number.
+__device__ __forceinline__ f32 power_of_2(f32 exponent) {
+    f32 power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+    return power;
+}
 
 // Over the four lanes that have a row.
 __device__ __forceinline__ f32 row_max(f32 value) {
@@ -255,7 +287,7 @@ __device__ __forceinline__ void forward(const Attention& p) {
 
     Sums<WIDTH> out;
     out.clear();
-    f32 maxima[2] = {-__int_as_float(0x7f800000), -__int_as_float(0x7f800000)}, sums[2] = {0.0f, 0.0f};
+    f32 maxima[2] = {HIDDEN, HIDDEN}, sums[2] = {0.0f, 0.0f};
     const f32 scale = p.scale * LOG2_E;
     const u32 own = warp() * 16;
     for (; key < end; key += KEYS) {
@@ -267,24 +299,20 @@ __device__ __forceinline__ void forward(const Attention& p) {
         Sums<KEYS> scores;
         scores.clear();
         scores.template add_rows_by_rows<WIDTH>(q_tile, own, k_tile);
+        if (!see_all(p, s, first + own, 16, key, KEYS))
+            scores.template hide<false>(p, s, first + own, key);
         f32 factors[2];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            const u32 i = first + own + 8 * half + lane() / 4;
-            f32 largest = maxima[half];
+            f32 largest = HIDDEN;
 #pragma unroll
             for (u32 j = 0; j < KEYS / 8; j++)
 #pragma unroll
-                for (u32 e = 0; e < 2; e++) {
-                    f32& score = scores.of[j][2 * half + e];
-                    const u32 at = key + 8 * j + 2 * (lane() % 4) + e;
-                    score = sees(p, s, i, at) ? score * scale : -__int_as_float(0x7f800000);
-                    largest = fmaxf(largest, score);
-                }
-            largest = row_max(largest);
+                for (u32 e = 0; e < 2; e++) largest = fmaxf(largest, scores.of[j][2 * half + e]);
+            largest = fmaxf(maxima[half], row_max(largest) * scale);
             // A row that has seen nothing yet.
-            const f32 base = largest == -__int_as_float(0x7f800000) ? 0.0f : largest;
-            factors[half] = exp2f(maxima[half] - base);
+            const f32 base = largest == HIDDEN ? 0.0f : largest;
+            factors[half] = power_of_2(maxima[half] - base);
             maxima[half] = largest;
             f32 sum = 0.0f;
 #pragma unroll
@@ -292,7 +320,7 @@ __device__ __forceinline__ void forward(const Attention& p) {
 #pragma unroll
                 for (u32 e = 0; e < 2; e++) {
                     f32& score = scores.of[j][2 * half + e];
-                    score = exp2f(score - base);
+                    score = power_of_2(fmaf(score, scale, -base));
                     sum += score;
                 }
             sums[half] = sums[half] * factors[half] + row_sum(sum);
@@ -352,15 +380,25 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
     delta<false>(p);
 }
 
-// The probability and the gradient of the score of query `i` and key `j`, in place of the score and of
-// the gradient of the probability.
-__device__ __forceinline__ void score_gradient(const Attention& p, const Segment& s, u32 i, u32 j,
-                                               f32 log_sum_exp, f32 delta, f32& score, f32& gradient) {
-    const f32 probability =
-        sees(p, s, i, j) ? exp2f((score * p.scale - log_sum_exp) * LOG2_E) : 0.0f;
-    gradient = probability * (gradient - delta);
-    score = probability;
-}
+// What turns scores of a query, and gradients of its probabilities, into gradients of its scores.
+struct QueryRow {
+    // In powers of two.
+    f32 log_sum_exp;
+    f32 delta;
+
+    __device__ __forceinline__ void read(const Attention& p, const Segment& s, u32 i, u32 head) {
+        const u64 at = static_cast<u64>(s.query_start + i) * p.n_heads + head;
+        log_sum_exp = i < s.n_queries ? p.log_sum_exp[at] * LOG2_E : 0.0f;
+        delta = i < s.n_queries ? p.delta[at] : 0.0f;
+    }
+
+    // The probability in the score's place, and the score's gradient in the probability's; `scale` in powers
+    // of two.
+    __device__ __forceinline__ void differentiate(f32 scale, f32& score, f32& gradient) const {
+        score = power_of_2(fmaf(score, scale, -log_sum_exp));
+        gradient = score * (gradient - delta);
+    }
+};
 
 // The gradient of queries. Grid: tiles of queries, heads, segments.
 template <u32 WIDTH, u32 KEYS>
@@ -391,14 +429,10 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
     bring(v_tile, p.v, key);
     end_copy_group();
     const u32 own = warp() * 16;
-    f32 log_sum_exp[2], delta[2];
+    const f32 scale = p.scale * LOG2_E;
+    QueryRow rows[2];
 #pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const u32 i = first + own + 8 * half + lane() / 4;
-        const u64 at = static_cast<u64>(s.query_start + i) * p.n_heads + head;
-        log_sum_exp[half] = i < s.n_queries ? p.log_sum_exp[at] : 0.0f;
-        delta[half] = i < s.n_queries ? p.delta[at] : 0.0f;
-    }
+    for (u32 half = 0; half < 2; half++) rows[half].read(p, s, first + own + 8 * half + lane() / 4, head);
     Sums<WIDTH> dq;
     dq.clear();
     // Keys are read until the end of their turn: the next ones have a tile of their own.
@@ -410,33 +444,35 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
         const bool has_next = key + KEYS < end;
         if (has_next) bring(k_tiles + (turn ^ 1) * KEYS * R::BYTES, p.k, key + KEYS);
         end_copy_group();
+        const bool is_seen = !see_none(s, first + own, 16, key);
         Sums<KEYS> scores, gradients;
-        scores.clear();
-        gradients.clear();
-        scores.template add_rows_by_rows<WIDTH>(q_tile, own, k_tile);
-        gradients.template add_rows_by_rows<WIDTH>(dout_tile, own, v_tile);
+        if (is_seen) {
+            scores.clear();
+            gradients.clear();
+            scores.template add_rows_by_rows<WIDTH>(q_tile, own, k_tile);
+            gradients.template add_rows_by_rows<WIDTH>(dout_tile, own, v_tile);
+        }
         // Nobody reads these values any more.
         __syncthreads();
         if (has_next) bring(v_tile, p.v, key + KEYS);
         end_copy_group();
+        if (!is_seen) continue;
+        if (!see_all(p, s, first + own, 16, key, KEYS))
+            scores.template hide<false>(p, s, first + own, key);
 #pragma unroll
         for (u32 j = 0; j < KEYS / 8; j++)
 #pragma unroll
-            for (u32 e = 0; e < 4; e++) {
-                const u32 i = first + own + 8 * (e / 2) + lane() / 4;
-                const u32 at = key + 8 * j + 2 * (lane() % 4) + e % 2;
-                score_gradient(p, s, i, at, log_sum_exp[e / 2], delta[e / 2], scores.of[j][e],
-                               gradients.of[j][e]);
-            }
+            for (u32 e = 0; e < 4; e++)
+                rows[e / 2].differentiate(scale, scores.of[j][e], gradients.of[j][e]);
         dq.template add_scores_by_rows<KEYS>(gradients, k_tile);
     }
     const f32 factors[2] = {p.scale, p.scale};
     dq.store(p.dq + q_at, q_stride, own, n, p.head_size, factors);
 }
 
-// The gradients of keys and values, or of either. Grid: tiles of keys, heads of keys, segments. With two
-// tiles of queries the next ones come while one is worked on.
-template <u32 WIDTH, u32 QUERIES, u32 N_TILES, bool OF_KEYS, bool OF_VALUES>
+// The gradients of keys and values, or of either. Grid: tiles of keys, heads of keys, segments. The next
+// queries come while those before are worked on.
+template <u32 WIDTH, u32 QUERIES, bool OF_KEYS, bool OF_VALUES>
 __device__ __forceinline__ void key_gradients(const Attention& p) {
     typedef Rows<WIDTH> R;
     const Segment s = p.segments[blockIdx.z];
@@ -454,6 +490,7 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
     R::template bring<OWN_ROWS>(v_tile, as<bf16>(p.v) + k_at, k_stride, n, p.head_size);
     end_copy_group();
     const u32 own = warp() * 16;
+    const f32 scale = p.scale * LOG2_E;
     Sums<OF_KEYS ? WIDTH : 16> dk;
     Sums<OF_VALUES ? WIDTH : 16> dv;
     dk.clear();
@@ -477,41 +514,37 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
         const u32 dout_tile = q_tile + QUERIES * R::BYTES;
         u32 next_head = head, next_query = query + QUERIES;
         if (next_query >= end) next_head = head + 1, next_query = start;
-        turn = (turn + 1) % N_TILES;
+        turn ^= 1;
         wait_for_copy_groups<0>();
         __syncthreads();
-        if (N_TILES > 1 && next_head < last_head)
+        if (next_head < last_head)
             bring(query_tiles + turn * (2 * QUERIES * R::BYTES), next_head, next_query);
         // Rows are keys here, columns queries.
-        Sums<QUERIES> scores, gradients;
-        scores.clear();
-        gradients.clear();
-        scores.template add_rows_by_rows<WIDTH>(k_tile, own, q_tile);
-        if (OF_KEYS) gradients.template add_rows_by_rows<WIDTH>(v_tile, own, dout_tile);
+        if (!see_none(s, query, QUERIES, first + own)) {
+            QueryRow rows[QUERIES / 4];
 #pragma unroll
-        for (u32 j = 0; j < QUERIES / 8; j++)
+            for (u32 j = 0; j < QUERIES / 8; j++)
 #pragma unroll
-            for (u32 e = 0; e < 2; e++) {
-                const u32 i = query + 8 * j + 2 * (lane() % 4) + e;
-                const u64 at = static_cast<u64>(s.query_start + i) * p.n_heads + head;
-                const f32 log_sum_exp = i < s.n_queries ? p.log_sum_exp[at] : 0.0f;
-                const f32 delta = i < s.n_queries ? p.delta[at] : 0.0f;
+                for (u32 e = 0; e < 2; e++)
+                    rows[2 * j + e].read(p, s, query + 8 * j + 2 * (lane() % 4) + e, head);
+            Sums<QUERIES> scores, gradients;
+            scores.clear();
+            gradients.clear();
+            scores.template add_rows_by_rows<WIDTH>(k_tile, own, q_tile);
+            if (OF_KEYS) gradients.template add_rows_by_rows<WIDTH>(v_tile, own, dout_tile);
+            if (!see_all(p, s, query, QUERIES, first + own, 16))
+                scores.template hide<true>(p, s, query, first + own);
 #pragma unroll
-                for (u32 half = 0; half < 2; half++) {
-                    const u32 key = first + own + 8 * half + lane() / 4;
-                    score_gradient(p, s, i, key, log_sum_exp, delta,
-                                   scores.of[j][2 * half + e], gradients.of[j][2 * half + e]);
-                }
-            }
-        if constexpr (OF_VALUES)
-            dv.template add_scores_by_rows<QUERIES>(scores, dout_tile);
-        if constexpr (OF_KEYS)
-            dk.template add_scores_by_rows<QUERIES>(gradients, q_tile);
-        head = next_head, query = next_query;
-        if (N_TILES == 1) {
-            __syncthreads();
-            if (head < last_head) bring(query_tiles, head, query);
+            for (u32 j = 0; j < QUERIES / 8; j++)
+#pragma unroll
+                for (u32 e = 0; e < 4; e++)
+                    rows[2 * j + e % 2].differentiate(scale, scores.of[j][e], gradients.of[j][e]);
+            if constexpr (OF_VALUES)
+                dv.template add_scores_by_rows<QUERIES>(scores, dout_tile);
+            if constexpr (OF_KEYS)
+                dk.template add_scores_by_rows<QUERIES>(gradients, q_tile);
         }
+        head = next_head, query = next_query;
     }
     // Keys that no query sees are still on their way.
     wait_for_copy_groups<0>();
@@ -525,31 +558,31 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
     }
 }
 
-// For heads of at most WIDTH numbers: the most rows that registers and shared memory have room for, and a
-// second tile of queries where a multiprocessor of a gaming card then has no block less.
-#define ATTENTION(WIDTH, KEYS, QUERIES)                                                            \
-    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+// For heads of at most WIDTH numbers, visited by KEYS rows in the forward pass and ROWS in the backward ones, so
+// that a multiprocessor of a gaming card has room for BLOCKS of them (cuda.rs).
+#define ATTENTION(WIDTH, KEYS, ROWS, BLOCKS)                                                       \
+    extern "C" __global__ void __launch_bounds__(N_THREADS, BLOCKS)                                \
         attention_forward_##WIDTH(const __grid_constant__ Attention p) {                           \
         forward<WIDTH, KEYS>(p);                                                                   \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+    extern "C" __global__ void __launch_bounds__(N_THREADS, BLOCKS)                                \
         attention_query_gradient_##WIDTH(const __grid_constant__ Attention p) {                    \
-        query_gradient<WIDTH, QUERIES>(p);                                                         \
+        query_gradient<WIDTH, ROWS>(p);                                                            \
     }
-#define ATTENTION_OF_KEYS(WIDTH, QUERIES, N_TILES, name, OF_KEYS, OF_VALUES)                       \
-    extern "C" __global__ void __launch_bounds__(N_THREADS)                                        \
+#define ATTENTION_OF_KEYS(WIDTH, ROWS, BLOCKS, name, OF_KEYS, OF_VALUES)                           \
+    extern "C" __global__ void __launch_bounds__(N_THREADS, BLOCKS)                                \
         attention_##name##_gradient_##WIDTH(const __grid_constant__ Attention p) {                 \
-        key_gradients<WIDTH, QUERIES, N_TILES, OF_KEYS, OF_VALUES>(p);                             \
+        key_gradients<WIDTH, ROWS, OF_KEYS, OF_VALUES>(p);                                         \
     }
-ATTENTION(32, 64, 64)
-ATTENTION_OF_KEYS(32, 64, 2, key_value, true, true)
-ATTENTION(64, 64, 64)
-ATTENTION_OF_KEYS(64, 64, 1, key_value, true, true)
-ATTENTION(96, 64, 32)
-ATTENTION_OF_KEYS(96, 32, 1, key_value, true, true)
-ATTENTION(128, 64, 32)
-ATTENTION_OF_KEYS(128, 32, 2, key_value, true, true)
-ATTENTION(256, 32, 16)
+ATTENTION(32, 64, 32, 4)
+ATTENTION_OF_KEYS(32, 32, 4, key_value, true, true)
+ATTENTION(64, 64, 32, 3)
+ATTENTION_OF_KEYS(64, 32, 3, key_value, true, true)
+ATTENTION(96, 64, 32, 2)
+ATTENTION_OF_KEYS(96, 32, 2, key_value, true, true)
+ATTENTION(128, 64, 16, 2)
+ATTENTION_OF_KEYS(128, 16, 2, key_value, true, true)
+ATTENTION(256, 32, 16, 1)
 ATTENTION_OF_KEYS(256, 16, 1, key, true, false)
 ATTENTION_OF_KEYS(256, 16, 1, value, false, true)
 
@@ -595,14 +628,14 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
     const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
     const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
     f32 out[SLOTS] = {};
-    f32 maximum = -__int_as_float(0x7f800000), sum = 0.0f;
+    f32 maximum = HIDDEN, sum = 0.0f;
     const u32 end = end_of_keys(s, i + 1);
     for (u32 key = first_key(p, s, i); key < end; key += WARP) {
         const u32 j = key + lane();
         const f32* q = as<f32>(p.q) + row * p.head_size;
         const f32* k = as<f32>(p.k) + k_at + j * k_stride;
         const f32 score = j < end ? p.scale * product_of_rows(q, k, p.head_size)
-                                  : -__int_as_float(0x7f800000);
+                                  : HIDDEN;
         const f32 largest = fmaxf(maximum, warp_max(score));
         const f32 factor = expf(maximum - largest), weight = expf(score - largest);
         maximum = largest;

@@ -17,44 +17,53 @@ const WARP: usize = 32;
 /// Rows of a block's own tile, in `attention.cu`.
 const OWN_ROWS: usize = 64;
 
-/// A head's width as a kernel has it, the rows of the tiles that visit it in the forward pass and in the
-/// backward pass, and how many tiles of queries there are for keys at a time.
+/// A head's width as a kernel has it, and the rows of the tiles that visit it in the forward pass and in the
+/// backward pass.
+#[derive(Debug)]
 struct Width {
     width: usize,
     forward_rows: usize,
     backward_rows: usize,
-    query_tiles: usize,
 }
 
 impl Width {
-    fn of(head_size: usize) -> Self {
-        const WIDTHS: [(usize, usize, usize, usize); 5] =
-            [(32, 64, 64, 2), (64, 64, 64, 1), (96, 64, 32, 1), (128, 64, 32, 2), (256, 32, 16, 1)];
-        let found = WIDTHS.into_iter().find(|(width, ..)| head_size <= *width);
-        let (width, forward_rows, backward_rows, query_tiles) = found.unwrap_or_else(|| {
-            panic!("heads of {head_size} numbers, of {MAX_HEAD_SIZE} at most");
-        });
-        Self { width, forward_rows, backward_rows, query_tiles }
+    const ALL: [Self; 5] = [
+        Self::new(32, 64, 32),
+        Self::new(64, 64, 32),
+        Self::new(96, 64, 32),
+        Self::new(128, 64, 16),
+        Self::new(256, 32, 16),
+    ];
+
+    const fn new(width: usize, forward_rows: usize, backward_rows: usize) -> Self {
+        Self { width, forward_rows, backward_rows }
     }
 
-    /// Rows of the tiles of the forward pass: queries, keys and values.
-    fn forward_tiles(&self) -> usize {
-        OWN_ROWS + 2 * self.forward_rows
+    fn of(head_size: usize) -> &'static Self {
+        let found = Self::ALL.iter().find(|width| head_size <= width.width);
+        found.unwrap_or_else(|| {
+            panic!("heads of {head_size} numbers, of {MAX_HEAD_SIZE} at most");
+        })
+    }
+
+    /// Bytes of the tiles of the forward pass: queries, keys and values.
+    fn forward_bytes(&self) -> usize {
+        self.bytes(OWN_ROWS + 2 * self.forward_rows)
     }
 
     /// Of the queries' gradient: queries, `dout`, values, and two tiles of keys.
-    fn query_gradient_tiles(&self) -> usize {
-        2 * OWN_ROWS + 3 * self.backward_rows
+    fn query_gradient_bytes(&self) -> usize {
+        self.bytes(2 * OWN_ROWS + 3 * self.backward_rows)
     }
 
-    /// Of the keys' and values' gradients: keys, values, and tiles of queries with `dout`.
-    fn key_gradient_tiles(&self) -> usize {
-        2 * OWN_ROWS + 2 * self.query_tiles * self.backward_rows
+    /// Of the keys' and values' gradients: keys, values, and two tiles of queries with `dout`.
+    fn key_gradient_bytes(&self) -> usize {
+        self.bytes(2 * OWN_ROWS + 4 * self.backward_rows)
     }
 
     /// Shared memory of this many rows.
-    fn shared_bytes(&self, n_rows: usize) -> usize {
-        n_rows * (2 * self.width + 16)
+    fn bytes(&self, n_rows: usize) -> usize {
+        n_rows * self.width * size_of::<bf16>()
     }
 }
 
@@ -199,7 +208,7 @@ impl Attention for Cuda {
                 return;
             }
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.shared_bytes(width.forward_tiles());
+            let shared_bytes = width.forward_bytes();
             let launch = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
             let kernel = format!("attention_forward_{}", width.width);
             call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
@@ -260,12 +269,12 @@ impl Attention for Cuda {
             }
             call.launch("attention_delta", over_rows, parameters);
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.shared_bytes(width.query_gradient_tiles());
+            let shared_bytes = width.query_gradient_bytes();
             let over_queries = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
             let kernel = format!("attention_query_gradient_{}", width.width);
             call.launch(&kernel, over_queries.with_shared_bytes(shared_bytes), parameters);
             let over_keys = launch(shape.n_key_rows, OWN_ROWS, shape.n_kv_heads, n_segments)
-                .with_shared_bytes(width.shared_bytes(width.key_gradient_tiles()));
+                .with_shared_bytes(width.key_gradient_bytes());
             // Of the widest heads, both gradients do not fit the registers together.
             let gradients: &[&str] =
                 if width.width == MAX_HEAD_SIZE { &["key", "value"] } else { &["key_value"] };
@@ -290,16 +299,41 @@ fn count_flops(call: &mut Call<'_>, shape: AttentionShape, per_pair: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::MAX_SHARED_BYTES;
+    use crate::cuda::{
+        MAX_SHARED_BYTES,
+        code::occupancy::{GAMING_CARDS, kernels_of_gaming_cards},
+    };
 
     #[test]
     fn every_width_fits_a_block() {
-        for head_size in 1..=MAX_HEAD_SIZE {
-            let width = Width::of(head_size);
-            for n_rows in
-                [width.forward_tiles(), width.query_gradient_tiles(), width.key_gradient_tiles()]
+        for width in &Width::ALL {
+            for n_bytes in
+                [width.forward_bytes(), width.query_gradient_bytes(), width.key_gradient_bytes()]
             {
-                assert!(width.shared_bytes(n_rows) <= MAX_SHARED_BYTES, "heads of {head_size}");
+                assert!(n_bytes <= MAX_SHARED_BYTES, "{width:?}: {n_bytes}");
+            }
+        }
+    }
+
+    /// One block alone would leave the tensor cores idle while it works on scores.
+    #[test]
+    fn several_blocks_fit_a_multiprocessor() {
+        let kernels = kernels_of_gaming_cards();
+        for (head_size, wanted) in [(32, 4), (64, 3), (96, 2), (128, 2)] {
+            let width = Width::of(head_size);
+            for (pass, n_bytes) in [
+                ("forward", width.forward_bytes()),
+                ("query_gradient", width.query_gradient_bytes()),
+                ("key_value_gradient", width.key_gradient_bytes()),
+            ] {
+                let name = format!("attention_{pass}_{head_size}");
+                let mut targets = Vec::new();
+                for kernel in kernels.iter().filter(|kernel| kernel.name == name) {
+                    let n_blocks = kernel.blocks_of_multiprocessor(N_THREADS as usize, n_bytes);
+                    assert!(n_blocks >= wanted, "{kernel:?}: {n_blocks}");
+                    targets.push(kernel.target);
+                }
+                assert_eq!(targets, GAMING_CARDS, "{name}");
             }
         }
     }

@@ -311,4 +311,6 @@ fn write_modules(modules: &[Module]) -> Vec<u8> {
 }
 
 #[cfg(test)]
+pub(crate) mod occupancy;
+#[cfg(test)]
 mod tests;

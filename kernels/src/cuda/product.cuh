@@ -61,15 +61,6 @@ struct Product {
 };
 
 // ---- Tiles in shared memory ----
-//
-// A tile is kept as it is stored: rows of COLUMNS numbers, in chunks of eight. The chunks of a row
-// change places by its number, so that eight rows' chunks of one column meet no bank twice.
-
-template <u32 COLUMNS>
-__device__ __forceinline__ u32 chunk_offset(u32 row, u32 chunk) {
-    if (COLUMNS == 32) return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
-    return row * (2 * COLUMNS) + ((chunk ^ (row & 7)) << 4);
-}
 
 // Copies a tile of a bf16 matrix of `rows` x `columns` numbers from (row, column) on.
 template <u32 ROWS, u32 COLUMNS, u32 N_THREADS>
@@ -89,9 +80,9 @@ __device__ __forceinline__ void copy_tile(u32 tile, const bf16* matrix, u32 stri
 
 // ---- Forms of the second operand that are expanded on the way ----
 
-// Sixteen neighbouring numbers of a row, as read and as expanded.
+// Sixteen neighbouring numbers of a row, as read and, in the first eight words, as expanded.
 struct Group {
-    u32 words[8];
+    u32 words[GROUP];
     u32 absmax_code;
     f32 absmax_scale;
 };
@@ -129,12 +120,20 @@ struct InF32 {
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             const float4 v = 4 * i < n_left ? quads[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            group.words[2 * i] = pack_bf16(v.x, v.y);
-            group.words[2 * i + 1] = pack_bf16(v.z, v.w);
+            group.words[4 * i] = __float_as_uint(v.x);
+            group.words[4 * i + 1] = __float_as_uint(v.y);
+            group.words[4 * i + 2] = __float_as_uint(v.z);
+            group.words[4 * i + 3] = __float_as_uint(v.w);
         }
     }
 
-    static __device__ __forceinline__ void expand(const Tables&, Group&) {}
+    // Rounded when they have come, and not when they are asked for.
+    static __device__ __forceinline__ void expand(const Tables&, Group& group) {
+#pragma unroll
+        for (u32 i = 0; i < GROUP / 2; i++)
+            group.words[i] = pack_bf16(__uint_as_float(group.words[2 * i]),
+                                       __uint_as_float(group.words[2 * i + 1]));
+    }
 };
 
 struct InNf4 {
@@ -371,9 +370,10 @@ __device__ __forceinline__ void multiply(const Product& p) {
             u32 n_left;
             Group group;
             place_of_group(k, p.rank, p.low_b_stride, from, n_left);
-            if (p.low_is_regular)
+            if (p.low_is_regular) {
                 InF32::read(p, p.low_b, tables, from, n_left, group);
-            else
+                InF32::expand(tables, group);
+            } else
                 Irregular<F32Element>::read(p, p.low_b, tables, from, n_left, group);
             store_group<T::B_COLUMNS>(stages + T::A_BYTES, own, group);
             wait_for_copy_groups<0>();

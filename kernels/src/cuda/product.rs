@@ -19,15 +19,14 @@ use crate::{
 const DEPTH: usize = 32;
 /// Steps whose tiles are in shared memory at a time.
 const N_STAGES: usize = 3;
-/// Blocks of threads below which the smaller tile is taken: fewer would leave multiprocessors idle.
-const FEW_BLOCKS: usize = 64;
-/// Blocks that a product whose k is divided has at most.
-const DIVIDED_BLOCKS: usize = 96;
-/// Into how many parts k is divided at most, and the fewest steps of one.
-const MAX_PARTS: usize = 16;
-const LEAST_STEPS: usize = 8;
 const LARGE_TILE: usize = 128;
 const SMALL_TILE: usize = 64;
+/// Blocks of threads below which the smaller tile is taken: fewer would leave multiprocessors idle.
+const FEW_BLOCKS: usize = 64;
+/// Blocks that fill a card: k is divided so that there are as many, and no more.
+const ENOUGH_BLOCKS: usize = 256;
+/// Into how many parts k is divided at most.
+const MAX_PARTS: usize = 16;
 /// Alignment of the workspace's parts.
 const ALIGNMENT: usize = 256;
 
@@ -153,22 +152,31 @@ pub(crate) struct LowRank {
     pub scale: f32,
 }
 
+/// The fewest steps of a part of k. What parts cost, a pass over the tile's sums, is to be little beside them.
+fn least_steps(side: usize) -> usize {
+    if side == LARGE_TILE { 128 } else { 8 }
+}
+
 /// The kernel's tile, and into how many parts k is divided.
 fn tiling(m: usize, n: usize, k: usize) -> (usize, usize) {
     let blocks = |side: usize| m.div_ceil(side) * n.div_ceil(side);
-    if blocks(LARGE_TILE) >= FEW_BLOCKS {
-        return (LARGE_TILE, 1);
-    }
-    let n_blocks = blocks(SMALL_TILE);
-    let n_steps = k.div_ceil(DEPTH);
-    let n_parts = (DIVIDED_BLOCKS / n_blocks.max(1)).min(MAX_PARTS).min(n_steps / LEAST_STEPS);
-    (SMALL_TILE, n_parts.max(1))
+    let is_large = m.min(n) > SMALL_TILE && blocks(LARGE_TILE) >= FEW_BLOCKS;
+    let side = if is_large { LARGE_TILE } else { SMALL_TILE };
+    let n_parts = ENOUGH_BLOCKS / blocks(side).max(1);
+    let most = k.div_ceil(DEPTH) / least_steps(side);
+    (side, n_parts.min(MAX_PARTS).min(most).max(1))
 }
 
 /// Bytes for the parts of a product of these extents, or of fewer rows, at most.
-fn parts_bytes(m: usize, n: usize) -> usize {
-    let numbers =
-        MAX_PARTS.saturating_mul(m).saturating_mul(n).min(DIVIDED_BLOCKS * SMALL_TILE * SMALL_TILE);
+fn parts_bytes(m: usize, n: usize, k: usize) -> usize {
+    let is_divided = |side| k.div_ceil(DEPTH) >= 2 * least_steps(side);
+    let of_blocks = |side| ENOUGH_BLOCKS * side * side;
+    let most = match (is_divided(LARGE_TILE), is_divided(SMALL_TILE)) {
+        (true, _) => of_blocks(LARGE_TILE),
+        (false, true) => of_blocks(SMALL_TILE),
+        (false, false) => return 0,
+    };
+    let numbers = MAX_PARTS.saturating_mul(m).saturating_mul(n).min(most);
     aligned(numbers * size_of::<f32>())
 }
 
@@ -182,10 +190,10 @@ pub(crate) fn f32_bytes(n: usize) -> usize {
     aligned(n.saturating_mul(size_of::<f32>()))
 }
 
-/// Bytes of workspace that products need beside what is staged for them, the largest of which is
-/// `m × n`; and those that the start's alignment may cost.
-pub(crate) fn workspace_bytes(products: &[(usize, usize)]) -> usize {
-    products.iter().map(|&(m, n)| parts_bytes(m, n)).max().unwrap_or(0) + ALIGNMENT
+/// Bytes of workspace that products of `m`, `n` and `k`, or of fewer rows, need beside what is staged for
+/// them; and those that the start's alignment may cost.
+pub(crate) fn workspace_bytes(products: &[(usize, usize, usize)]) -> usize {
+    products.iter().map(|&(m, n, k)| parts_bytes(m, n, k)).max().unwrap_or(0) + ALIGNMENT
 }
 
 /// A workspace, handed out from its front.
@@ -386,7 +394,6 @@ impl Product {
             ("bf16", true) => "copied".to_owned(),
             (form, true) => form.to_owned(),
             (form, false) => {
-                // Where the large tile would do, k is divided for neither.
                 side = SMALL_TILE;
                 format!("irregular_{form}")
             }
@@ -425,66 +432,18 @@ fn shared_bytes(side: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::code::{CodeArchive, Target};
+    use crate::cuda::code::occupancy::kernels_of_gaming_cards;
 
-    fn number(bytes: &[u8], at: usize, n_bytes: usize) -> usize {
-        bytes[at..at + n_bytes].iter().rev().fold(0, |sum, &byte| sum << 8 | usize::from(byte))
-    }
-
-    /// An ELF file's section of this name (System V ABI, "Sections"): offset, size and information.
-    fn section(image: &[u8], wanted: &str) -> Option<[usize; 3]> {
-        let number = |at, n_bytes| number(image, at, n_bytes);
-        let (start, size, n) = (number(0x28, 8), number(0x3a, 2), number(0x3c, 2));
-        let header = |i: usize| start + i * size;
-        let names = number(header(number(0x3e, 2)) + 0x18, 8);
-        let found = (0..n).map(header).find(|&header| {
-            let name = &image[names + number(header, 4)..];
-            name.starts_with(wanted.as_bytes()) && name[wanted.len()] == 0
-        })?;
-        Some([number(found + 0x18, 8), number(found + 0x20, 8), number(found + 0x2c, 4)])
-    }
-
-    /// Registers of a thread: an attribute (0x2f, with four bytes of symbol and of number) of the file's
-    /// information, whose symbol the code's section names.
-    fn n_registers(image: &[u8], kernel: &str) -> Option<usize> {
-        let [_, _, symbol] = section(image, &format!(".text.{kernel}"))?;
-        let [start, size, _] = section(image, ".nv.info")?;
-        let information = &image[start..start + size];
-        let mut at = 0;
-        while at + 4 <= size {
-            let (form, attribute) = (information[at], information[at + 1]);
-            let n_bytes = if form == 4 { number(information, at + 2, 2) } else { 0 };
-            let is_ours = attribute == 0x2f && n_bytes == 8;
-            if is_ours && number(information, at + 4, 4) == symbol & 0xff_ffff {
-                return Some(number(information, at + 8, 4));
-            }
-            at += 4 + n_bytes;
-        }
-        None
-    }
-
-    /// A multiprocessor of a gaming card has 65,536 registers and 100 KiB of shared memory, of which the system
-    /// takes one for each block (CUDA C Programming Guide, "Compute Capabilities").
     #[test]
     fn two_blocks_of_large_tiles_fit_a_multiprocessor() {
-        let archive = CodeArchive::embedded();
         let mut n_kernels = 0;
-        for target in [86, 89, 120].map(Target::Compute) {
-            for module in archive.modules(target).unwrap() {
-                let large = |name: &&String| name.starts_with("product_") && name.ends_with("_128");
-                for kernel in module.kernels.iter().filter(large) {
-                    let own = section(&module.image, &format!(".nv.shared.{kernel}"));
-                    let own = own.map_or(0, |[_, size, _]| size);
-                    let n_registers = n_registers(&module.image, kernel);
-                    let fits = n_registers.is_some_and(|n| (1..=128).contains(&n));
-                    assert!(fits, "{kernel} for {target}: {n_registers:?} registers");
-                    // Code of later generations counts the system's share itself.
-                    let of_block = shared_bytes(LARGE_TILE) + own % 1024 + 1024;
-                    assert!(2 * of_block <= 100 << 10, "{kernel} for {target}: {of_block} bytes");
-                    // The levels of NF4, so that the sections are found at all.
-                    assert!(own >= 64 || !kernel.contains("nf4"), "{kernel} for {target}: {own}");
-                    n_kernels += 1;
-                }
+        for kernel in kernels_of_gaming_cards() {
+            if kernel.name.starts_with("product_") && kernel.name.ends_with("_128") {
+                let n_blocks = kernel.blocks_of_multiprocessor(256, shared_bytes(LARGE_TILE));
+                assert!(n_blocks >= 2, "{kernel:?}: {n_blocks}");
+                // The levels of NF4, so that what a kernel has of its own is found at all.
+                assert!(kernel.shared_bytes >= 64 || !kernel.name.contains("nf4"), "{kernel:?}");
+                n_kernels += 1;
             }
         }
         assert!(n_kernels > 0);
@@ -492,16 +451,35 @@ mod tests {
 
     #[test]
     fn parts_have_room() {
-        for m in [1, 3, 64, 65, 300, 512] {
+        for most in [1, 3, 64, 65, 300, 512, 3000] {
             for n in [1, 16, 100, 1000, 4096] {
-                for k in [1, 300, 4096, 100_000] {
-                    let (_, n_parts) = tiling(m, n, k);
-                    assert!(
-                        n_parts == 1 || n_parts * m * n * 4 <= parts_bytes(m, n),
-                        "{m} {n} {k}"
-                    );
+                for k in [1, 300, 511, 512, 4096, 8191, 8192, 100_000] {
+                    for m in [1, most / 3, most / 2, most] {
+                        let (_, n_parts) = tiling(m, n, k);
+                        assert!(
+                            n_parts == 1 || n_parts * m * n * 4 <= parts_bytes(most, n, k),
+                            "{m} of {most} {n} {k}"
+                        );
+                    }
                 }
             }
+        }
+    }
+
+    /// Extents that a gaming card meets: few blocks with long sums are many.
+    #[test]
+    fn a_card_is_filled() {
+        // A pair's products, and the gradient of the output layer's input with a large vocabulary.
+        for (extents, wanted) in [
+            ((4096, 16, 4096), (SMALL_TILE, 4)),
+            ((16, 4096, 4096), (SMALL_TILE, 4)),
+            ((11_008, 16, 4096), (SMALL_TILE, 1)),
+            ((256, 896, 151_936), (SMALL_TILE, 4)),
+            ((256, 4096, 128_256), (LARGE_TILE, 4)),
+            ((512, 4096, 4096), (LARGE_TILE, 1)),
+            ((4096, 4096, 4096), (LARGE_TILE, 1)),
+        ] {
+            assert_eq!(tiling(extents.0, extents.1, extents.2), wanted, "{extents:?}");
         }
     }
 }

@@ -93,7 +93,10 @@ impl Simulated {
         let n = begun.partition_point(|begun| begun.number <= last);
         let ended: Vec<_> = begun.drain(..n).collect();
         let first = self.first.get();
-        let second = first.opposite();
+        let second = match first {
+            Direction::Load => Direction::Save,
+            Direction::Save => Direction::Load,
+        };
         self.first.set(second);
         let of = |direction| ended.iter().filter(move |begun| begun.direction == direction);
         let mut others = of(second).peekable();

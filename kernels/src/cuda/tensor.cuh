@@ -9,6 +9,16 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// Where a chunk of eight numbers of a row lies in a tile, whose rows are COLUMNS numbers, aligned to 128
+// bytes. The chunks of a row change places by its number, so that eight rows' chunks of one column meet no
+// bank twice.
+template <u32 COLUMNS>
+__device__ __forceinline__ u32 chunk_offset(u32 row, u32 chunk) {
+    static_assert(COLUMNS % 32 == 0, "a row begins at the first bank or at the middle one");
+    const u32 turn = COLUMNS % 64 == 0 ? row & 7 : row >> 1 & 3;
+    return row * (2 * COLUMNS) + ((chunk ^ turn) << 4);
+}
+
 // d += a · b for tiles of 16 x 16 and 16 x 8 numbers in bf16, summed in f32. With the thread's
 // group g = lane / 4 and place t = lane % 4:
 //   a[0] holds row g,     columns 2t and 2t + 1;      a[1] row g + 8 of the same columns;

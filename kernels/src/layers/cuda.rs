@@ -31,11 +31,12 @@ pub(super) fn workspace_bytes(
             product::staged_bytes(n_rows, rank),
             product::f32_bytes(n_rows.saturating_mul(rank)),
             product::workspace_bytes(&[
-                (n_rows, n_out),
-                (n_rows, n_in),
-                (n_rows, rank),
-                (n_out, rank),
-                (rank, n_in),
+                (n_rows, n_out, n_in),
+                (n_rows, n_in, n_out),
+                (n_rows, rank, n_in),
+                (n_rows, rank, n_out),
+                (n_out, rank, n_rows),
+                (rank, n_in, n_rows),
             ]),
         ]
         .into_iter()

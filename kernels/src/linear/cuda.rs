@@ -16,7 +16,11 @@ pub(super) fn workspace_bytes(_: &DeviceProfile, shape: LinearShape) -> usize {
     let LinearShape { n_rows, n_in, n_out } = shape;
     product::staged_bytes(n_rows, n_in)
         .saturating_add(product::staged_bytes(n_rows, n_out))
-        .saturating_add(product::workspace_bytes(&[(n_rows, n_out), (n_rows, n_in), (n_out, n_in)]))
+        .saturating_add(product::workspace_bytes(&[
+            (n_rows, n_out, n_in),
+            (n_rows, n_in, n_out),
+            (n_out, n_in, n_rows),
+        ]))
 }
 
 /// A plain product; what is beside it is set by the caller.

@@ -4,7 +4,7 @@ use super::*;
 
 /// A run folder with `n_steps` steps and, after every tenth, an evaluation.
 fn run(folder: &Path, n_steps: u64) -> RunFolder {
-    let run = RunFolder::create(&folder.join("a <run>"), &RunSettings::default()).unwrap();
+    let run = RunFolder::create(&folder.join("a & run"), &RunSettings::default()).unwrap();
     let mut metrics = MetricsWriter::open(&run, 0).unwrap();
     for step in 1..=n_steps {
         let loss = 3.0 / (step as f64).sqrt();
@@ -37,7 +37,7 @@ fn runs_of_any_length_have_charts_and_a_page() {
         let folder = tempfile::tempdir().unwrap();
         let run = run(folder.path(), n_steps);
         let page = fs::read_to_string(write(&run).unwrap()).unwrap();
-        assert!(page.contains("a &lt;run&gt;") && page.ends_with("</html>\n"));
+        assert!(page.contains("a &amp; run") && page.ends_with("</html>\n"));
         for name in ["loss", "memory", "throughput"] {
             let png = fs::read(run.report().join(format!("{name}.png"))).unwrap();
             assert!(png.starts_with(b"\x89PNG"), "{n_steps} {name}");
