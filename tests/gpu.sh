@@ -4,10 +4,11 @@
 #
 #   ./gpu.sh           every check, then the table
 #   ./gpu.sh check     the checks alone
-#   ./gpu.sh bench [SHAPE ...]
+#   ./gpu.sh bench [--tokens=N,...] [--rounds=N] [SHAPE ...]
 #                      the table alone, of these shapes of the catalog
 #
-# Each part runs even where one before it failed. Beside PEFT + bitsandbytes where NIBBLE_PYTHON (or
+# Each part runs even where one before it failed, and each test in a process of its own: what a card's
+# program does after a fault says nothing. Beside PEFT + bitsandbytes where NIBBLE_PYTHON (or
 # python3) has torch, transformers, peft and bitsandbytes. Output goes to the screen and to gpu.log.
 # A shape of 7B takes 14 GB of disk in FOLDER/bench (NIBBLE_BENCH), which is removed afterwards.
 set -uo pipefail
@@ -33,11 +34,24 @@ part() {
 checks() {
     part "the driver answers" bin/nibble devices
     part "what the card does at most" bin/nibble bench --device cuda
-    part "every operation against its reference, on the card" \
-        bin/kernels-tests --ignored on_a_card --test-threads=1
-    # Golden files are found beside the package's `tests`.
-    part "trajectories, paging and planned memory, on the card" \
-        env CARGO_MANIFEST_DIR="$PWD/tests" bin/cuda-tests --ignored on_a_card --test-threads=1
+    # Every operation against its reference; then trajectories, paging and planned memory. Golden files are
+    # found beside the package's `tests`.
+    export CARGO_MANIFEST_DIR="$PWD/tests"
+    each bin/kernels-tests 60
+    each bin/cuda-tests 180
+}
+
+# The tests of a program that need a card, each within so many seconds. What fails is run again where
+# NVIDIA's own checker is there to say what it did to the memory.
+each() {
+    local name checker=()
+    command -v compute-sanitizer > /dev/null && checker=(compute-sanitizer --tool memcheck)
+    for name in $("$1" --list --ignored on_a_card | sed -n 's/: test$//p'); do
+        part "$name" timeout "$2" "$1" --exact "$name" --ignored --nocapture
+        if [ ${#checker[@]} -gt 0 ] && [ ${#failed[@]} -gt 0 ] && [ "${failed[-1]}" = "$name" ]; then
+            timeout 300 "${checker[@]}" "$1" --exact "$name" --ignored 2>&1 | head -n 60
+        fi
+    done
 }
 
 all() {

@@ -186,10 +186,13 @@ fn entries(text: &str) -> Vec<String> {
     lines.map(|rest| rest.split('(').next().unwrap_or(rest).trim().to_owned()).collect()
 }
 
-/// PTX that says that it is of [`PTX_VERSION`].
+/// PTX that says that it is of [`PTX_VERSION`], and has nothing that is later: a hint that names the bytes of a
+/// wide load that are used would be ignored by a driver that does not know it, and refused by one that does.
 fn with_lower_version(image: Vec<u8>) -> Result<Vec<u8>, Box<dyn Error>> {
     let text = String::from_utf8(image)?;
     let line =
         text.lines().find(|line| line.starts_with(".version ")).ok_or("PTX without a version")?;
-    Ok(text.replacen(line, &format!(".version {PTX_VERSION}"), 1).into_bytes())
+    let text = text.replacen(line, &format!(".version {PTX_VERSION}"), 1);
+    let is_later = |line: &&str| line.trim_start().starts_with(".pragma \"used_bytes_mask");
+    Ok(text.split_inclusive('\n').filter(|line| !is_later(line)).collect::<String>().into_bytes())
 }

@@ -77,20 +77,6 @@ def peak_rss_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def process_device_bytes():
-    """What the driver says that this process holds of the card, its context included."""
-    if not torch.cuda.is_available():
-        return 0
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True)
-    for line in answer.stdout.splitlines():
-        pid, _, mib = line.partition(",")
-        if pid.strip() == str(os.getpid()) and mib.strip().isdigit():
-            return int(mib) << 20
-    # A driver in a container does not know this process by its number: what torch took, then.
-    return torch.cuda.max_memory_reserved()
-
-
 def train(model, arguments, compute):
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-5)
@@ -118,7 +104,6 @@ def train(model, arguments, compute):
             "tokens_per_s": arguments.sequence / seconds,
             "cores_used": (time.process_time() - processor) / seconds,
             "rss_bytes": psutil.Process().memory_info().rss,
-            "device_process_bytes": process_device_bytes(),
         }
 
 

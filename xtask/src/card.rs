@@ -1,5 +1,5 @@
 //! `cargo xtask card`: packs what `tests/gpu.sh` runs on a machine with an NVIDIA card and nothing
-//! else: no Rust, no CUDA, no network.
+//! else: no Rust, no CUDA, no network. As a folder and as one archive of it.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{Error, cargo, release_folder, root};
+use crate::{Error, cargo, release_folder, root, run};
 
 /// Folders and files of the checkout that the programs read.
 const READ: [&str; 3] = ["tests/golden", "tests/reference/bench_peft.py", "assets/starter"];
@@ -36,17 +36,33 @@ pub fn card() -> Result<(), Error> {
     cargo("the build", &[&["build", "--release"], &example[..]].concat())?;
     for name in ["nibble", "xtask", "examples/random_model"] {
         let program = release_folder().join(name);
-        copy(&program, &programs.join(program.file_name().unwrap_or_default()))?;
+        let packed = programs.join(program.file_name().unwrap_or_default());
+        copy(&program, &packed)?;
+        strip(&packed)?;
     }
     for (name, arguments) in TESTS {
         copy(&test_program(arguments)?, &programs.join(name))?;
+        strip(&programs.join(name))?;
     }
     copy(&root().join("tests").join("gpu.sh"), &folder.join("gpu.sh"))?;
     for name in READ {
         copy(&root().join(name), &folder.join(name))?;
     }
-    println!("{}: run gpu.sh there, on a machine with a card", folder.display());
+    let archive = folder.with_extension("tar.xz");
+    let mut pack = Command::new("tar");
+    pack.arg("--create").arg("--xz").arg("--file").arg(&archive);
+    run("tar", pack.arg("--directory").arg(folder.with_file_name("")).arg("card"))?;
+    println!(
+        "{}, and packed {}: run gpu.sh there, on a machine with a card",
+        folder.display(),
+        archive.display()
+    );
     Ok(())
+}
+
+/// Takes out of a program what only tells its functions' names.
+fn strip(program: &Path) -> Result<(), Error> {
+    run("strip", Command::new("strip").arg(program))
 }
 
 /// The program of tests that cargo builds for `arguments`.

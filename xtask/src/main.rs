@@ -32,7 +32,7 @@ cargo xtask COMMAND
   bench paging [SHAPE ...]
                      measure what paging weights from memory costs a step
   bench window       measure the windows: start, memory, size, frames
-  bench cuda [SHAPE ...]
+  bench cuda [--tokens=N,...] [--rounds=N] [SHAPE ...]
                      measure QLoRA on an NVIDIA card, beside PEFT + bitsandbytes
   card               pack what tests/gpu.sh runs on a machine with an NVIDIA card
   dist               build what people install: an archive and, on Linux, a Debian package
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         Some("bench") => match &words.collect::<Vec<_>>()[..] {
             ["window"] => window::bench(),
             ["plan"] => bench::bench_plan(),
-            ["cuda", shapes @ ..] => bench::bench_cuda(shapes),
+            ["cuda", words @ ..] => bench::bench_cuda(words),
             ["alone"] => bench::bench_alone(),
             ["training", shapes @ ..] => bench::bench_training(shapes),
             ["paging", shapes @ ..] => bench::bench_paging(shapes),

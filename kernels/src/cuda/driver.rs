@@ -168,6 +168,9 @@ pub(crate) trait Driver: fmt::Debug + Send {
     /// What the card's multiprocessors can do.
     fn capability(&self) -> Capability;
 
+    /// Bytes that this process may still take, as far as the driver says.
+    fn free_bytes(&self) -> Option<usize>;
+
     /// Takes `n_bytes` (at least one), not cleared.
     fn allocate(&mut self, n_bytes: usize) -> Result<Address, DeviceError>;
 
@@ -221,6 +224,10 @@ pub(crate) trait Driver: fmt::Debug + Send {
 
     /// Waits for all queued work.
     fn synchronize(&self) -> Result<(), DeviceError>;
+
+    /// The same, and asks all the while: a thread that sleeps until then wakes up late, which a short operation
+    /// that is timed would pay for.
+    fn watch(&self) -> Result<(), DeviceError>;
 
     /// Takes `n_bytes` zeros of the host's memory, pinned.
     fn host_allocate(&mut self, n_bytes: usize) -> Result<HostMemory, DeviceError>;

@@ -193,6 +193,12 @@ impl Cuda {
         self.compute
     }
 
+    /// Bytes of the card that this process may still take, as far as its driver says: where Windows shares a card
+    /// among programs, less than is free on it.
+    pub fn free_bytes(&self) -> Option<usize> {
+        self.driver.free_bytes()
+    }
+
     /// Counts and times operations from now on, or no longer; what was counted stays. Each operation
     /// is then waited for, which is slower than to let them queue.
     pub fn profile_operations(&mut self, on: bool) {
@@ -398,7 +404,7 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if self.timing.is_some() {
-            self.failure.keep(|| self.driver.synchronize());
+            self.failure.keep(|| self.driver.watch());
         }
     }
 }

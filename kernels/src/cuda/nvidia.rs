@@ -36,14 +36,23 @@ impl Cuda {
     /// # Errors
     /// When there is no such card that can, it fails, or this program's kernels are damaged.
     pub fn open(index: usize, compute: Compute) -> Result<Self, OpenError> {
+        Self::open_with(index, compute, None)
+    }
+
+    /// The same with the code of a target, or else the card's own.
+    fn open_with(
+        index: usize,
+        compute: Compute,
+        target: Option<Target>,
+    ) -> Result<Self, OpenError> {
         let card = cards::cards()?
             .into_iter()
             .find(|card| card.index == index)
             .ok_or(Unavailable::NoSuchCard { index })?;
         let capability = card.capability;
-        let target = Target::for_capability(capability.major, capability.minor)
+        let own = Target::for_capability(capability.major, capability.minor)
             .ok_or(Unavailable::CardTooOld { name: card.name, capability })?;
-        let modules = CodeArchive::embedded().modules(target)?;
+        let modules = CodeArchive::embedded().modules(target.unwrap_or(own))?;
         let driver = Nvidia::open(index as i32, capability)?;
         Ok(Self::new(Box::new(driver), compute, &modules)?)
     }
@@ -291,6 +300,11 @@ impl Driver for Nvidia {
         self.capability
     }
 
+    fn free_bytes(&self) -> Option<usize> {
+        self.enter().ok()?;
+        result::mem_get_info().ok().map(|(free_bytes, _)| free_bytes)
+    }
+
     fn allocate(&mut self, n_bytes: usize) -> Result<Address, DeviceError> {
         self.enter()?;
         let (free_bytes, _) = result::mem_get_info().map_err(failed("cuMemGetInfo"))?;
@@ -435,6 +449,17 @@ impl Driver for Nvidia {
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
     }
 
+    fn watch(&self) -> Result<(), DeviceError> {
+        self.enter()?;
+        loop {
+            // SAFETY: as above.
+            match unsafe { sys::cuStreamQuery(self.stream) }.result() {
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => std::hint::spin_loop(),
+                other => return other.map_err(failed("cuStreamQuery")),
+            }
+        }
+    }
+
     fn host_allocate(&mut self, n_bytes: usize) -> Result<HostMemory, DeviceError> {
         self.enter()?;
         // SAFETY: a context is current.
@@ -527,6 +552,32 @@ pub(super) fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<i
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        linear::{self, Linear, LinearShape, Weight},
+        memory::{Memory, Store},
+        testing::{Random, fetch, place, workspace},
+    };
+
+    /// What a card gets that is later than any with code of its own.
+    #[test]
+    #[ignore = "it needs an NVIDIA card: tests/gpu.sh"]
+    fn code_that_the_driver_translates_computes_the_same_on_a_card() {
+        let shape = LinearShape { n_rows: 300, n_in: 512, n_out: 192 };
+        let mut random = Random::new(1);
+        let (x, weight) = (random.normal(300 * 512), random.normal(192 * 512));
+        let [own, translated] = [None, Some(Target::Ptx)].map(|target| {
+            let mut card = Cuda::open_with(0, Compute::Bf16, target).unwrap();
+            let (x, weight) = (place(&mut card, &x), place(&mut card, &weight));
+            let y = place(&mut card, &[f32::NAN; 300 * 192]);
+            let n_bytes = linear::workspace_bytes(&card.profile(), shape);
+            let scratch = workspace(&mut card, n_bytes);
+            card.linear(shape, x.into(), Weight::F32(weight), None, Store::Overwrite, y, scratch);
+            card.check().unwrap();
+            fetch(&card, y)
+        });
+        assert!(own.iter().all(|number| number.is_finite()));
+        assert!(own == translated);
+    }
 
     /// Lengths of all kinds: a place is inside one part, behind the others there, and when a part is entered
     /// again, every other one was left since.

@@ -62,21 +62,45 @@ struct Product {
 
 // ---- Tiles in shared memory ----
 
-// Copies a tile of a bf16 matrix of `rows` x `columns` numbers from (row, column) on.
-template <u32 ROWS, u32 COLUMNS, u32 N_THREADS>
-__device__ __forceinline__ void copy_tile(u32 tile, const bf16* matrix, u32 stride, u32 row, u32 column,
-                                          u32 rows, u32 columns) {
-    constexpr u32 CHUNKS = COLUMNS / 8;
+// A thread's part in copying tiles of a bf16 matrix, which follow one another along k. Where it is goes on from
+// tile to tile: to find it anew would cost as much as a tile's products leave room for.
+template <u32 ROWS, u32 COLUMNS, u32 N_THREADS, bool ACROSS>
+struct TileCopy {
+    static constexpr u32 CHUNKS = COLUMNS / 8;
+    static constexpr u32 N = ROWS * CHUNKS / N_THREADS;
+    // Rows from one of the thread's chunks to its next.
+    static constexpr u32 APART = N_THREADS / CHUNKS;
     static_assert(ROWS * CHUNKS % N_THREADS == 0, "every thread copies as many");
+
+    // The thread's first chunk of the next tile.
+    const bf16* from;
+    u32 stride;
+    // A bit of each chunk: whether it exists, wherever along k.
+    u32 existing;
+
+    // Tiles that begin at `side` of `n_side`, the next one at k.
+    __device__ __forceinline__ TileCopy(const bf16* matrix, u32 stride, u32 side, u32 n_side, u32 k)
+        : stride(stride), existing(0) {
+        const u32 row = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS * 8;
+        from = matrix + static_cast<u64>((ACROSS ? k : side) + row) * stride + (ACROSS ? side : k) + column;
 #pragma unroll
-    for (u32 i = 0; i < ROWS * CHUNKS / N_THREADS; i++) {
-        const u32 at = i * N_THREADS + threadIdx.x;
-        const u32 r = at / CHUNKS, chunk = at % CHUNKS;
-        const bool wanted = row + r < rows && column + 8 * chunk < columns;
-        const u64 from = wanted ? static_cast<u64>(row + r) * stride + column + 8 * chunk : 0;
-        copy_async(tile + chunk_offset<COLUMNS>(r, chunk), matrix + from, wanted);
+        for (u32 i = 0; i < N; i++)
+            if (side + (ACROSS ? column : row + i * APART) < n_side) existing |= 1 << i;
     }
-}
+
+    // Begins to copy the next tile, where `k_left` numbers of k are left, and goes on.
+    __device__ __forceinline__ void next(u32 tile, u32 k_left) {
+        const u32 row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+#pragma unroll
+        for (u32 i = 0; i < N; i++) {
+            const u32 r = row + i * APART;
+            const bool wanted = (existing >> i & 1) && (ACROSS ? r : 8 * chunk) < k_left;
+            copy_async(tile + chunk_offset<COLUMNS>(r, chunk), from + static_cast<u64>(i * APART) * stride,
+                       wanted);
+        }
+        from += ACROSS ? static_cast<u64>(DEPTH) * stride : DEPTH;
+    }
+};
 
 // ---- Forms of the second operand that are expanded on the way ----
 
@@ -152,7 +176,7 @@ struct InNf4 {
         group.words[0] = sixteen.x;
         group.words[1] = sixteen.y;
         // What it stands for is looked up when these have come.
-        const u64 block = from / NF4_BLOCK;
+        const u32 block = static_cast<u32>(from / NF4_BLOCK);
         group.absmax_code = p.absmax_codes[block];
         group.absmax_scale = p.absmax_scales[block / NF4_ABSMAX_GROUP];
     }
@@ -349,27 +373,29 @@ __device__ __forceinline__ void multiply(const Product& p) {
     T tile;
     tile.clear();
 
+    typedef TileCopy<T::A_ROWS, T::A_COLUMNS, T::N_THREADS, A_ACROSS> CopyOfA;
+    typedef TileCopy<T::B_ROWS, T::B_COLUMNS, T::N_THREADS, B_ACROSS> CopyOfB;
+    // The thread's group of a tile of b that is expanded.
     const uint2 own = group_of_thread<T::B_COLUMNS>();
-    // Where the thread's group of a tile at depth k is in b, and how much of it is there.
-    const auto place_of_group = [&](u32 k, u32 rows, u32 stride, u64& from, u32& n_left) {
-        const u32 row = (B_ACROSS ? k : n0) + own.x;
-        const u32 column = (B_ACROSS ? n0 : k) + own.y;
-        const u32 columns = B_ACROSS ? p.n : rows;
-        const u32 n_rows = B_ACROSS ? rows : p.n;
-        n_left = row < n_rows && column < columns ? columns - column : 0;
-        from = n_left > 0 ? static_cast<u64>(row) * stride + column : 0;
+    // Where it is of a tile at k, and how many of the matrix's numbers are there.
+    const auto place_of_group = [&](u32 k, u32 stride) {
+        const u32 row = (B_ACROSS ? k : n0) + own.x, column = (B_ACROSS ? n0 : k) + own.y;
+        return static_cast<u64>(row) * stride + column;
+    };
+    const auto size_of_group = [&](u32 k, u32 n_depth) -> u32 {
+        const u32 side = n0 + (B_ACROSS ? own.y : own.x), depth = k + (B_ACROSS ? own.x : own.y);
+        if (side >= p.n || depth >= n_depth) return 0;
+        return B_ACROSS ? p.n - side : n_depth - depth;
     };
 
     if (p.rank > 0 && blockIdx.z == 0) {
+        CopyOfA low_a(p.low_a, p.low_a_stride, m0, p.m, 0);
         for (u32 k = 0; k < p.rank; k += DEPTH) {
-            copy_tile<T::A_ROWS, T::A_COLUMNS, T::N_THREADS>(
-                base, p.low_a, p.low_a_stride, A_ACROSS ? k : m0, A_ACROSS ? m0 : k,
-                A_ACROSS ? p.rank : p.m, A_ACROSS ? p.m : p.rank);
+            low_a.next(base, p.rank - k);
             end_copy_group();
-            u64 from;
-            u32 n_left;
             Group group;
-            place_of_group(k, p.rank, p.low_b_stride, from, n_left);
+            const u64 from = place_of_group(k, p.low_b_stride);
+            const u32 n_left = size_of_group(k, p.rank);
             if (p.low_is_regular) {
                 InF32::read(p, p.low_b, tables, from, n_left, group);
                 InF32::expand(tables, group);
@@ -384,29 +410,23 @@ __device__ __forceinline__ void multiply(const Product& p) {
         tile.scale(p.low_scale);
     }
 
+    CopyOfA a(p.a, p.a_stride, m0, p.m, first_step * DEPTH);
+    CopyOfB b(static_cast<const bf16*>(p.b), p.b_stride, n0, p.n, first_step * DEPTH);
     const auto begin = [&](u32 step) {
         const u32 stage = base + step % N_STAGES * STAGE_BYTES;
         if (step < last_step) {
-            const u32 k = step * DEPTH;
-            copy_tile<T::A_ROWS, T::A_COLUMNS, T::N_THREADS>(
-                stage, p.a, p.a_stride, A_ACROSS ? k : m0, A_ACROSS ? m0 : k,
-                A_ACROSS ? p.k : p.m, A_ACROSS ? p.m : p.k);
-            if (Form::IS_COPIED)
-                copy_tile<T::B_ROWS, T::B_COLUMNS, T::N_THREADS>(
-                    stage + T::A_BYTES, static_cast<const bf16*>(p.b), p.b_stride,
-                    B_ACROSS ? k : n0, B_ACROSS ? n0 : k, B_ACROSS ? p.k : p.n,
-                    B_ACROSS ? p.n : p.k);
+            a.next(stage, p.k - step * DEPTH);
+            if constexpr (Form::IS_COPIED) b.next(stage + T::A_BYTES, p.k - step * DEPTH);
         }
         end_copy_group();
     };
     Group group;
+    u64 from = place_of_group(first_step * DEPTH, p.b_stride);
     const auto read = [&](u32 step) {
         if constexpr (!Form::IS_COPIED) {
             if (step >= last_step) return;
-            u64 from;
-            u32 n_left;
-            place_of_group(step * DEPTH, p.k, p.b_stride, from, n_left);
-            Form::read(p, p.b, tables, from, n_left, group);
+            Form::read(p, p.b, tables, from, size_of_group(step * DEPTH, p.k), group);
+            from += B_ACROSS ? static_cast<u64>(DEPTH) * p.b_stride : DEPTH;
         }
     };
     const auto put = [&](u32 step) {

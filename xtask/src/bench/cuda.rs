@@ -5,7 +5,9 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
-    time::Instant,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -27,12 +29,44 @@ const LONG_STEP: [&str; 4] = ["--seq", "2048", "--batch", "2"];
 const STEPS: &str = "8";
 /// Rounds of a measurement, ours and theirs by turns.
 const ROUNDS: usize = 2;
+/// From one look at the card's memory to the next.
+const LOOKS_APART: Duration = Duration::from_millis(250);
+
+/// What is measured: `[--tokens=N,…] [--rounds=N] [SHAPE …]`.
+struct Wanted<'a> {
+    shapes: Vec<&'a str>,
+    sequences: Vec<&'a str>,
+    n_rounds: usize,
+}
+
+impl<'a> Wanted<'a> {
+    fn parse(words: &[&'a str]) -> Result<Self, Error> {
+        let mut wanted =
+            Self { shapes: Vec::new(), sequences: SEQUENCES.to_vec(), n_rounds: ROUNDS };
+        for word in words {
+            if let Some(tokens) = word.strip_prefix("--tokens=") {
+                wanted.sequences = tokens.split(',').collect();
+            } else if let Some(n) = word.strip_prefix("--rounds=") {
+                let n = n.parse().ok().filter(|&n| n > 0);
+                let what = || format!("`{word}`, a number of rounds,");
+                wanted.n_rounds = n.ok_or_else(|| Error::Failed { what: what() })?;
+            } else {
+                wanted.shapes.push(word);
+            }
+        }
+        if wanted.shapes.is_empty() {
+            wanted.shapes = SHAPES.to_vec();
+        }
+        Ok(wanted)
+    }
+}
 
 #[derive(Default)]
 struct Measured {
     tokens_per_s: Vec<f64>,
-    /// The most of the card's memory that the process held, as the driver tells.
-    peak_bytes: f64,
+    /// The most of the card's memory that was in use meanwhile, without what was before; `None` where the
+    /// driver's own program does not tell.
+    peak_bytes: Option<f64>,
     planned_bytes: f64,
     /// From the start of the program to its first step.
     load_seconds: Vec<f64>,
@@ -45,7 +79,8 @@ struct Measured {
 ///
 /// # Errors
 /// When a model cannot be made, or our own run fails.
-pub fn bench(shapes: &[&str]) -> Result<(), Error> {
+pub fn bench(words: &[&str]) -> Result<(), Error> {
+    let Wanted { shapes, sequences, n_rounds } = Wanted::parse(words)?;
     let nibble = nibble()?;
     let python = python();
     if python.is_none() {
@@ -53,7 +88,7 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
     }
     println!(
         "QLoRA, rank 16 on all linear layers, one sequence a step, activations computed twice; \
-         medians of {ROUNDS} rounds by turns. Within: ours in {SHARE} of their memory, keeping what fits\n"
+         medians of {n_rounds} rounds by turns. Within: ours in {SHARE} of their memory, keeping what fits\n"
     );
     println!(
         "{:<14} {:>6} {:>9} {:>9} {:>9} {:>7} {:>10} {:>9} {:>7} {:>7} {:>7} {:>9} {:>7}",
@@ -71,13 +106,12 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
         "within",
         "speed"
     );
-    let shapes = if shapes.is_empty() { &SHAPES[..] } else { shapes };
     for (number, shape) in shapes.iter().enumerate() {
         let folder = random_model(shape)?;
-        for sequence in SEQUENCES {
+        for sequence in &sequences {
             let (mut ours, mut theirs) = (Measured::default(), None);
             let one = ["--seq", sequence, "--recompute", "on"];
-            for _ in 0..ROUNDS {
+            for _ in 0..n_rounds {
                 ours.add(measure(train(&nibble, &folder, &one)?.arg("--json"))?);
                 if let Some(python) = &python {
                     // What does not fit the card by their method is a result too.
@@ -88,10 +122,11 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
                 }
             }
             print_row(shape, sequence, &ours, theirs.as_ref());
-            if let Some(theirs) = theirs {
+            let peaks = theirs.as_ref().and_then(|theirs| theirs.peak_bytes.zip(ours.peak_bytes));
+            if let Some((theirs, (theirs_peak, ours_peak))) = theirs.zip(peaks) {
                 // A plan is held against the budget without what the driver takes.
-                let beside = ours.peak_bytes - ours.planned_bytes;
-                let budget = SHARE * theirs.peak_bytes - beside;
+                let beside = ours_peak - ours.planned_bytes;
+                let budget = SHARE * theirs_peak - beside;
                 let within = ["--seq", sequence, "--budget", &format!("{budget:.0}")];
                 // What does not fit is a result here as well.
                 match measure(train(&nibble, &folder, &within)?.arg("--json")) {
@@ -113,7 +148,7 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
             println!();
         }
         if *shape == PAGED.0 {
-            paged(&nibble, &folder)?;
+            paged(&nibble, &folder, n_rounds)?;
         }
         // Of the largest there would be 56 GB together.
         fs::remove_dir_all(&folder).map_err(|source| Error::File { path: folder, source })?;
@@ -123,12 +158,12 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
 }
 
 /// Steps whose weights visit the card from the computer's memory, beside those of which all stays there.
-fn paged(nibble: &Path, folder: &Path) -> Result<(), Error> {
+fn paged(nibble: &Path, folder: &Path, n_rounds: usize) -> Result<(), Error> {
     let (shape, gib) = PAGED;
     let budget = format!("{:.0}", gib * f64::from(1 << 30));
     let cases = [&["--paged", "off"][..], &["--budget", &budget]];
     let mut measured = [Measured::default(), Measured::default()];
-    for _ in 0..ROUNDS {
+    for _ in 0..n_rounds {
         for (case, measured) in cases.iter().zip(&mut measured) {
             let words = [&LONG_STEP[..], &["--recompute", "on"], case].concat();
             measured.add(measure(train(nibble, folder, &words)?.arg("--json"))?);
@@ -144,22 +179,27 @@ fn paged(nibble: &Path, folder: &Path) -> Result<(), Error> {
 }
 
 fn print_row(shape: &str, sequence: &str, ours: &Measured, theirs: Option<&Measured>) {
-    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    let gib = |bytes: Option<f64>| match bytes {
+        Some(bytes) => format!("{:.2}", bytes / f64::from(1 << 30)),
+        None => "-".to_owned(),
+    };
     let speed = median(ours.tokens_per_s.clone());
     print!(
-        "{shape:<14} {sequence:>6} {speed:>9.1} {:>9.2} {:>9.2} {:>7.1}",
-        gib(ours.planned_bytes),
+        "{shape:<14} {sequence:>6} {speed:>9.1} {:>9} {:>9} {:>7.1}",
+        gib(Some(ours.planned_bytes)),
         gib(ours.peak_bytes),
         median(ours.load_seconds.clone())
     );
     if let Some(theirs) = theirs {
         let other = median(theirs.tokens_per_s.clone());
+        let memory = ours.peak_bytes.zip(theirs.peak_bytes);
+        let memory =
+            memory.map_or("-".to_owned(), |(ours, theirs)| format!("{:.2}x", ours / theirs));
         print!(
-            " {other:>10.1} {:>9.2} {:>7.1} {:>6.2}x {:>6.2}x",
+            " {other:>10.1} {:>9} {:>7.1} {:>6.2}x {memory:>7}",
             gib(theirs.peak_bytes),
             median(theirs.load_seconds.clone()),
             speed / other,
-            ours.peak_bytes / theirs.peak_bytes
         );
     }
 }
@@ -168,7 +208,9 @@ impl Measured {
     fn add(&mut self, round: Self) {
         self.tokens_per_s.extend(round.tokens_per_s);
         self.load_seconds.extend(round.load_seconds);
-        self.peak_bytes = self.peak_bytes.max(round.peak_bytes);
+        // None is less than any.
+        self.peak_bytes =
+            if round.peak_bytes > self.peak_bytes { round.peak_bytes } else { self.peak_bytes };
         self.planned_bytes = self.planned_bytes.max(round.planned_bytes);
     }
 }
@@ -206,8 +248,38 @@ fn peft(python: &Path, folder: &Path, sequence: &str) -> Command {
     command
 }
 
+/// Memory of the first card that is in use, as the driver's own program tells. A driver does not know the
+/// processes of a container by their numbers, and Windows tells nobody what a process has.
+fn used_bytes() -> Option<f64> {
+    let mut command = Command::new("nvidia-smi");
+    command.args(["--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]);
+    let output = command.stderr(Stdio::null()).output().ok()?;
+    let mib: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().ok()?;
+    Some(mib * f64::from(1 << 20))
+}
+
 /// Runs a program that prints a JSON object for each step, as both sides do.
 fn measure(command: &mut Command) -> Result<Measured, Error> {
+    let before = used_bytes();
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let mut peak = before;
+            while before.is_some() && !is_done.load(Ordering::Relaxed) {
+                peak = peak.zip(used_bytes()).map(|(peak, used)| peak.max(used)).or(peak);
+                thread::sleep(LOOKS_APART);
+            }
+            peak
+        });
+        let measured = follow(command);
+        is_done.store(true, Ordering::Relaxed);
+        let peak = looks.join().unwrap_or_default();
+        let peak_bytes = peak.zip(before).map(|(peak, before)| peak - before);
+        Ok(Measured { peak_bytes, ..measured? })
+    })
+}
+
+fn follow(command: &mut Command) -> Result<Measured, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = Instant::now();
     let mut child = command
@@ -230,9 +302,6 @@ fn measure(command: &mut Command) -> Result<Measured, Error> {
             }
             _ => {}
         }
-        let of_card = event["card"]["process_bytes"].as_f64();
-        let held = number("device_process_bytes").or(of_card).unwrap_or(0.0);
-        measured.peak_bytes = measured.peak_bytes.max(held);
         measured.planned_bytes =
             measured.planned_bytes.max(number("planned_peak_bytes").unwrap_or(0.0));
     }

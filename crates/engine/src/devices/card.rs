@@ -75,8 +75,13 @@ fn overhead_of(card: &Card) -> Option<u64> {
 }
 
 /// Calls `open` and remembers what it took of `card`, if that can be seen: other devices of this
-/// process have taken it before.
-pub(super) fn measure_overhead<T>(card: &Card, open: impl FnOnce() -> T) -> T {
+/// process have taken it before. To that belongs what is free of the card afterwards but not for this process,
+/// which may take as much as `allowed` says.
+pub(super) fn measure_overhead<T, E>(
+    card: &Card,
+    open: impl FnOnce() -> Result<T, E>,
+    allowed: impl FnOnce(&T) -> Option<usize>,
+) -> Result<T, E> {
     let free_bytes = || readings(card.index).free_bytes;
     let before = if cuda::n_open() == 0 { free_bytes() } else { None };
     let opened = open();
@@ -84,7 +89,10 @@ pub(super) fn measure_overhead<T>(card: &Card, open: impl FnOnce() -> T) -> T {
     // the nearest there is.
     let taken = before.zip(free_bytes()).map(|(before, after)| before.saturating_sub(after));
     let own = before.and_then(|_| readings(card.index).process_bytes);
-    if let Some(bytes) = own.or(taken).filter(|&bytes| bytes > 0) {
+    let allowed = opened.as_ref().ok().and_then(allowed);
+    let withheld =
+        before.zip(allowed).map(|(before, allowed)| before.saturating_sub(allowed as u64));
+    if let Some(bytes) = own.or(taken).max(withheld).filter(|&bytes| bytes > 0) {
         remember(card, bytes);
     }
     opened

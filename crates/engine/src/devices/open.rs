@@ -72,6 +72,11 @@ pub trait RunDevice: Backend + Sized {
     /// What the device does at most. May take seconds to find out.
     fn ceilings(&mut self) -> Ceilings;
 
+    /// Bytes that this process may still take, where a device's own memory is what it works in.
+    fn allowed_bytes(&self) -> Option<usize> {
+        None
+    }
+
     /// What a card says of itself now.
     fn readings(&self) -> Option<CardReadings>;
 }
@@ -109,7 +114,8 @@ impl RunDevice for Cuda {
             return Ok(Self::simulated(profile.compute).map_err(OpenError::from)?);
         }
         let card = card::card()?;
-        Ok(card::measure_overhead(&card, || Self::open(card.index, profile.compute))?)
+        let open = || Self::open(card.index, profile.compute);
+        Ok(card::measure_overhead(&card, open, Self::free_bytes)?)
     }
 
     fn profile_operations(&mut self, on: bool) {
@@ -130,6 +136,10 @@ impl RunDevice for Cuda {
             host_copy_bytes_per_s: Some(self.host_copy_bytes_per_s())
                 .filter(|rates| rates.iter().all(found)),
         }
+    }
+
+    fn allowed_bytes(&self) -> Option<usize> {
+        self.free_bytes()
     }
 
     fn readings(&self) -> Option<CardReadings> {

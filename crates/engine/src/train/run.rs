@@ -538,8 +538,9 @@ fn open_device<B: RunDevice>(
     let mut device = B::open(profile)?;
     if profile.is_cuda() {
         // What other programs took since the plan was made is missed before anything is loaded.
-        let (needed_bytes, free_bytes) =
-            (prepared.plan.peak_bytes(), devices::available_bytes(&profile) as usize);
+        let free_bytes = devices::available_bytes(&profile) as usize;
+        let free_bytes = device.allowed_bytes().map_or(free_bytes, |bytes| bytes.min(free_bytes));
+        let needed_bytes = prepared.plan.peak_bytes();
         if needed_bytes > free_bytes {
             return Err(DeviceError::OutOfMemory { needed_bytes, free_bytes }.into());
         }

@@ -6,7 +6,9 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufWriter, Write},
+    panic,
     path::Path,
+    thread,
 };
 
 use half::{bf16, f16};
@@ -22,8 +24,8 @@ use crate::model::{ModelError, ModelSpec};
 
 /// The spread of initial weights where the configuration has no `initializer_range`.
 const DEFAULT_DEVIATION: f64 = 0.02;
-/// Numbers written at a time.
-const CHUNK: usize = 1 << 16;
+/// Bytes of the tensors that are made at a time, at most, unless one alone is larger.
+const AT_ONCE: usize = 2 << 30;
 
 /// How a folder of random weights is stored.
 #[derive(Clone, Copy, Debug)]
@@ -137,30 +139,44 @@ fn write_shard(
     let mut file = BufWriter::new(File::create(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
-    let mut bytes = Vec::new();
-    for place in places {
-        let mut numbers = Numbers::of(place.role, model.seed, deviation);
-        let mut left = place.shape.n_elements();
-        while left > 0 {
-            let n = left.min(CHUNK);
-            bytes.clear();
-            for _ in 0..n {
-                let number = numbers.next();
-                match model.stored_type {
-                    StoredType::F32 => bytes.extend_from_slice(&number.to_le_bytes()),
-                    StoredType::F16 => {
-                        bytes.extend_from_slice(&f16::from_f32(number).to_le_bytes());
-                    }
-                    StoredType::Bf16 => {
-                        bytes.extend_from_slice(&bf16::from_f32(number).to_le_bytes());
-                    }
-                }
-            }
-            file.write_all(&bytes)?;
-            left -= n;
-        }
+    // A thread makes a tensor, as each has a sequence of its own.
+    let n_threads = thread::available_parallelism().map_or(1, |n| n.get());
+    let mut left = places;
+    while !left.is_empty() {
+        let mut n_bytes = 0;
+        let fits = |place: &&TensorPlace| {
+            n_bytes += place.shape.n_elements() * model.stored_type.n_bytes();
+            n_bytes <= AT_ONCE
+        };
+        let n = left.iter().take(n_threads).take_while(fits).count().max(1);
+        let (now, later) = left.split_at(n);
+        thread::scope(|scope| {
+            let make = |place| scope.spawn(move || numbers_of(place, model, deviation));
+            let made: Vec<_> = now.iter().map(make).collect();
+            made.into_iter().try_for_each(|made| {
+                let bytes = made.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+                file.write_all(&bytes)
+            })
+        })?;
+        left = later;
     }
     file.flush()
+}
+
+/// A tensor's numbers as they are stored.
+fn numbers_of(place: &TensorPlace, model: RandomModel, deviation: f64) -> Vec<u8> {
+    let mut numbers = Numbers::of(place.role, model.seed, deviation);
+    let n = place.shape.n_elements();
+    let mut bytes = Vec::with_capacity(n * model.stored_type.n_bytes());
+    for _ in 0..n {
+        let number = numbers.next();
+        match model.stored_type {
+            StoredType::F32 => bytes.extend_from_slice(&number.to_le_bytes()),
+            StoredType::F16 => bytes.extend_from_slice(&f16::from_f32(number).to_le_bytes()),
+            StoredType::Bf16 => bytes.extend_from_slice(&bf16::from_f32(number).to_le_bytes()),
+        }
+    }
+    bytes
 }
 
 /// The initial numbers of a tensor, one after another.

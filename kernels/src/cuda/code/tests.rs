@@ -27,6 +27,20 @@ fn the_archive_holds_what_the_sources_compile_to() {
     }
 }
 
+/// A driver that knows a hint refuses it in text of a version before it.
+#[test]
+fn text_has_no_hints_later_than_its_version() {
+    let mut n_hints = 0;
+    for module in committed().modules(Target::Ptx).unwrap() {
+        let text = String::from_utf8(module.image).unwrap();
+        for hint in text.lines().filter(|line| line.contains(".pragma")) {
+            assert_eq!(hint.trim(), ".pragma \"nounroll\";", "{}", module.name);
+            n_hints += 1;
+        }
+    }
+    assert!(n_hints > 0);
+}
+
 #[test]
 #[cfg(not(feature = "compiler"))]
 fn the_program_holds_the_file() {
