@@ -1,4 +1,4 @@
-//! What a device can do, as far as it changes sizes or numbers.
+//! What a device can do, as far as it changes sizes or numbers, and why it did not.
 
 use std::fmt;
 
@@ -146,4 +146,32 @@ impl DeviceProfile {
     pub fn with_compute(self, compute: Compute) -> Self {
         Self { compute, ..self }
     }
+}
+
+/// Why a card did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// There is not that much memory left.
+    #[error(
+        "the graphics card has {} MiB free and {} MiB were asked for, {} MiB too few; close programs that use the card (browsers, games, other trainings), or set a smaller budget",
+        free_bytes >> 20,
+        needed_bytes.div_ceil(1 << 20),
+        needed_bytes.saturating_sub(*free_bytes).div_ceil(1 << 20)
+    )]
+    OutOfMemory {
+        /// Bytes that were asked for.
+        needed_bytes: usize,
+        /// Bytes that were free.
+        free_bytes: usize,
+    },
+    /// The driver reports a failure; nothing more can be done with the card in this process.
+    #[error(
+        "the graphics card failed ({call}: {reason}); the last checkpoint is whole: resume the run from it, after a restart of the computer if it fails again"
+    )]
+    Failed {
+        /// What was asked of the driver.
+        call: &'static str,
+        /// Its answer.
+        reason: String,
+    },
 }

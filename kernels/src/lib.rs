@@ -37,7 +37,7 @@ pub mod random;
 
 pub use cpu::Cpu;
 pub use cuda::Cuda;
-pub use device::{Capability, Compute, DeviceKind, DeviceProfile, Isa};
+pub use device::{Capability, Compute, DeviceError, DeviceKind, DeviceProfile, Isa};
 pub use memory::{
     DeviceSlice, Element, FloatFormat, Floats, Gradient, Memory, MemoryError, MemoryId, Store,
     WeightGradient,

@@ -272,7 +272,7 @@ pub enum MemoryError {
     },
     /// A card refused.
     #[error(transparent)]
-    Device(#[from] crate::cuda::DeviceError),
+    Device(#[from] crate::DeviceError),
     /// A file could not be mapped.
     #[error("could not map {path} into memory: {source}")]
     Map {
@@ -335,7 +335,7 @@ pub trait Memory {
     fn copy<T: Element>(&mut self, source: DeviceSlice<T>, destination: DeviceSlice<T>);
 }
 
-use crate::{cuda::DeviceError, device::DeviceProfile};
+use crate::device::{DeviceError, DeviceProfile};
 pub use mapped::{MappedFile, ReadAhead};
 
 mod mapped {

@@ -43,6 +43,15 @@ pub const fn uniform(bits: u64) -> f64 {
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
 
+/// Which inputs of a low-rank pair are dropped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// The share of inputs set to zero, in `[0, 1)`.
+    pub probability: f32,
+    /// Chooses the mask: one value for each micro-batch, layer and matrix.
+    pub seed: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

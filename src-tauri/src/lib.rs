@@ -55,7 +55,8 @@ pub fn run() {
         .plugin(tauri_plugin_dialog::init())
         .plugin(tauri_plugin_notification::init())
         .plugin(tauri_plugin_opener::init())
-        .setup(|app| set_up(app).map_err(Into::into))
+        // An error that is handed back would be a panic, which nobody sees on Windows.
+        .setup(|app| set_up(app).map_err(|error| give_up(&error)))
         .on_window_event(on_window_event)
         .on_page_load(|webview, payload| {
             if matches!(payload.event(), PageLoadEvent::Started) {
@@ -100,11 +101,29 @@ pub fn run() {
                 api.prevent_exit();
             }
         }),
-        Err(error) => {
-            eprintln!("error: Nibble could not open its window: {error}");
-            std::process::exit(1);
-        }
+        Err(error) => give_up(&error),
     }
+}
+
+/// Says why there is no window, where a person sees it, and ends.
+fn give_up(error: &tauri::Error) -> ! {
+    let lacks_web_view = cfg!(windows) && tauri::webview_version().is_err();
+    let reason = if lacks_web_view {
+        "Nibble's window needs Microsoft's WebView2 Runtime, which is not installed. Get it from \
+         https://developer.microsoft.com/microsoft-edge/webview2 and start Nibble again."
+            .to_owned()
+    } else {
+        format!("Nibble could not open its window: {error}")
+    };
+    eprintln!("error: {reason}");
+    // A program with a window has no terminal there.
+    #[cfg(windows)]
+    rfd::MessageDialog::new()
+        .set_level(rfd::MessageLevel::Error)
+        .set_title("Nibble")
+        .set_description(&reason)
+        .show();
+    std::process::exit(1);
 }
 
 /// Finds the built-in files and what the app remembers.

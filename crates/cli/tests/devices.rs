@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "other tests share more of it")]
 mod common;
 
+#[cfg(target_os = "linux")]
 use std::{fs, process::Command};
 
 use common::Place;

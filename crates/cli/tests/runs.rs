@@ -4,10 +4,12 @@
 
 mod common;
 
+#[cfg(unix)]
+use std::process::Command;
 use std::{
     fs,
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use common::{Place, files};

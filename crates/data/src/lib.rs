@@ -12,6 +12,7 @@ mod batches;
 mod dataset;
 mod error;
 mod inspect;
+mod random;
 mod template;
 mod tokenize;
 mod tokenizer;

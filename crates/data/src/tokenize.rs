@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     ChatTemplate, ColumnMapping, DataError, Dataset, Example, Format, MalformedLines, Message,
-    OnProgress, Tokenizer, batches::hash,
+    OnProgress, Tokenizer, random::hash,
 };
 
 /// Which tokens the loss counts.

@@ -2,11 +2,7 @@
 //! the events of a run.
 
 use nibble_data::DataError;
-use nibble_kernels::{
-    MemoryError,
-    cuda::{DeviceError, OpenError},
-    paging::PageError,
-};
+use nibble_kernels::{DeviceError, MemoryError, cuda::OpenError, paging::PageError};
 use nibble_run::Explain;
 
 use crate::{

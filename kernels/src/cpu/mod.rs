@@ -4,6 +4,7 @@
 //! a Rust slice.
 
 pub mod ceilings;
+mod dropout;
 pub(crate) mod float;
 pub(crate) mod gemm;
 pub(crate) mod math;

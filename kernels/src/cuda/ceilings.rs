@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use super::{Address, Cuda, DeviceError, Launch, Moved, Parameters};
+use super::{Address, Cuda, Launch, Moved, Parameters};
+use crate::DeviceError;
 use crate::cpu::ceilings::fastest;
 
 /// Time given to each measurement.

@@ -27,7 +27,6 @@ use std::{
 };
 
 pub use cards::{Card, CardMeter, OpenError, Readings, Unavailable, cards};
-pub use driver::DeviceError;
 pub(crate) use driver::{Address, Launch, Moved, Parameters};
 use driver::{Driver, Function, HostMemory};
 #[cfg(any(test, feature = "simulator"))]
@@ -35,7 +34,7 @@ pub use simulated::fail_next_after;
 
 use crate::{
     arguments::{Arguments, InFlight},
-    device::{Compute, DeviceKind, DeviceProfile},
+    device::{Compute, DeviceError, DeviceKind, DeviceProfile},
     memory::{DeviceSlice, Element, Floats, MappedFile, Memory, MemoryError, MemoryId, ReadAhead},
     paging::{Moving, PageFile},
     profile::{self, OperationProfile, Profile},

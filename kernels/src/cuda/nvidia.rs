@@ -23,11 +23,11 @@ use super::{
     Cuda, MAX_SHARED_BYTES,
     cards::{self, OpenError, Unavailable},
     code::{CodeArchive, Target},
-    driver::{Address, DeviceError, Driver, Function, HostMemory, Launch, Moved, Parameters},
+    driver::{Address, Driver, Function, HostMemory, Launch, Moved, Parameters},
 };
 use crate::{
     arguments::Direction,
-    device::{Capability, Compute},
+    device::{Capability, Compute, DeviceError},
 };
 
 impl Cuda {

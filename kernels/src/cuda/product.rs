@@ -9,10 +9,10 @@ use half::bf16;
 use super::{Address, Call, Launch, Parameters};
 use crate::{
     device::Compute,
-    layers::Dropout,
     linear::Weight,
     memory::{DeviceSlice, FloatFormat, Floats, Store},
     nf4,
+    random::Dropout,
 };
 
 /// Depth of a step of the kernels, in `product.cuh`.

@@ -15,11 +15,11 @@ use std::{
 use super::{
     Cuda,
     code::{CodeArchive, Target},
-    driver::{Address, DeviceError, Driver, Function, HostMemory, Launch, Moved, Parameters},
+    driver::{Address, Driver, Function, HostMemory, Launch, Moved, Parameters},
 };
 use crate::{
     arguments::Direction,
-    device::{Capability, Compute},
+    device::{Capability, Compute, DeviceError},
 };
 
 impl Cuda {

@@ -28,6 +28,7 @@ use crate::{
     cpu::gemm,
     linear::Weight,
     memory::{DeviceSlice, FloatFormat, Floats, Memory, Store},
+    random::Dropout,
 };
 
 /// The most layers that share an input: queries, keys and values.
@@ -55,15 +56,6 @@ pub struct LayerWidth {
     pub output: FloatFormat,
     /// How `dy` is stored.
     pub gradient: FloatFormat,
-}
-
-/// Which inputs of the pair are dropped.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// The share of inputs set to zero, in `[0, 1)`.
-    pub probability: f32,
-    /// Chooses the mask: one value for each micro-batch, layer and matrix.
-    pub seed: u64,
 }
 
 /// The matrices of one pair, or of their gradients.

@@ -6,7 +6,8 @@ use super::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer};
 use crate::{
     Cuda,
     arguments::{Direction, InFlight, do_overlap},
-    cuda::{DeviceError, Moved, Store},
+    cuda::{Moved, Store},
+    device::DeviceError,
     memory::DeviceSlice,
 };
 

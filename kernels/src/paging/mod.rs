@@ -116,7 +116,7 @@ pub enum PageError {
     },
     /// The device failed.
     #[error(transparent)]
-    Device(crate::cuda::DeviceError),
+    Device(crate::DeviceError),
     /// The thread that moves pages could not be started.
     #[error("the thread that moves pages could not be started: {source}; close other programs")]
     Thread {

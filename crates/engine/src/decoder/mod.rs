@@ -21,7 +21,7 @@ use crate::{
     model::{ModelSpec, Projection},
     plan::{LayerSlices, RopeTables},
 };
-use nibble_kernels::{DeviceSlice, Floats, layers::Dropout};
+use nibble_kernels::{DeviceSlice, Floats, random::Dropout};
 
 /// A model in device memory: base weights, rotation tables, and an adapter if one is in use.
 #[derive(Clone, Debug)]

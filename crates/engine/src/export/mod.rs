@@ -26,9 +26,11 @@ use crate::{
     files::{SafetensorsWriter, TensorEntry},
     generate::{GenerateError, Session, SessionSettings},
     model::{ModelError, ModelSpec, Projection},
-    train::checkpoint::MODEL_WEIGHTS,
     weights::{LayerTensor, ModelFolder, StoredType, TensorRole, WeightFormat},
 };
+
+/// Weights of a whole model, where they are in one file.
+pub(crate) const MODEL_WEIGHTS: &str = "model.safetensors";
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

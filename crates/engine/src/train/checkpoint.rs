@@ -16,7 +16,7 @@ use std::{
 };
 
 use nibble_kernels::{
-    Backend, MemoryError, adamw::n_moment_blocks, cuda::DeviceError, memory::MappedFile,
+    Backend, DeviceError, MemoryError, adamw::n_moment_blocks, memory::MappedFile,
     paging::PageError,
 };
 use nibble_run::size;
@@ -27,15 +27,13 @@ use super::trainer::Trainer;
 use crate::{
     adapter::{AdapterConfig, AdapterError, AdapterTensor, peft},
     decoder::BaseWeights,
-    export::{ExportError, copy_companions},
+    export::{ExportError, MODEL_WEIGHTS, copy_companions},
     files::{SafetensorsWriter, TensorEntry},
     optimizer::{MomentParts, OptimizerStates, TrainedRole},
     residency::Stored,
     weights::layout::TensorParts,
 };
 
-/// Weights of a run that trains everything.
-pub const MODEL_WEIGHTS: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const VERSION: u32 = 1;

@@ -20,7 +20,7 @@ pub use crate::optimizer::OptimizerConfig;
 use std::path::PathBuf;
 
 use nibble_data::DataError;
-use nibble_kernels::{MemoryError, cuda::DeviceError, paging::PageError};
+use nibble_kernels::{DeviceError, MemoryError, paging::PageError};
 use nibble_run::RunError;
 
 use crate::{

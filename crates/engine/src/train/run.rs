@@ -8,7 +8,7 @@ use std::{
 };
 
 use nibble_data::{BatchBuffer, BatchPlan, ChatTemplate, Encoder, TokenizedDataset, Tokenizer};
-use nibble_kernels::{OperationProfile, Store, cuda::DeviceError, paging::StoreId, random::hash};
+use nibble_kernels::{DeviceError, OperationProfile, Store, paging::StoreId, random::hash};
 use nibble_run::{
     CardReadings, Event, Explain, MetricsWriter, OperationTime, RunError, RunFolder, RunSettings,
     read_metrics, size,

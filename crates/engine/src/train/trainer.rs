@@ -5,10 +5,9 @@
 
 use nibble_data::BatchBuffer;
 use nibble_kernels::{
-    Backend, DeviceSlice, Floats, Gradient, MemoryError, Store,
+    Backend, DeviceError, DeviceSlice, Floats, Gradient, MemoryError, Store,
     adamw::AdamWStep,
     attention::Segment,
-    cuda::DeviceError,
     embedding::EmbeddingTable,
     linear::Weight,
     paging::{PageError, StoreId, StorePlace},

@@ -8,7 +8,8 @@ use super::{
     Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, SharedTarget,
     Sums, Target, Term,
     kernels::{Kernel, Tile},
-    operand::{Form, Layout},
+    layout::Layout,
+    operand::Form,
     products_beside,
 };
 use crate::{

@@ -7,12 +7,12 @@ use half::bf16;
 
 use super::nf4::{HALF, Nf4Values};
 #[cfg(target_arch = "x86_64")]
-use super::{nf4, operand::Layout};
+use super::{layout::Layout, nf4};
 use crate::{
     Compute, Isa,
     cpu::{float::bf16_bits, math::for_each_isa},
-    layers::Dropout,
     nf4::BLOCK,
+    random::Dropout,
 };
 
 /// The most elements that are expanded at a time.
@@ -374,7 +374,7 @@ mod x86 {
 
     use half::bf16;
 
-    use super::{super::operand::STEPS_AHEAD, Panels, Range};
+    use super::{super::layout::STEPS_AHEAD, Panels, Range};
 
     /// Rounds whole vectors to pairs; returns how many pairs that were. (The instruction flushes
     /// denormal numbers, as does the one that multiplies.)

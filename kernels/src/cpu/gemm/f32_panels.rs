@@ -7,8 +7,8 @@ use half::bf16;
 
 use super::{
     expand::Values,
+    layout::{LANES_AHEAD, Layout, STEPS_AHEAD},
     nf4::{HALF, Nf4Values},
-    operand::{LANES_AHEAD, Layout, STEPS_AHEAD},
 };
 use crate::{
     blockwise::DynamicCode,

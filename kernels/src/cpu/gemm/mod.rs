@@ -15,6 +15,7 @@ mod expand;
 #[cfg(target_arch = "x86_64")]
 mod f32_panels;
 mod kernels;
+mod layout;
 mod nf4;
 mod operand;
 mod tiles;
@@ -22,8 +23,9 @@ mod transpose;
 mod vector;
 
 pub(crate) use expand::Values;
+pub(crate) use layout::Layout;
 pub(crate) use nf4::Nf4Values;
-pub(crate) use operand::{Layout, Operand};
+pub(crate) use operand::Operand;
 pub(crate) use tiles::TileProducts;
 pub(crate) use transpose::{LANES as TURNED_LANES, transpose};
 pub(crate) use vector::{FEW_ROWS, few_rows, few_rows_workspace_bytes, is_few_rows};

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use super::operand::Layout;
+use super::layout::Layout;
 use crate::cpu::float::bf16_bits;
 use crate::{
     Compute, Isa,
@@ -217,7 +217,7 @@ mod x86 {
 
     use super::{
         super::{
-            operand::{LANES_AHEAD, STEPS_AHEAD},
+            layout::{LANES_AHEAD, STEPS_AHEAD},
             transpose::LANES,
         },
         BLOCK, Compute, HALF, LEVELS, Nf4Values, PANEL, Range,

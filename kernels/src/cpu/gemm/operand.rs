@@ -7,18 +7,10 @@ use super::f32_panels::{self, Part};
 use super::{
     expand::{Panels, RUN, Values},
     kernels::packed_depth,
+    layout::{LANES_AHEAD, Layout, STEPS_AHEAD},
     transpose::{LANES, STEPS, transpose},
 };
 use crate::{Compute, Isa};
-
-/// Which index of the product runs along the rows of the stored matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Layout {
-    /// Neighbours in memory are neighbours in k: x in `x · Wᵀ`, and W.
-    Depth,
-    /// Neighbours in memory are neighbouring rows of A or columns of B: W in `dy · W`.
-    Lanes,
-}
 
 /// A matrix as the product sees it: lanes (rows of A, columns of B) by depth (k).
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +38,6 @@ impl Form {
         packed_depth(self.bf16_pairs, depth)
     }
 }
-
-/// How far ahead of their use stored rows are asked for: about the latency of memory, at the rate
-/// of packing.
-pub(super) const LANES_AHEAD: usize = 32;
-pub(super) const STEPS_AHEAD: usize = 40;
 
 impl<'a> Operand<'a> {
     /// An f32 matrix `[lanes, k]`, or `[k, lanes]` in the other layout.

@@ -4,10 +4,9 @@
 use std::{cell::Cell, ops::Range};
 
 use nibble_kernels::{
-    Cpu, DeviceProfile, DeviceSlice, Element, Floats, Gradient, Memory, MemoryError, MemoryId,
-    OperationProfile, Paging, Store, WeightGradient, adamw, attention,
-    cuda::DeviceError,
-    embedding, gradient_norm, layers, linear,
+    Cpu, DeviceError, DeviceProfile, DeviceSlice, Element, Floats, Gradient, Memory, MemoryError,
+    MemoryId, OperationProfile, Paging, Store, WeightGradient, adamw, attention, embedding,
+    gradient_norm, layers, linear,
     memory::MappedFile,
     nf4, output_loss,
     paging::{PageError, PageFile, StoreId, StorePlace, Transfer},
