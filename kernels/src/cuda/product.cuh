@@ -34,6 +34,8 @@ struct Product {
     // Like c, added to what is stored; c itself, another matrix, or null.
     const f32* added;
     f32* c;
+    // What is stored in c, in bf16; or null.
+    bf16* rounded;
     // Where sums of parts of k wait to be added; null if k is not divided.
     f32* parts;
     u64 drop_seed;
@@ -350,6 +352,7 @@ __device__ __forceinline__ void store(const Product& p, bool is_rounded, u64 at,
         reinterpret_cast<bf16*>(p.c)[at] = to_bf16(value);
     else
         p.c[at] = value;
+    if (p.rounded != nullptr) p.rounded[at] = to_bf16(value);
 }
 
 template <u32 M, u32 N, bool A_ACROSS, bool B_ACROSS, class Form>
@@ -478,6 +481,8 @@ __device__ __forceinline__ void multiply(const Product& p) {
                         reinterpret_cast<u32*>(p.c)[at / 2] = pack_bf16(first, second);
                     else
                         *reinterpret_cast<float2*>(p.c + at) = make_float2(first, second);
+                    if (p.rounded != nullptr)
+                        reinterpret_cast<u32*>(p.rounded)[at / 2] = pack_bf16(first, second);
                 } else {
                     store(p, is_rounded, at, finished(p, row, column, lower));
                     if (column + 1 < p.n)

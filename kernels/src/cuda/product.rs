@@ -52,7 +52,7 @@ enum Form {
 /// A matrix stored by rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix {
-    values: Address,
+    pub values: Address,
     form: Form,
     /// Numbers from one row to the next.
     stride: usize,
@@ -139,6 +139,8 @@ pub(crate) struct Product {
     /// `m × n` in f32; or in bf16, rounded and not added to.
     pub c: Address,
     pub is_rounded: bool,
+    /// What is stored in `c`, in bf16 besides.
+    pub rounded: Option<Address>,
 }
 
 /// What is added beside a product in bf16, of little depth.
@@ -224,6 +226,15 @@ impl Staging {
         self.next = taken.plus(aligned(n_bytes));
         assert!(self.next <= self.end, "{n_bytes} bytes of workspace beyond its end");
         taken
+    }
+
+    /// Room for what one product stores in bf16 and another one reads, where its rows need no padding.
+    pub fn between(&mut self, call: &Call<'_>, (rows, columns): (usize, usize)) -> Option<Matrix> {
+        let is_read = call.compute() == Compute::Bf16 && columns.is_multiple_of(8);
+        is_read.then(|| {
+            let values = self.take(staged_bytes(rows, columns));
+            Matrix { values, form: Form::Staged, stride: columns }
+        })
     }
 
     /// An activation of `rows × columns` as products take it: as it is where it is in bf16.
@@ -330,6 +341,7 @@ impl Product {
                 (None, Store::Overwrite) => Address::NULL,
             })
             .address(self.c)
+            .address(self.rounded.unwrap_or(Address::NULL))
             .address(parts)
             .u64(seed)
             .extent(self.a.0.stride)

@@ -96,12 +96,17 @@ impl Layers for Cuda {
                 Some(_) => staging.input(&call, x, (n_rows, n_in), dropout),
                 None => rows,
             };
+            let between = staging.between(&call, (n_rows, rank));
             let extents = (n_rows, rank, n_in);
             let through_a = plain(extents, (dropped, along), (a, along), overwrite, xa);
+            let rounded = between.map(|matrix| matrix.values);
             // SAFETY: every argument was cut to these extents.
             unsafe {
-                through_a.multiply(&mut call, &staging);
-                let xa = staging.operand(&call, xa, (n_rows, rank), None);
+                Product { rounded, ..through_a }.multiply(&mut call, &staging);
+                let xa = match between {
+                    Some(xa) => xa,
+                    None => staging.operand(&call, xa, (n_rows, rank), None),
+                };
                 if call.compute() == Compute::Bf16 {
                     let low_rank = Some(LowRank { rank, a: xa, b, scale });
                     Product { low_rank, ..layer }.multiply(&mut call, &staging);
@@ -149,7 +154,12 @@ impl Layers for Cuda {
                 let xa = call.read(xa.first(n_rows * rank));
                 let da = call.write(gradient.a.first(rank * n_in));
                 let db = call.write(gradient.b.first(n_out * rank));
-                let dxa = staging.take(n_rows * rank * size_of::<f32>());
+                let between = staging.between(&call, (n_rows, rank));
+                let dxa = match between {
+                    Some(dxa) => dxa.values,
+                    None => staging.take(n_rows * rank * size_of::<f32>()),
+                };
+                let is_rounded = between.is_some();
                 let x = match rows.filter(|_| dropout.is_none()) {
                     Some(rows) => rows,
                     None => staging.input(&call, x, (n_rows, n_in), dropout),
@@ -161,9 +171,12 @@ impl Layers for Cuda {
                 let of_b = plain(extents, (dy, across), (xa, across), gradients, db);
                 // SAFETY: every argument was cut to these extents.
                 let dxa = unsafe {
-                    Product { scale, ..through_b }.multiply(&mut call, &staging);
+                    Product { scale, is_rounded, ..through_b }.multiply(&mut call, &staging);
                     Product { scale, ..of_b }.multiply(&mut call, &staging);
-                    let dxa = staging.operand(&call, dxa, (n_rows, rank), None);
+                    let dxa = match between {
+                        Some(dxa) => dxa,
+                        None => staging.operand(&call, dxa, (n_rows, rank), None),
+                    };
                     plain((rank, n_in, n_rows), (dxa, across), (x, across), gradients, da)
                         .multiply(&mut call, &staging);
                     dxa

@@ -32,8 +32,8 @@ pub(crate) fn plain(
     c: crate::cuda::Address,
 ) -> Product {
     let (scale, low_rank, dropout, bias) = (1.0, None, None, None);
-    let (onto, is_rounded) = (None, false);
-    Product { m, n, k, a, b, scale, low_rank, dropout, bias, store, onto, c, is_rounded }
+    let (onto, is_rounded, rounded) = (None, false, None);
+    Product { m, n, k, a, b, scale, low_rank, dropout, bias, store, onto, c, is_rounded, rounded }
 }
 
 impl Linear for Cuda {
