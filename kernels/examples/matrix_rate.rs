@@ -95,7 +95,7 @@ fn measure(profile: DeviceProfile, shape: LinearShape) -> Result<(), Box<dyn std
             device.linear(shape, x.into(), weight, None, store, y, workspace)
         });
         let input = ceilings::fastest(MEASUREMENT, || {
-            device.linear_input_gradient(shape, dy, weight, store, dx, workspace);
+            device.linear_input_gradient(shape, dy.into(), weight, store, dx, workspace);
         });
         let gradient = ceilings::fastest(MEASUREMENT, || {
             let dweight = Gradient { values: dweight, store };

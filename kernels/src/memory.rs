@@ -169,6 +169,14 @@ pub enum FloatFormat {
 }
 
 impl FloatFormat {
+    /// Bytes of a number.
+    pub fn n_bytes(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::Bf16 => size_of::<bf16>(),
+        }
+    }
+
     /// As messages and kernels name it.
     pub fn name(self) -> &'static str {
         match self {

@@ -187,6 +187,14 @@ pub(crate) fn staged_bytes(rows: usize, columns: usize) -> usize {
     aligned(rows.saturating_mul(columns.next_multiple_of(8)).saturating_mul(size_of::<bf16>()))
 }
 
+/// Bytes of rows as they are staged for products.
+pub(crate) fn input_bytes(n_rows: usize, width: usize, format: FloatFormat) -> usize {
+    match format {
+        FloatFormat::F32 => staged_bytes(n_rows, width),
+        FloatFormat::Bf16 => 0,
+    }
+}
+
 /// Bytes of `n` numbers in f32, as a part of a workspace.
 pub(crate) fn f32_bytes(n: usize) -> usize {
     aligned(n.saturating_mul(size_of::<f32>()))

@@ -25,7 +25,7 @@ pub(super) fn workspace_bytes(
         [
             // A second x, dropped from; in f32 at most.
             dropped,
-            input_bytes(n_rows, n_out, gradient),
+            product::input_bytes(n_rows, n_out, gradient),
             // xa, dxa, and dxa before it is staged.
             product::staged_bytes(n_rows, rank),
             product::staged_bytes(n_rows, rank),
@@ -43,15 +43,7 @@ pub(super) fn workspace_bytes(
         .fold(0, usize::saturating_add)
     };
     let most = layers.iter().map(of_layer).max().unwrap_or(0);
-    input_bytes(n_rows, n_in, input).saturating_add(most)
-}
-
-/// Bytes of rows as they are staged for products.
-fn input_bytes(n_rows: usize, width: usize, format: FloatFormat) -> usize {
-    match format {
-        FloatFormat::F32 => product::staged_bytes(n_rows, width),
-        FloatFormat::Bf16 => 0,
-    }
+    product::input_bytes(n_rows, n_in, input).saturating_add(most)
 }
 
 impl Layers for Cuda {

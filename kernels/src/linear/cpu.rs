@@ -77,7 +77,7 @@ impl Linear for Cpu {
     fn linear_input_gradient(
         &mut self,
         shape: LinearShape,
-        dy: DeviceSlice<f32>,
+        dy: Floats,
         weight: Weight,
         store: Store,
         dx: DeviceSlice<f32>,
@@ -86,7 +86,7 @@ impl Linear for Cpu {
         let mut access = self.access("input gradient");
         let LinearShape { n_rows, n_in, n_out } = shape;
         let place = access.place();
-        let dy = Operand::f32(access.read(dy), Layout::Depth, n_out);
+        let dy = Operand { values: access.read_floats(dy), layout: Layout::Depth, stride: n_out };
         let weight = operand(&mut access, weight, shape, Layout::Lanes);
         let extents = Extents { m: n_rows, n: n_in, k: n_out };
         access.count_product(n_rows, n_in, n_out);

@@ -2,20 +2,20 @@
 
 use super::{Linear, LinearShape, Weight};
 use crate::{
-    Cuda, DeviceProfile,
+    Cuda,
     cuda::{
         Launch, Parameters,
         product::{self, Activation, Matrix, Product, Staging, Turn},
     },
-    memory::{DeviceSlice, Floats, Gradient, Store, WeightGradient},
+    memory::{DeviceSlice, FloatFormat, Floats, Gradient, Store, WeightGradient},
 };
 
-/// Bytes of workspace that any of the three products needs: both activations as they are staged, and
-/// the products' own.
-pub(super) fn workspace_bytes(_: &DeviceProfile, shape: LinearShape) -> usize {
+/// Bytes of workspace that any of the three products needs: the activation as it is staged, its gradient
+/// where it is, and the products' own.
+pub(super) fn workspace_bytes(shape: LinearShape, gradient: FloatFormat) -> usize {
     let LinearShape { n_rows, n_in, n_out } = shape;
     product::staged_bytes(n_rows, n_in)
-        .saturating_add(product::staged_bytes(n_rows, n_out))
+        .saturating_add(product::input_bytes(n_rows, n_out, gradient))
         .saturating_add(product::workspace_bytes(&[
             (n_rows, n_out, n_in),
             (n_rows, n_in, n_out),
@@ -64,7 +64,7 @@ impl Linear for Cuda {
     fn linear_input_gradient(
         &mut self,
         shape: LinearShape,
-        dy: DeviceSlice<f32>,
+        dy: Floats,
         weight: Weight,
         store: Store,
         dx: DeviceSlice<f32>,
@@ -72,11 +72,11 @@ impl Linear for Cuda {
     ) {
         let LinearShape { n_rows, n_in, n_out } = shape;
         let mut call = self.call("input gradient");
-        let dy = call.read(dy.first(n_rows * n_out));
+        let dy = Activation::new(&mut call, dy.first(n_rows * n_out));
         let weight = Matrix::weight(&mut call, weight, n_out, n_in);
         let dx = call.write(dx.first(n_rows * n_in));
         let mut staging = Staging::new(&mut call, workspace);
-        let dy = staging.operand(&call, dy, (n_rows, n_out), None);
+        let dy = staging.input(&call, dy, (n_rows, n_out), None);
         let extents = (n_rows, n_in, n_out);
         let product = plain(extents, (dy, Turn::Along), (weight, Turn::Across), store, dx);
         // SAFETY: every argument was cut to these extents.

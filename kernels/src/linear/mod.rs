@@ -85,11 +85,11 @@ pub trait Linear: Memory {
 
     /// `dx (store) dy · W`.
     ///
-    /// `dy` `[n_rows, n_out]`, `dx` `[n_rows, n_in]` by `store`.
+    /// `dy` `[n_rows, n_out]`, in [`input_format`] or f32; `dx` `[n_rows, n_in]` by `store`.
     fn linear_input_gradient(
         &mut self,
         shape: LinearShape,
-        dy: DeviceSlice<f32>,
+        dy: Floats,
         weight: Weight,
         store: Store,
         dx: DeviceSlice<f32>,
@@ -125,10 +125,19 @@ pub fn input_format(profile: &DeviceProfile, width: usize) -> FloatFormat {
 }
 
 /// Bytes of workspace that any of the three products needs on `profile`, for `shape` or for fewer
-/// rows, with the gradient of the weight in f32.
+/// rows, with activations, their gradients and that of the weight in f32.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: LinearShape) -> usize {
+    workspace_bytes_of(profile, shape, FloatFormat::F32)
+}
+
+/// The same with gradients of activations in a format.
+pub(crate) fn workspace_bytes_of(
+    profile: &DeviceProfile,
+    shape: LinearShape,
+    gradient: FloatFormat,
+) -> usize {
     if profile.is_cuda() {
-        return cuda::workspace_bytes(profile, shape);
+        return cuda::workspace_bytes(shape, gradient);
     }
     let LinearShape { n_rows, n_in, n_out } = shape;
     let bytes = |m, n, k| gemm::workspace_bytes(profile, Extents { m, n, k });

@@ -61,6 +61,7 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         let [x_rounded, dy_rounded] = [&x, &dy].map(|values| rounded(values, profile.compute));
         let (x_slice, dy_slice) = (place(device, &x), place(device, &dy));
         let narrow = place_in(device, &x, input_format(&profile, shape.n_in));
+        let narrow_dy = place_in(device, &dy, input_format(&profile, shape.n_out));
         for (weight, values) in weights(device, shape, &mut random) {
             let values = rounded(&values, profile.compute);
             let y = place(device, &vec![f32::NAN; dy.len()]);
@@ -72,9 +73,19 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
             assert!(fetch(device, y) == from_f32, "x in bf16, {what}");
 
             let dx = place(device, &vec![f32::NAN; x.len()]);
-            device.linear_input_gradient(shape, dy_slice, weight, Store::Overwrite, dx, scratch);
+            device.linear_input_gradient(
+                shape,
+                dy_slice.into(),
+                weight,
+                Store::Overwrite,
+                dx,
+                scratch,
+            );
             let what = format!("input gradient {shape:?} {weight:?}");
-            check(&what, &fetch(device, dx), &input_gradient(shape, &dy_rounded, &values));
+            let from_f32 = fetch(device, dx);
+            check(&what, &from_f32, &input_gradient(shape, &dy_rounded, &values));
+            device.linear_input_gradient(shape, narrow_dy, weight, Store::Overwrite, dx, scratch);
+            assert!(fetch(device, dx) == from_f32, "dy in bf16, {what}");
         }
         let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
         let gradient = Gradient { values: dweight, store: Store::Overwrite };
@@ -88,8 +99,7 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
         let from_f32 = fetch(device, dweight);
         check(&format!("weight gradient {shape:?}"), &from_f32, &expected);
-        let dy = place_in(device, &dy, input_format(&profile, shape.n_out));
-        device.linear_weight_gradient(shape, narrow, dy, gradient.into(), scratch);
+        device.linear_weight_gradient(shape, narrow, narrow_dy, gradient.into(), scratch);
         assert!(fetch(device, dweight) == from_f32, "in bf16, {shape:?}");
     }
 }
@@ -238,7 +248,7 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
 
     for (weight, values) in weights(device, shape, &mut random) {
         let dx = place(device, &x);
-        device.linear_input_gradient(shape, dy_slice, weight, store, dx, scratch);
+        device.linear_input_gradient(shape, dy_slice.into(), weight, store, dx, scratch);
         let dx = fetch(device, dx);
         for _ in 0..3 {
             let i = random.below(x.len());
@@ -306,7 +316,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 let dweight = place(&mut device, &vec![0.0; shape.n_in * shape.n_out]);
                 let store = Store::Overwrite;
                 device.linear(shape, x.into(), weight, None, store, y, scratch);
-                device.linear_input_gradient(shape, dy, weight, store, dx, scratch);
+                device.linear_input_gradient(shape, dy.into(), weight, store, dx, scratch);
                 let gradient = Gradient { values: dweight, store };
                 device.linear_weight_gradient(shape, x.into(), dy.into(), gradient.into(), scratch);
                 [y, dx, dweight].map(|slice| {
@@ -342,13 +352,20 @@ fn a_product_of_more_steps_than_are_packed_at_a_time_matches_the_reference() {
         let (weight, values) = weights(&mut device, shape, &mut random).remove(1);
         let values = rounded(&values, profile.compute);
         let dx = place(&mut device, &before);
-        device.linear_input_gradient(shape, dy_slice, weight, Store::Overwrite, dx, scratch);
+        device.linear_input_gradient(shape, dy_slice.into(), weight, Store::Overwrite, dx, scratch);
         let dy = rounded(&dy, profile.compute);
         let overwritten = fetch(&device, dx);
         check(&format!("{profile:?}"), &overwritten, &input_gradient(shape, &dy, &values));
         // What is added comes in as many roundings as there are blocks of k (192 steps, at the least).
         let sum = place(&mut device, &before);
-        device.linear_input_gradient(shape, dy_slice, weight, Store::Accumulate, sum, scratch);
+        device.linear_input_gradient(
+            shape,
+            dy_slice.into(),
+            weight,
+            Store::Accumulate,
+            sum,
+            scratch,
+        );
         let expected = overwritten.iter().zip(&before).map(|(a, b)| f64::from(*a) + f64::from(*b));
         let error = relative_error(&fetch(&device, sum), &expected.collect::<Vec<_>>());
         let n_roundings = shape.n_out.div_ceil(192) + 1;
@@ -391,7 +408,14 @@ fn large_tiles_give_the_bits_of_small_ones() {
                 if is_forward {
                     device.linear(shape, input.into(), weight, None, store, output, scratch);
                 } else {
-                    device.linear_input_gradient(shape, input, weight, store, output, scratch);
+                    device.linear_input_gradient(
+                        shape,
+                        input.into(),
+                        weight,
+                        store,
+                        output,
+                        scratch,
+                    );
                 }
             };
             multiply(&mut device, shape, input, whole);

@@ -1,7 +1,7 @@
 //! The loss on the processor: the products of the linear layer, and one pass over each chunk of
 //! logits between them.
 
-use super::{OutputLoss, OutputLossGradient, OutputLossShape, RowLosses};
+use super::{LogitsGradient, OutputLoss, OutputLossGradient, OutputLossShape, RowLosses};
 use crate::{
     Cpu,
     cpu::{
@@ -93,8 +93,10 @@ impl RowLosses for Cpu {
         logits: DeviceSlice<f32>,
         targets: DeviceSlice<u32>,
         losses: DeviceSlice<f32>,
-        scale: Option<f32>,
+        gradient: Option<LogitsGradient>,
     ) {
+        assert!(gradient.is_none_or(|gradient| gradient.rounded.is_none()), "rounded elsewhere");
+        let scale = gradient.map(|gradient| gradient.scale);
         let isa = self.isa();
         let mut access = self.access("cross-entropy");
         let targets = access.read(targets);

@@ -1,9 +1,9 @@
 //! The loss on a card: the products of the linear layer, and one kernel between them.
 
-use super::{OutputLoss, OutputLossGradient, OutputLossShape, RowLosses};
+use super::{LogitsGradient, OutputLoss, OutputLossGradient, OutputLossShape, RowLosses};
 use crate::{
     Cuda,
-    cuda::{Launch, Parameters},
+    cuda::{Address, Launch, Parameters},
     linear::Weight,
     memory::{DeviceSlice, Store},
 };
@@ -44,17 +44,21 @@ impl RowLosses for Cuda {
         logits: DeviceSlice<f32>,
         targets: DeviceSlice<u32>,
         losses: DeviceSlice<f32>,
-        scale: Option<f32>,
+        gradient: Option<LogitsGradient>,
     ) {
         let n = targets.len();
         let mut call = self.call("cross-entropy");
         let parameters = Parameters::new()
             .address(call.write(logits.first(n * vocabulary)))
+            .address(match gradient.and_then(|gradient| gradient.rounded) {
+                Some(rounded) => call.write(rounded.first(n * vocabulary)),
+                None => Address::NULL,
+            })
             .address(call.read(targets))
             .address(call.write(losses.first(n)))
             .extent(vocabulary)
-            .f32(scale.unwrap_or(0.0))
-            .u32(u32::from(scale.is_some()));
+            .f32(gradient.map_or(0.0, |gradient| gradient.scale))
+            .u32(u32::from(gradient.is_some()));
         // SAFETY: each slice was cut to the extents above; targets beyond the vocabulary are not looked
         // up.
         unsafe { call.launch("output_loss_rows", Launch::linear(n, N_THREADS), parameters) };

@@ -15,10 +15,12 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
+use half::bf16;
+
 use crate::{
     DeviceProfile,
     linear::{self, Linear, LinearShape, Weight},
-    memory::{DeviceSlice, Gradient, Memory, Store},
+    memory::{DeviceSlice, FloatFormat, Floats, Gradient, Memory, Store},
 };
 
 /// The extents of one loss.
@@ -81,31 +83,53 @@ impl OutputLossShape {
         LinearShape { n_rows, n_in: self.width, n_out: self.vocabulary }
     }
 
-    /// Bytes of one chunk of logits, up to a whole cache line.
-    fn logits_bytes(&self) -> usize {
+    /// Bytes of one chunk of logits, or of their gradient.
+    fn logits_bytes(&self, format: FloatFormat) -> usize {
+        const ALIGNMENT: usize = 256;
         let rows = self.chunk_rows.min(self.n_rows);
-        rows.saturating_mul(self.vocabulary).saturating_mul(size_of::<f32>()).div_ceil(64) * 64
+        let n_bytes = rows.saturating_mul(self.vocabulary).saturating_mul(format.n_bytes());
+        n_bytes.div_ceil(ALIGNMENT).saturating_mul(ALIGNMENT)
     }
+}
+
+/// How the gradient of logits is stored: in their place; or, on a card, rounded beside them, where products would
+/// first make that of it. The processor rounds on the way into its panels.
+fn gradient_format(profile: &DeviceProfile, vocabulary: usize) -> FloatFormat {
+    if profile.is_cuda() { linear::input_format(profile, vocabulary) } else { FloatFormat::F32 }
 }
 
 /// Bytes of workspace that `shape`, or fewer rows, needs on `profile`: one chunk of logits and the
 /// products' own.
 pub fn workspace_bytes(profile: &DeviceProfile, shape: OutputLossShape) -> usize {
     let chunk = shape.chunk(shape.chunk_rows.min(shape.n_rows));
-    shape.logits_bytes().saturating_add(linear::workspace_bytes(profile, chunk))
+    let format = gradient_format(profile, shape.vocabulary);
+    let rounded = match format {
+        FloatFormat::F32 => 0,
+        FloatFormat::Bf16 => shape.logits_bytes(format),
+    };
+    let products = linear::workspace_bytes_of(profile, chunk, format);
+    shape.logits_bytes(FloatFormat::F32).saturating_add(rounded).saturating_add(products)
+}
+
+/// The gradient of a chunk of logits.
+#[derive(Clone, Copy, Debug)]
+struct LogitsGradient {
+    scale: f32,
+    /// Where it goes rounded; `None`: in the place of the logits.
+    rounded: Option<DeviceSlice<bf16>>,
 }
 
 /// What stands between the products of one chunk.
 trait RowLosses: Linear {
-    /// The losses of `logits` `[n, vocabulary]`, which become their gradient if a `scale` is given (in
-    /// place); `targets` and `losses` `[n]`.
+    /// The losses of `logits` `[n, vocabulary]`, which become their gradient where that has no place of its own;
+    /// `targets` and `losses` `[n]`.
     fn row_losses(
         &mut self,
         vocabulary: usize,
         logits: DeviceSlice<f32>,
         targets: DeviceSlice<u32>,
         losses: DeviceSlice<f32>,
-        scale: Option<f32>,
+        gradient: Option<LogitsGradient>,
     );
 }
 
@@ -121,10 +145,18 @@ fn in_chunks(
     workspace: DeviceSlice<u8>,
 ) {
     let OutputLossShape { n_rows, width, vocabulary, chunk_rows } = shape;
-    let (logits, products) = (
-        workspace.first(shape.logits_bytes()).cast::<f32>(),
-        workspace.slice(shape.logits_bytes()..workspace.len()),
-    );
+    let logits_bytes = shape.logits_bytes(FloatFormat::F32);
+    let logits = workspace.first(logits_bytes).cast::<f32>();
+    let mut products = workspace.slice(logits_bytes..workspace.len());
+    let rounded = match gradient_format(&device.profile(), vocabulary) {
+        FloatFormat::F32 => None,
+        format @ FloatFormat::Bf16 => {
+            let n_bytes = shape.logits_bytes(format);
+            let rounded = products.first(n_bytes).cast::<bf16>();
+            products = products.slice(n_bytes..products.len());
+            Some(rounded)
+        }
+    };
     // Chunks of like size: each expands the whole output matrix, however few its rows.
     let chunk_rows = n_rows.div_ceil(n_rows.div_ceil(chunk_rows).max(1)).max(1);
     let mut dweight = gradient.and_then(|gradient| gradient.dweight);
@@ -133,20 +165,22 @@ fn in_chunks(
         let chunk = shape.chunk(n);
         let rows = |matrix: DeviceSlice<f32>| matrix.slice(first * width..(first + n) * width);
         let logits = logits.first(n * vocabulary);
+        let rounded = rounded.map(|rounded| rounded.first(n * vocabulary));
         device.linear(chunk, rows(x).into(), weight, None, Store::Overwrite, logits, products);
         device.row_losses(
             vocabulary,
             logits,
             targets.slice(first..first + n),
             losses.slice(first..first + n),
-            gradient.map(|gradient| gradient.scale),
+            gradient.map(|OutputLossGradient { scale, .. }| LogitsGradient { scale, rounded }),
         );
         let Some(gradient) = gradient else { continue };
         let (store, dx) = (Store::Overwrite, rows(gradient.dx));
-        device.linear_input_gradient(chunk, logits, weight, store, dx, products);
+        let dlogits: Floats = rounded.map_or(logits.into(), Floats::from);
+        device.linear_input_gradient(chunk, dlogits, weight, store, dx, products);
         if let Some(dweight) = &mut dweight {
             let x = rows(x).into();
-            device.linear_weight_gradient(chunk, x, logits.into(), (*dweight).into(), products);
+            device.linear_weight_gradient(chunk, x, dlogits, (*dweight).into(), products);
             dweight.store = Store::Accumulate;
         }
     }

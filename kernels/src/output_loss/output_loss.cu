@@ -1,4 +1,5 @@
-// Cross-entropy of rows of logits, which become their gradient in place; the formulas stand in mod.rs.
+// Cross-entropy of rows of logits, and their gradient in their place or rounded elsewhere; the formulas stand in
+// mod.rs.
 
 #include "quads.cuh"
 
@@ -9,9 +10,10 @@ constexpr f32 LOWEST = -3.402823466e38f;
 
 // A block has a row. It is read once for its maximum and its sum of exponentials: a thread keeps the
 // sum as a multiple of e^highest, its highest logit so far (Milakov and Gimelshein, "Online normalizer
-// calculation for softmax", 2018). Then, where the gradient is wanted, it is read again and replaced.
+// calculation for softmax", 2018). Then, where the gradient is wanted, it is read again, and replaced unless there
+// is a place for rounded numbers.
 extern "C" __global__ void __launch_bounds__(N_THREADS)
-    output_loss_rows(f32* logits, const u32* __restrict__ targets, f32* __restrict__ losses,
+    output_loss_rows(f32* logits, bf16* rounded, const u32* __restrict__ targets, f32* __restrict__ losses,
                      u32 vocabulary, f32 scale, u32 wants_gradient) {
     const u32 row = blockIdx.x;
     const bool aligned = are_rows_aligned(vocabulary, logits);
@@ -42,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
         losses[row] = highest_of_row + logf(total) - of_target;
     }
     if (!wants_gradient) return;
-    // The target's logit is replaced below.
+    // The target's logit may be replaced below.
     __syncthreads();
 
     const f32 factor = scale / total;
@@ -54,7 +56,10 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
             values.of[k] = expf(values.of[k] - highest_of_row) * factor;
             if (i + k == target) values.of[k] -= scale;
         }
-        store_quad(logits + i, values, n_left, aligned);
+        if (rounded != nullptr)
+            store_quad(rounded + static_cast<u64>(row) * vocabulary + i, values, n_left, aligned);
+        else
+            store_quad(logits + i, values, n_left, aligned);
     }
 }
 

@@ -191,7 +191,7 @@ forward! {
     }
     linear::Linear {
         fn linear(shape: linear::LinearShape, x: Floats, weight: linear::Weight, bias: Option<DeviceSlice<f32>>, store: Store, y: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
-        fn linear_input_gradient(shape: linear::LinearShape, dy: DeviceSlice<f32>, weight: linear::Weight, store: Store, dx: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
+        fn linear_input_gradient(shape: linear::LinearShape, dy: Floats, weight: linear::Weight, store: Store, dx: DeviceSlice<f32>, workspace: DeviceSlice<u8>);
         fn linear_weight_gradient(shape: linear::LinearShape, x: Floats, dy: Floats, dweight: WeightGradient, workspace: DeviceSlice<u8>);
         fn linear_bias_gradient(n_rows: usize, n_out: usize, dy: Floats, dbias: Gradient);
     }
