@@ -44,9 +44,12 @@ checks() {
 # The tests of a program that need a card, each within so many seconds. What fails is run again where
 # NVIDIA's own checker is there to say what it did to the memory.
 each() {
-    local name checker=()
+    local name names checker=()
     command -v compute-sanitizer > /dev/null && checker=(compute-sanitizer --tool memcheck)
-    for name in $("$1" --list --ignored on_a_card | sed -n 's/: test$//p'); do
+    names=$("$1" --list --ignored on_a_card | sed -n 's/: test$//p')
+    # A program that does not start has no tests either.
+    part "$1 has tests" [ -n "$names" ]
+    for name in $names; do
         part "$name" timeout "$2" "$1" --exact "$name" --ignored --nocapture
         if [ ${#checker[@]} -gt 0 ] && [ ${#failed[@]} -gt 0 ] && [ "${failed[-1]}" = "$name" ]; then
             timeout 300 "${checker[@]}" "$1" --exact "$name" --ignored 2>&1 | head -n 60
@@ -60,7 +63,10 @@ all() {
     case "$what" in
         check) checks ;;
         bench) bench "$@" ;;
-        all) checks && bench "$@" ;;
+        all)
+            checks
+            bench "$@"
+            ;;
         *) echo "error: \`$what\` is no part; give check, bench, or nothing" && return 2 ;;
     esac
     echo

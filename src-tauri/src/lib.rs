@@ -105,12 +105,14 @@ pub fn run() {
     }
 }
 
-/// Says why there is no window, where a person sees it, and ends.
+/// Says why the app does not start, where a person sees it, and ends.
 fn give_up(error: &tauri::Error) -> ! {
-    let lacks_web_view = cfg!(windows) && tauri::webview_version().is_err();
-    let reason = if lacks_web_view {
+    let reason = if cfg!(windows) && tauri::webview_version().is_err() {
         "Nibble's window needs Microsoft's WebView2 Runtime, which is not installed. Get it from \
          https://developer.microsoft.com/microsoft-edge/webview2 and start Nibble again."
+            .to_owned()
+    } else if matches!(error, tauri::Error::UnknownPath) {
+        "Nibble found no folder of this user for runs and settings; is there a home folder (HOME)?"
             .to_owned()
     } else {
         format!("Nibble could not open its window: {error}")

@@ -61,6 +61,14 @@ pub enum Error {
         /// What was being done.
         what: String,
     },
+    /// A word of the command line is not understood.
+    #[error("`{word}` is not understood; give {wanted}")]
+    Usage {
+        /// The word.
+        word: String,
+        /// What would be.
+        wanted: &'static str,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     File {

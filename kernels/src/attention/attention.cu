@@ -85,9 +85,9 @@ __device__ __forceinline__ bool see_all(const Attention& p, const Segment& s, u3
     return i + n <= s.n_queries && j + m <= position + 1 && position + n - 1 - j < p.window;
 }
 
-// Whether all keys from `j` on come after `n` queries from `i` on.
-__device__ __forceinline__ bool see_none(const Segment& s, u32 i, u32 n, u32 j) {
-    return i >= s.n_queries || j >= end_of_keys(s, i + n);
+// Whether all of `m` keys from `j` on come after `n` queries from `i` on, or before the window of each.
+__device__ __forceinline__ bool see_none(const Attention& p, const Segment& s, u32 i, u32 n, u32 j, u32 m) {
+    return i >= s.n_queries || j >= end_of_keys(s, i + n) || j + m <= first_key(p, s, i);
 }
 
 // ---- Tiles ----
@@ -444,7 +444,7 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
         const bool has_next = key + KEYS < end;
         if (has_next) bring(k_tiles + (turn ^ 1) * KEYS * R::BYTES, p.k, key + KEYS);
         end_copy_group();
-        const bool is_seen = !see_none(s, first + own, 16, key);
+        const bool is_seen = !see_none(p, s, first + own, 16, key, KEYS);
         Sums<KEYS> scores, gradients;
         if (is_seen) {
             scores.clear();
@@ -520,7 +520,7 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
         if (next_head < last_head)
             bring(query_tiles + turn * (2 * QUERIES * R::BYTES), next_head, next_query);
         // Rows are keys here, columns queries.
-        if (!see_none(s, query, QUERIES, first + own)) {
+        if (!see_none(p, s, query, QUERIES, first + own, 16)) {
             QueryRow rows[QUERIES / 4];
 #pragma unroll
             for (u32 j = 0; j < QUERIES / 8; j++)

@@ -9,8 +9,7 @@ use cudarc::driver::{
 use nvml_wrapper::{Nvml, enum_wrappers::device::TemperatureSensor, enums::device::UsedGpuMemory};
 
 use super::{code::CodeError, nvidia};
-use crate::DeviceError;
-use crate::device::Capability;
+use crate::device::{Capability, DeviceError};
 
 /// The version of the driver's interface that is asked for, as the driver numbers it: 12.0, the oldest
 /// of CUDA 12.

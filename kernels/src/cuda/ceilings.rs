@@ -5,8 +5,7 @@
 use std::time::Duration;
 
 use super::{Address, Cuda, Launch, Moved, Parameters};
-use crate::DeviceError;
-use crate::cpu::ceilings::fastest;
+use crate::{cpu::ceilings::fastest, device::DeviceError};
 
 /// Time given to each measurement.
 const MEASUREMENT: Duration = Duration::from_millis(100);

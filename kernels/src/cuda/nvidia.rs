@@ -452,7 +452,7 @@ impl Driver for Nvidia {
     fn watch(&self) -> Result<(), DeviceError> {
         self.enter()?;
         loop {
-            // SAFETY: as above.
+            // SAFETY: the stream lives as long as this value.
             match unsafe { sys::cuStreamQuery(self.stream) }.result() {
                 Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => std::hint::spin_loop(),
                 other => return other.map_err(failed("cuStreamQuery")),

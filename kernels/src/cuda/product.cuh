@@ -96,6 +96,7 @@ struct TileCopy {
 #pragma unroll
         for (u32 i = 0; i < N; i++) {
             const u32 r = row + i * APART;
+            // Where it is not, an address beyond the matrix is named and not read.
             const bool wanted = (existing >> i & 1) && (ACROSS ? r : 8 * chunk) < k_left;
             copy_async(tile + chunk_offset<COLUMNS>(r, chunk), from + static_cast<u64>(i * APART) * stride,
                        wanted);

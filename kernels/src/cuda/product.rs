@@ -21,9 +21,10 @@ const DEPTH: usize = 32;
 const N_STAGES: usize = 3;
 const LARGE_TILE: usize = 128;
 const SMALL_TILE: usize = 64;
-/// Blocks of threads below which the smaller tile is taken: fewer would leave multiprocessors idle.
+/// Blocks of threads below which the smaller tile is taken: fewer would leave multiprocessors idle. So it is
+/// where the other tile would be half empty.
 const FEW_BLOCKS: usize = 64;
-/// Blocks that fill a card: k is divided so that there are as many, and no more.
+/// Blocks that fill a card: k is divided until there are as many.
 const ENOUGH_BLOCKS: usize = 256;
 /// Into how many parts k is divided at most.
 const MAX_PARTS: usize = 16;
@@ -379,6 +380,20 @@ impl Product {
     /// The operands, those of the product beside, `bias`, `onto` and `c` are arguments of `call` of the extents
     /// given here.
     pub unsafe fn multiply(&self, call: &mut Call<'_>, scratch: &Staging) {
+        // SAFETY: as the caller promises.
+        unsafe { self.multiply_in(call, scratch, tiling(self.m, self.n, self.k)) };
+    }
+
+    /// The same on tiles of a side, with k divided in so many parts.
+    ///
+    /// # Safety
+    /// As [`Product::multiply`].
+    unsafe fn multiply_in(
+        &self,
+        call: &mut Call<'_>,
+        scratch: &Staging,
+        (mut side, n_parts): (usize, usize),
+    ) {
         let Self { m, n, k, .. } = *self;
         assert!(
             !self.is_rounded && self.onto.is_none() || self.store == Store::Overwrite,
@@ -409,11 +424,11 @@ impl Product {
             unsafe { call.launch(&kernel, Launch::linear(n_blocks, 256), parameters) };
             return;
         }
-        let (mut side, n_parts) = tiling(m, n, k);
         let form = match (form, b.is_regular()) {
             ("bf16", true) => "copied".to_owned(),
             (form, true) => form.to_owned(),
             (form, false) => {
+                // k is divided as for a regular weight, so that the bits are its.
                 side = SMALL_TILE;
                 format!("irregular_{form}")
             }
@@ -452,7 +467,54 @@ fn shared_bytes(side: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::code::occupancy::kernels_of_gaming_cards;
+    use crate::{
+        Cuda,
+        cuda::code::occupancy::kernels_of_gaming_cards,
+        linear::cuda::plain,
+        testing::{Random, fetch, place, relative_error, workspace},
+    };
+
+    /// As a product with a large vocabulary is divided, but of less depth.
+    fn divided_large_tiles_sum_as_small_ones(cuda: &mut Cuda) {
+        const PARTS: usize = 3;
+        let (m, n, k) = (130, 140, 320);
+        let mut random = Random::new(3);
+        let x = place(cuda, &random.normal(m * k));
+        let weight = place(cuda, &random.normal(n * k));
+        let y = place(cuda, &vec![f32::NAN; m * n]);
+        let n_bytes = staged_bytes(m, k) + f32_bytes(PARTS * m * n) + ALIGNMENT;
+        let scratch = workspace(cuda, n_bytes);
+        let [large, small, whole] = [(LARGE_TILE, PARTS), (SMALL_TILE, PARTS), (LARGE_TILE, 1)]
+            .map(|tiling| {
+                let mut call = cuda.call("product");
+                let (x, weight) = (call.read(x), Matrix::f32(call.read(weight), k));
+                let address = call.write(y);
+                let mut staging = Staging::new(&mut call, scratch);
+                let x = staging.operand(&call, x, (m, k), None);
+                let (along, store) = (Turn::Along, Store::Overwrite);
+                let product = plain((m, n, k), (x, along), (weight, along), store, address);
+                // SAFETY: the arguments are of these extents, and the workspace has room for the parts.
+                unsafe { product.multiply_in(&mut call, &staging, tiling) };
+                drop(call);
+                fetch(cuda, y)
+            });
+        assert!(large == small);
+        // Other parts, other roundings: one for each number that is added, at most.
+        let expected: Vec<_> = whole.iter().map(|&number| f64::from(number)).collect();
+        let error = relative_error(&large, &expected);
+        assert!(error > 0.0 && error <= k as f64 * f64::from(f32::EPSILON), "{error:e}");
+    }
+
+    #[test]
+    fn divided_large_tiles_in_the_simulator() {
+        divided_large_tiles_sum_as_small_ones(&mut Cuda::simulated(Compute::Bf16).unwrap());
+    }
+
+    #[test]
+    #[ignore = "it needs an NVIDIA card: tests/gpu.sh"]
+    fn divided_large_tiles_on_a_card() {
+        divided_large_tiles_sum_as_small_ones(&mut Cuda::open(0, Compute::Bf16).unwrap());
+    }
 
     #[test]
     fn two_blocks_of_large_tiles_fit_a_multiprocessor() {
@@ -473,12 +535,15 @@ mod tests {
     fn parts_have_room() {
         for most in [1, 3, 64, 65, 300, 512, 3000] {
             for n in [1, 16, 100, 1000, 4096] {
-                for k in [1, 300, 511, 512, 4096, 8191, 8192, 100_000] {
-                    for m in [1, most / 3, most / 2, most] {
+                for deepest in [1, 300, 511, 512, 4096, 8191, 8192, 100_000] {
+                    // Fewer rows are less depth in the gradient of a weight.
+                    for (m, k) in [1, 2, 3, most].into_iter().flat_map(|part| {
+                        [(most / part, deepest), (most, deepest / part), (most / part, deepest / 2)]
+                    }) {
                         let (_, n_parts) = tiling(m, n, k);
                         assert!(
-                            n_parts == 1 || n_parts * m * n * 4 <= parts_bytes(most, n, k),
-                            "{m} of {most} {n} {k}"
+                            n_parts == 1 || n_parts * m * n * 4 <= parts_bytes(most, n, deepest),
+                            "{m} of {most} {n} {k} of {deepest}"
                         );
                     }
                 }

@@ -35,6 +35,8 @@ pub(super) fn workspace_bytes(
                 (n_rows, n_in, n_out),
                 (n_rows, rank, n_in),
                 (n_rows, rank, n_out),
+                // Where a mask falls between a pair and the sum.
+                (n_rows, n_in, rank),
                 (n_out, rank, n_rows),
                 (rank, n_in, n_rows),
             ]),

@@ -44,12 +44,17 @@ impl<'a> Wanted<'a> {
         let mut wanted =
             Self { shapes: Vec::new(), sequences: SEQUENCES.to_vec(), n_rounds: ROUNDS };
         for word in words {
+            let usage = |wanted| Error::Usage { word: (*word).into(), wanted };
+            let number = |text: &str| text.parse().ok().filter(|&n: &usize| n > 0);
             if let Some(tokens) = word.strip_prefix("--tokens=") {
                 wanted.sequences = tokens.split(',').collect();
+                if !wanted.sequences.iter().all(|tokens| number(tokens).is_some()) {
+                    return Err(usage("whole numbers of tokens, with commas between them"));
+                }
             } else if let Some(n) = word.strip_prefix("--rounds=") {
-                let n = n.parse().ok().filter(|&n| n > 0);
-                let what = || format!("`{word}`, a number of rounds,");
-                wanted.n_rounds = n.ok_or_else(|| Error::Failed { what: what() })?;
+                wanted.n_rounds = number(n).ok_or_else(|| usage("a whole number of rounds"))?;
+            } else if word.starts_with("--") {
+                return Err(usage("--tokens=N,... or --rounds=N, or shapes of the catalog"));
             } else {
                 wanted.shapes.push(word);
             }
@@ -248,11 +253,17 @@ fn peft(python: &Path, folder: &Path, sequence: &str) -> Command {
     command
 }
 
-/// Memory of the first card that is in use, as the driver's own program tells. A driver does not know the
-/// processes of a container by their numbers, and Windows tells nobody what a process has.
+/// How cards are numbered for programs that compute, and by the driver's own program always.
+const CARD_ORDER: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+
+/// Memory that is in use of the card that is computed on, as the driver's own program tells. A driver does not
+/// know the processes of a container by their numbers, and Windows tells nobody what a process has.
 fn used_bytes() -> Option<f64> {
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    let card = visible.split(',').next().filter(|card| !card.is_empty()).unwrap_or("0");
     let mut command = Command::new("nvidia-smi");
-    command.args(["--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]);
+    command.arg(format!("--id={card}"));
+    command.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits"]);
     let output = command.stderr(Stdio::null()).output().ok()?;
     let mib: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().ok()?;
     Some(mib * f64::from(1 << 20))
@@ -274,7 +285,8 @@ fn measure(command: &mut Command) -> Result<Measured, Error> {
         let measured = follow(command);
         is_done.store(true, Ordering::Relaxed);
         let peak = looks.join().unwrap_or_default();
-        let peak_bytes = peak.zip(before).map(|(peak, before)| peak - before);
+        let held = peak.zip(before).map(|(peak, before)| peak - before);
+        let peak_bytes = held.filter(|&bytes| bytes > 0.0);
         Ok(Measured { peak_bytes, ..measured? })
     })
 }
@@ -282,7 +294,9 @@ fn measure(command: &mut Command) -> Result<Measured, Error> {
 fn follow(command: &mut Command) -> Result<Measured, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = Instant::now();
+    let (order, by_place) = CARD_ORDER;
     let mut child = command
+        .env(order, by_place)
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|source| Error::Start { program: program.clone(), source })?;

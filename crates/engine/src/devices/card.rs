@@ -82,20 +82,27 @@ pub(super) fn measure_overhead<T, E>(
     open: impl FnOnce() -> Result<T, E>,
     allowed: impl FnOnce(&T) -> Option<usize>,
 ) -> Result<T, E> {
-    let free_bytes = || readings(card.index).free_bytes;
-    let before = if cuda::n_open() == 0 { free_bytes() } else { None };
+    let before = if cuda::n_open() == 0 { readings(card.index).free_bytes } else { None };
     let opened = open();
-    // What this process has there is said exactly by some systems; by others what went meanwhile is
-    // the nearest there is.
-    let taken = before.zip(free_bytes()).map(|(before, after)| before.saturating_sub(after));
-    let own = before.and_then(|_| readings(card.index).process_bytes);
-    let allowed = opened.as_ref().ok().and_then(allowed);
-    let withheld =
-        before.zip(allowed).map(|(before, allowed)| before.saturating_sub(allowed as u64));
-    if let Some(bytes) = own.or(taken).max(withheld).filter(|&bytes| bytes > 0) {
-        remember(card, bytes);
+    if let Some(before) = before {
+        let allowed = opened.as_ref().ok().and_then(allowed).map(|bytes| bytes as u64);
+        let bytes = overhead(before, readings(card.index), allowed);
+        if let Some(bytes) = bytes.filter(|&bytes| bytes > 0) {
+            remember(card, bytes);
+        }
     }
     opened
+}
+
+/// What a driver takes beside every plan, where `before` bytes were free and the process may now take `allowed`.
+fn overhead(before: u64, after: Readings, allowed: Option<u64>) -> Option<u64> {
+    // What this process has there is said exactly by some systems; by others what went meanwhile is
+    // the nearest there is.
+    let went = after.free_bytes.map(|free_bytes| before.saturating_sub(free_bytes));
+    let taken = after.process_bytes.or(went)?;
+    let withheld =
+        after.free_bytes.zip(allowed).map(|(free, allowed)| free.saturating_sub(allowed));
+    Some(taken + withheld.unwrap_or(0))
 }
 
 /// Names a card: another card's driver may take another size.
@@ -165,5 +172,33 @@ pub(super) mod simulated {
             total_bytes,
             free_bytes: total_bytes,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_takes_what_it_holds_and_what_its_process_may_not() {
+        let after = |process_bytes, free_bytes| Readings {
+            process_bytes,
+            free_bytes,
+            ..Readings::default()
+        };
+        for (readings, allowed, expected) in [
+            // The process is known exactly: what others took meanwhile is not its.
+            (after(Some(400), Some(7_000)), Some(7_000), Some(400)),
+            // It is not: what went.
+            (after(None, Some(9_500)), Some(9_500), Some(500)),
+            // Free, but not for this process.
+            (after(None, Some(9_500)), Some(9_000), Some(1_000)),
+            (after(Some(400), Some(9_500)), Some(9_000), Some(900)),
+            // Nobody says anything.
+            (after(None, None), Some(9_000), None),
+            (after(Some(400), None), None, Some(400)),
+        ] {
+            assert_eq!(overhead(10_000, readings, allowed), expected, "{readings:?} {allowed:?}");
+        }
     }
 }

@@ -43,9 +43,13 @@ pub(crate) fn kernels_of_gaming_cards() -> Vec<Kernel> {
                 let n_registers = n_registers(&module.image, &name)
                     .unwrap_or_else(|| panic!("{name} for {target}: no number of registers"));
                 assert!((1..=255).contains(&n_registers), "{name} for {target}: {n_registers}");
-                // Code of later generations counts the system's share itself.
                 let own = section(&module.image, &format!(".nv.shared.{name}"));
-                let shared_bytes = own.map_or(0, |[_, size, _]| size % SYSTEM_BYTES);
+                let own = own.map_or(0, |[_, size, _]| size);
+                // Code of later generations counts the system's share itself, where it has any.
+                let system =
+                    if own > 0 && target == Target::Compute(120) { SYSTEM_BYTES } else { 0 };
+                assert!(own >= system, "{name} for {target}: {own}");
+                let shared_bytes = own - system;
                 kernels.push(Kernel { target, name, n_registers, shared_bytes });
             }
         }
