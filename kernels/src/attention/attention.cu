@@ -45,6 +45,8 @@ struct Attention {
     f32 scale;
     u32 n_rows;
     u32 is_out_rounded;
+    // Of queries, or of keys, that the launch begins with.
+    u32 first_head;
 };
 
 // A matrix whose numbers are of a type.
@@ -266,7 +268,7 @@ __device__ __forceinline__ void forward(const Attention& p) {
     const Segment s = p.segments[blockIdx.z];
     const u32 first = first_query_of_block();
     if (first >= s.n_queries) return;
-    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u32 head = p.first_head + blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
     const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 q_at = (s.query_start + first) * q_stride + head * p.head_size;
@@ -407,7 +409,7 @@ __device__ __forceinline__ void query_gradient(const Attention& p) {
     const Segment s = p.segments[blockIdx.z];
     const u32 first = first_query_of_block();
     if (first >= s.n_queries) return;
-    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u32 head = p.first_head + blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
     const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 q_at = (s.query_start + first) * q_stride + head * p.head_size;
@@ -478,7 +480,7 @@ __device__ __forceinline__ void key_gradients(const Attention& p) {
     const Segment s = p.segments[blockIdx.z];
     const u32 first = blockIdx.x * OWN_ROWS;
     if (first >= s.n_keys) return;
-    const u32 kv_head = blockIdx.y, n_shared = p.n_heads / p.n_kv_heads;
+    const u32 kv_head = p.first_head + blockIdx.y, n_shared = p.n_heads / p.n_kv_heads;
     const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 k_at = (s.key_start + first) * k_stride + kv_head * p.head_size;
@@ -623,7 +625,7 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
     const Segment s = p.segments[blockIdx.z];
     const u32 i = blockIdx.x * (N_THREADS / WARP) + warp();
     if (i >= s.n_queries) return;
-    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u32 head = p.first_head + blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
     const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
@@ -653,7 +655,7 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
     const Segment s = p.segments[blockIdx.z];
     const u32 i = blockIdx.x * (N_THREADS / WARP) + warp();
     if (i >= s.n_queries) return;
-    const u32 head = blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
+    const u32 head = p.first_head + blockIdx.y, kv_head = head / (p.n_heads / p.n_kv_heads);
     const u64 k_stride = static_cast<u64>(p.n_kv_heads) * p.head_size;
     const u64 row = static_cast<u64>(s.query_start + i) * p.n_heads + head;
     const u64 k_at = s.key_start * k_stride + kv_head * p.head_size;
@@ -679,7 +681,7 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
     const Segment s = p.segments[blockIdx.z];
     const u32 j = blockIdx.x * (N_THREADS / WARP) + warp();
     if (j >= s.n_keys) return;
-    const u32 kv_head = blockIdx.y, n_shared = p.n_heads / p.n_kv_heads;
+    const u32 kv_head = p.first_head + blockIdx.y, n_shared = p.n_heads / p.n_kv_heads;
     const u64 q_stride = static_cast<u64>(p.n_heads) * p.head_size;
     const u64 at = (static_cast<u64>(s.key_start + j) * p.n_kv_heads + kv_head) * p.head_size;
     f32 dk[SLOTS] = {}, dv[SLOTS] = {};

@@ -144,7 +144,7 @@ impl Arguments {
         }
     }
 
-    fn parameters(&self, shape: AttentionShape) -> Parameters {
+    fn parameters(&self, shape: AttentionShape, first_head: usize) -> Parameters {
         let Self { segments, q, k, v, out, log_sum_exp, dout, .. } = *self;
         let Self { seen_dout, delta, dq, dk, dv, .. } = *self;
         let all = [segments, q, k, v, out, log_sum_exp, dout, seen_dout, delta, dq, dk, dv];
@@ -159,9 +159,46 @@ impl Arguments {
             .f32(shape.scale)
             .extent(shape.n_rows)
             .u32(u32::from(self.is_out_rounded))
-            // A structure is as long as a multiple of its alignment.
-            .u32(0)
+            .extent(first_head)
     }
+
+    /// Queues a pass that has blocks for each of `n_heads` heads, in as many launches as it takes.
+    ///
+    /// # Safety
+    /// As [`Call::launch`].
+    unsafe fn launch(
+        &self,
+        call: &Call<'_>,
+        kernel: &str,
+        (shape, n_heads): (AttentionShape, usize),
+        launch: Launch,
+        flops: f64,
+    ) {
+        let at_once = heads_at_once(call.compute(), n_heads, flops);
+        for first in (0..n_heads).step_by(at_once) {
+            let [x, _, z] = launch.grid;
+            let grid = [x, at_once.min(n_heads - first) as u32, z];
+            // SAFETY: as the caller promises.
+            unsafe {
+                call.launch(kernel, Launch { grid, ..launch }, self.parameters(shape, first))
+            };
+        }
+    }
+}
+
+/// Heads of a launch of a pass of so many operations. A system that draws its windows with the same card resets
+/// one that is at work on one launch for two seconds (Windows), and the slowest does a few times as much in one.
+fn heads_at_once(compute: Compute, n_heads: usize, flops: f64) -> usize {
+    #[cfg(test)]
+    if let Some(forced) = tests::HEADS_AT_ONCE.get() {
+        return forced;
+    }
+    let most = match compute {
+        Compute::Bf16 => 2e12,
+        Compute::F32 => 5e10,
+    };
+    let of_head = (flops / n_heads.max(1) as f64).max(1.0);
+    ((most / of_head) as usize).clamp(1, n_heads.max(1))
 }
 
 /// Numbers of `q`, and of `k`.
@@ -170,9 +207,9 @@ fn lengths(shape: AttentionShape) -> (usize, usize) {
     (n_rows * n_heads * head_size, n_key_rows * n_kv_heads * head_size)
 }
 
-/// Tiles of `rows` rows for each head of each segment.
-fn launch(n_rows: usize, rows: usize, n_heads: usize, n_segments: usize) -> Launch {
-    let grid = [n_rows.div_ceil(rows) as u32, n_heads as u32, n_segments as u32];
+/// Tiles of `rows` rows of each segment.
+fn launch(n_rows: usize, rows: usize, n_segments: usize) -> Launch {
+    let grid = [n_rows.div_ceil(rows) as u32, 1, n_segments as u32];
     Launch { grid, ..Launch::linear(1, N_THREADS) }
 }
 
@@ -194,24 +231,23 @@ impl Attention for Cuda {
         let read = Arguments::read(&mut call, shape, segments, [q, k, v], out);
         let arguments =
             Arguments { out: call.write_floats(out), log_sum_exp: call.write(log_sum_exp), ..read };
-        count_flops(&mut call, shape, 4.0);
-        let parameters = arguments.parameters(shape);
+        call.count_flops(|| flops(shape, 4.0));
+        let (queries, flops) = ((shape, shape.n_heads), flops(shape, 4.0));
         // SAFETY: all arguments were cut to the extents of `shape`, and segments lie within them.
         unsafe {
             // For rows of no segment.
             call.clear(arguments.out, out.n_bytes());
             call.clear(arguments.log_sum_exp, log_sum_exp.n_bytes());
             if call.compute() == Compute::F32 {
-                let rows = N_THREADS as usize / WARP;
-                let launch = launch(shape.max_segment, rows, shape.n_heads, n_segments);
-                call.launch("attention_in_f32_forward", launch, parameters);
+                let launch = launch(shape.max_segment, N_THREADS as usize / WARP, n_segments);
+                arguments.launch(&call, "attention_in_f32_forward", queries, launch, flops);
                 return;
             }
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.forward_bytes();
-            let launch = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
+            let launch = launch(shape.max_segment, OWN_ROWS, n_segments)
+                .with_shared_bytes(width.forward_bytes());
             let kernel = format!("attention_forward_{}", width.width);
-            call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
+            arguments.launch(&call, &kernel, queries, launch, flops);
         }
     }
 
@@ -248,8 +284,11 @@ impl Attention for Cuda {
             dv: call.write(dv),
             ..read
         };
-        count_flops(&mut call, shape, 10.0);
-        let parameters = arguments.parameters(shape);
+        call.count_flops(|| flops(shape, 10.0));
+        // Both passes make the scores and their gradients, which count once.
+        let (queries, of_queries) = ((shape, shape.n_heads), flops(shape, 6.0));
+        let (keys, of_keys) = ((shape, shape.n_kv_heads), flops(shape, 8.0));
+        let parameters = arguments.parameters(shape, 0);
         // SAFETY: as in the forward pass.
         unsafe {
             for (address, slice) in [(arguments.dq, dq), (arguments.dk, dk), (arguments.dv, dv)] {
@@ -260,49 +299,91 @@ impl Attention for Cuda {
             if call.compute() == Compute::F32 {
                 call.launch("attention_in_f32_delta", over_rows, parameters);
                 let rows = N_THREADS as usize / WARP;
-                let over_queries = launch(shape.max_segment, rows, shape.n_heads, n_segments);
-                call.launch("attention_in_f32_query_gradient", over_queries, parameters);
+                let (kernel, over_queries) = (
+                    "attention_in_f32_query_gradient",
+                    launch(shape.max_segment, rows, n_segments),
+                );
+                arguments.launch(&call, kernel, queries, over_queries, of_queries);
                 // A segment may have more keys than queries.
-                let over_keys = launch(shape.n_key_rows, rows, shape.n_kv_heads, n_segments);
-                call.launch("attention_in_f32_key_value_gradient", over_keys, parameters);
+                let (kernel, over_keys) = (
+                    "attention_in_f32_key_value_gradient",
+                    launch(shape.n_key_rows, rows, n_segments),
+                );
+                arguments.launch(&call, kernel, keys, over_keys, of_keys);
                 return;
             }
             call.launch("attention_delta", over_rows, parameters);
             let width = Width::of(shape.head_size);
-            let shared_bytes = width.query_gradient_bytes();
-            let over_queries = launch(shape.max_segment, OWN_ROWS, shape.n_heads, n_segments);
+            let over_queries = launch(shape.max_segment, OWN_ROWS, n_segments)
+                .with_shared_bytes(width.query_gradient_bytes());
             let kernel = format!("attention_query_gradient_{}", width.width);
-            call.launch(&kernel, over_queries.with_shared_bytes(shared_bytes), parameters);
-            let over_keys = launch(shape.n_key_rows, OWN_ROWS, shape.n_kv_heads, n_segments)
+            arguments.launch(&call, &kernel, queries, over_queries, of_queries);
+            let over_keys = launch(shape.n_key_rows, OWN_ROWS, n_segments)
                 .with_shared_bytes(width.key_gradient_bytes());
             // Of the widest heads, both gradients do not fit the registers together.
             let gradients: &[&str] =
                 if width.width == MAX_HEAD_SIZE { &["key", "value"] } else { &["key_value"] };
             for gradient in gradients {
                 let kernel = format!("attention_{gradient}_gradient_{}", width.width);
-                call.launch(&kernel, over_keys, parameters);
+                arguments.launch(&call, &kernel, keys, over_keys, of_keys);
             }
         }
     }
 }
 
-/// Of one sequence of all rows that sees everything before it: the device does not know the segments.
-fn count_flops(call: &mut Call<'_>, shape: AttentionShape, per_pair: f64) {
+/// Operations of one sequence of all rows that sees everything before it: the device does not know the segments.
+fn flops(shape: AttentionShape, per_pair: f64) -> f64 {
     let AttentionShape { n_rows, n_key_rows, n_heads, head_size, window, max_segment, .. } = shape;
-    call.count_flops(|| {
-        let seen = window.unwrap_or(usize::MAX).min(n_key_rows) as f64;
-        let pairs = n_rows as f64 * seen.min(max_segment as f64 / 2.0).max(1.0);
-        per_pair * pairs * (n_heads * head_size) as f64
-    });
+    let seen = window.unwrap_or(usize::MAX).min(n_key_rows) as f64;
+    let pairs = n_rows as f64 * seen.min(max_segment as f64 / 2.0).max(1.0);
+    per_pair * pairs * (n_heads * head_size) as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+
+    use super::super::tests::{cases, inputs, run};
     use crate::cuda::{
         MAX_SHARED_BYTES,
         code::occupancy::{GAMING_CARDS, kernels_of_gaming_cards},
     };
+
+    thread_local! {
+        /// Heads of a launch, of whatever size.
+        pub(super) static HEADS_AT_ONCE: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    #[test]
+    fn launches_of_a_head_each_give_the_bits_of_one_of_all() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for (shape, segments) in cases() {
+                let inputs = inputs(&shape, 11);
+                let [together, apart] = [None, Some(1)].map(|at_once| {
+                    HEADS_AT_ONCE.set(at_once);
+                    let mut cuda = Cuda::simulated(compute).unwrap();
+                    let results =
+                        run(&mut cuda, shape, &segments, inputs.each_ref().map(|x| &x[..]));
+                    results.map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+                });
+                assert!(together == apart, "{shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_launch_does_what_a_slow_card_does_in_time() {
+        // Heads, and operations: 4,096 and 32,768 tokens of a model of 7 billion parameters.
+        for (compute, flops, expected) in [
+            (Compute::Bf16, 1.4e11, 32),
+            (Compute::Bf16, 8.8e12, 7),
+            (Compute::Bf16, 1e15, 1),
+            (Compute::F32, 1.4e11, 11),
+        ] {
+            assert_eq!(heads_at_once(compute, 32, flops), expected, "{flops}");
+        }
+    }
 
     #[test]
     fn every_width_fits_a_block() {

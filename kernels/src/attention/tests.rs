@@ -20,7 +20,7 @@ fn behind_pasts() -> Vec<Segment> {
 }
 
 /// A shape, its segments, and whether it has as many queries as keys.
-fn cases() -> Vec<(AttentionShape, Vec<Segment>)> {
+pub(super) fn cases() -> Vec<(AttentionShape, Vec<Segment>)> {
     let shape = |n_rows, n_key_rows, n_heads, n_kv_heads, head_size, window| AttentionShape {
         n_rows,
         n_key_rows,
@@ -61,7 +61,7 @@ fn cases() -> Vec<(AttentionShape, Vec<Segment>)> {
 }
 
 /// Runs both passes; returns out, log-sum-exp, dq, dk, dv.
-fn run(
+pub(super) fn run(
     device: &mut impl Attention,
     shape: AttentionShape,
     segments: &[Segment],
@@ -96,7 +96,7 @@ fn run_in(
     [attended, lse, dq, dk, dv]
 }
 
-fn inputs(shape: &AttentionShape, seed: u64) -> [Vec<f32>; 4] {
+pub(super) fn inputs(shape: &AttentionShape, seed: u64) -> [Vec<f32>; 4] {
     let mut random = Random::new(seed);
     let (queries, keys) = (shape.n_rows * shape.n_heads, shape.n_key_rows * shape.n_kv_heads);
     [queries, keys, keys, queries].map(|n| random.normal(n * shape.head_size))
