@@ -186,8 +186,8 @@ impl Arguments {
     }
 }
 
-/// Heads of a launch of a pass of so many operations. A system that draws its windows with the same card resets
-/// one that is at work on one launch for two seconds (Windows), and the slowest does a few times as much in one.
+/// Heads of a launch, where a pass takes so many operations. Windows resets a card that is at work on one launch for
+/// two seconds; the slowest does a few times as many in that time.
 fn heads_at_once(compute: Compute, n_heads: usize, flops: f64) -> usize {
     #[cfg(test)]
     if let Some(forced) = tests::HEADS_AT_ONCE.get() {
