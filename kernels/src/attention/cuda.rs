@@ -172,9 +172,9 @@ impl Arguments {
         kernel: &str,
         (shape, n_heads): (AttentionShape, usize),
         launch: Launch,
-        flops: f64,
+        n_flops: f64,
     ) {
-        let at_once = heads_at_once(call.compute(), n_heads, flops);
+        let at_once = heads_at_once(call.launch_flops(), n_heads, n_flops);
         for first in (0..n_heads).step_by(at_once) {
             let [x, _, z] = launch.grid;
             let grid = [x, at_once.min(n_heads - first) as u32, z];
@@ -186,19 +186,10 @@ impl Arguments {
     }
 }
 
-/// Heads of a launch, where a pass takes so many operations. Windows resets a card that is at work on one launch for
-/// two seconds; the slowest does a few times as many in that time.
-fn heads_at_once(compute: Compute, n_heads: usize, flops: f64) -> usize {
-    #[cfg(test)]
-    if let Some(forced) = tests::HEADS_AT_ONCE.get() {
-        return forced;
-    }
-    let most = match compute {
-        Compute::Bf16 => 2e12,
-        Compute::F32 => 5e10,
-    };
-    let of_head = (flops / n_heads.max(1) as f64).max(1.0);
-    ((most / of_head) as usize).clamp(1, n_heads.max(1))
+/// Heads of a launch that may do `launch_flops`, one at least, where all take `n_flops`.
+fn heads_at_once(launch_flops: f64, n_heads: usize, n_flops: f64) -> usize {
+    let of_head = n_flops / n_heads.max(1) as f64;
+    ((launch_flops / of_head) as usize).clamp(1, n_heads.max(1))
 }
 
 /// Numbers of `q`, and of `k`.
@@ -231,8 +222,8 @@ impl Attention for Cuda {
         let read = Arguments::read(&mut call, shape, segments, [q, k, v], out);
         let arguments =
             Arguments { out: call.write_floats(out), log_sum_exp: call.write(log_sum_exp), ..read };
-        call.count_flops(|| flops(shape, 4.0));
-        let (queries, flops) = ((shape, shape.n_heads), flops(shape, 4.0));
+        let (queries, n_flops) = ((shape, shape.n_heads), flops(shape, 4.0));
+        call.count_flops(|| n_flops);
         // SAFETY: all arguments were cut to the extents of `shape`, and segments lie within them.
         unsafe {
             // For rows of no segment.
@@ -240,14 +231,14 @@ impl Attention for Cuda {
             call.clear(arguments.log_sum_exp, log_sum_exp.n_bytes());
             if call.compute() == Compute::F32 {
                 let launch = launch(shape.max_segment, N_THREADS as usize / WARP, n_segments);
-                arguments.launch(&call, "attention_in_f32_forward", queries, launch, flops);
+                arguments.launch(&call, "attention_in_f32_forward", queries, launch, n_flops);
                 return;
             }
             let width = Width::of(shape.head_size);
             let launch = launch(shape.max_segment, OWN_ROWS, n_segments)
                 .with_shared_bytes(width.forward_bytes());
             let kernel = format!("attention_forward_{}", width.width);
-            arguments.launch(&call, &kernel, queries, launch, flops);
+            arguments.launch(&call, &kernel, queries, launch, n_flops);
         }
     }
 
@@ -299,16 +290,12 @@ impl Attention for Cuda {
             if call.compute() == Compute::F32 {
                 call.launch("attention_in_f32_delta", over_rows, parameters);
                 let rows = N_THREADS as usize / WARP;
-                let (kernel, over_queries) = (
-                    "attention_in_f32_query_gradient",
-                    launch(shape.max_segment, rows, n_segments),
-                );
+                let kernel = "attention_in_f32_query_gradient";
+                let over_queries = launch(shape.max_segment, rows, n_segments);
                 arguments.launch(&call, kernel, queries, over_queries, of_queries);
                 // A segment may have more keys than queries.
-                let (kernel, over_keys) = (
-                    "attention_in_f32_key_value_gradient",
-                    launch(shape.n_key_rows, rows, n_segments),
-                );
+                let kernel = "attention_in_f32_key_value_gradient";
+                let over_keys = launch(shape.n_key_rows, rows, n_segments);
                 arguments.launch(&call, kernel, keys, over_keys, of_keys);
                 return;
             }
@@ -341,28 +328,22 @@ fn flops(shape: AttentionShape, per_pair: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use std::cell::Cell;
-
     use super::super::tests::{cases, inputs, run};
+    use super::*;
     use crate::cuda::{
         MAX_SHARED_BYTES,
         code::occupancy::{GAMING_CARDS, kernels_of_gaming_cards},
+        launch_flops,
     };
-
-    thread_local! {
-        /// Heads of a launch, of whatever size.
-        pub(super) static HEADS_AT_ONCE: Cell<Option<usize>> = const { Cell::new(None) };
-    }
 
     #[test]
     fn launches_of_a_head_each_give_the_bits_of_one_of_all() {
         for compute in [Compute::F32, Compute::Bf16] {
             for (shape, segments) in cases() {
                 let inputs = inputs(&shape, 11);
-                let [together, apart] = [None, Some(1)].map(|at_once| {
-                    HEADS_AT_ONCE.set(at_once);
+                let [together, apart] = [f64::INFINITY, 0.0].map(|launch_flops| {
                     let mut cuda = Cuda::simulated(compute).unwrap();
+                    cuda.launch_flops = launch_flops;
                     let results =
                         run(&mut cuda, shape, &segments, inputs.each_ref().map(|x| &x[..]));
                     results.map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
@@ -375,13 +356,13 @@ mod tests {
     #[test]
     fn a_launch_does_what_a_slow_card_does_in_time() {
         // Heads, and operations: 4,096 and 32,768 tokens of a model of 7 billion parameters.
-        for (compute, flops, expected) in [
+        for (compute, n_flops, expected) in [
             (Compute::Bf16, 1.4e11, 32),
             (Compute::Bf16, 8.8e12, 7),
             (Compute::Bf16, 1e15, 1),
             (Compute::F32, 1.4e11, 11),
         ] {
-            assert_eq!(heads_at_once(compute, 32, flops), expected, "{flops}");
+            assert_eq!(heads_at_once(launch_flops(compute), 32, n_flops), expected, "{n_flops}");
         }
     }
 

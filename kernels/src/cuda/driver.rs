@@ -141,7 +141,9 @@ pub(crate) trait Driver: fmt::Debug + Send {
     fn capability(&self) -> Capability;
 
     /// Bytes that this process may still take, as far as the driver says.
-    fn free_bytes(&self) -> Option<usize>;
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
 
     /// Takes `n_bytes` (at least one), not cleared.
     fn allocate(&mut self, n_bytes: usize) -> Result<Address, DeviceError>;
@@ -199,7 +201,9 @@ pub(crate) trait Driver: fmt::Debug + Send {
 
     /// The same, and asks all the while: a thread that sleeps until then wakes up late, which a short operation
     /// that is timed would pay for.
-    fn watch(&self) -> Result<(), DeviceError>;
+    fn watch(&self) -> Result<(), DeviceError> {
+        self.synchronize()
+    }
 
     /// Takes `n_bytes` zeros of the host's memory, pinned.
     fn host_allocate(&mut self, n_bytes: usize) -> Result<HostMemory, DeviceError>;

@@ -124,6 +124,8 @@ pub struct Cuda {
     pub(crate) last_transfer: u64,
     pub(crate) transferred_bytes: u64,
     compute: Compute,
+    /// Operations of one launch, where one may be several.
+    pub(crate) launch_flops: f64,
     pub(crate) failure: Failure,
     profile: Option<Profile>,
     is_profiling: bool,
@@ -147,6 +149,15 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         N_OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Operations that the slowest card does well within two seconds, after which Windows resets one that is still at
+/// work on one launch.
+pub(crate) fn launch_flops(compute: Compute) -> f64 {
+    match compute {
+        Compute::Bf16 => 2e12,
+        Compute::F32 => 5e10,
     }
 }
 
@@ -180,6 +191,7 @@ impl Cuda {
             last_transfer: 0,
             transferred_bytes: 0,
             compute,
+            launch_flops: launch_flops(compute),
             failure: Failure::default(),
             profile: None,
             is_profiling: false,
@@ -221,6 +233,7 @@ impl Cuda {
                 .filter(|_| self.is_profiling)
                 .map(|profile| profile::Call::begin(profile, operation)),
             compute: self.compute,
+            launch_flops: self.launch_flops,
             driver: &*self.driver,
             functions: &self.functions,
             scratch: self.scratch,
@@ -283,6 +296,7 @@ pub(crate) struct Call<'a> {
     /// Where the call is counted, if it is.
     timing: Option<profile::Call<'a>>,
     compute: Compute,
+    launch_flops: f64,
     driver: &'a dyn Driver,
     functions: &'a HashMap<String, Function>,
     scratch: Address,
@@ -296,6 +310,11 @@ impl Call<'_> {
     /// The precision of matrix products.
     pub fn compute(&self) -> Compute {
         self.compute
+    }
+
+    /// Operations of one launch, where one may be several.
+    pub fn launch_flops(&self) -> f64 {
+        self.launch_flops
     }
 
     /// Counts the multiplications and additions of a matrix product of these extents.

@@ -132,10 +132,6 @@ impl Driver for Simulated {
         Capability::OLDEST
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        None
-    }
-
     fn allocate(&mut self, n_bytes: usize) -> Result<Address, DeviceError> {
         Ok(Address(self.machine.allocate(n_bytes)))
     }
@@ -202,10 +198,6 @@ impl Driver for Simulated {
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn watch(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 
