@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
+
 /// The precision of matrix products. Everything else is always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compute {
@@ -22,6 +25,8 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with `vdpbf16ps`.
     Avx512Bf16,
+    /// The same with AMX, registers that hold matrices of bf16.
+    Amx,
 }
 
 impl Isa {
@@ -40,6 +45,9 @@ impl Isa {
                     available.push(Self::Avx512);
                     if is_x86_feature_detected!("avx512bf16") {
                         available.push(Self::Avx512Bf16);
+                        if amx::is_available() {
+                            available.push(Self::Amx);
+                        }
                     }
                 }
             }
@@ -54,7 +62,7 @@ impl Isa {
 
     /// The precision that is fastest on this path: bf16 only where the hardware multiplies it.
     pub fn natural_compute(self) -> Compute {
-        if self == Self::Avx512Bf16 { Compute::Bf16 } else { Compute::F32 }
+        if self >= Self::Avx512Bf16 { Compute::Bf16 } else { Compute::F32 }
     }
 }
 
@@ -65,6 +73,7 @@ impl fmt::Display for Isa {
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512",
             Self::Avx512Bf16 => "AVX-512 BF16",
+            Self::Amx => "AMX",
         })
     }
 }

@@ -25,6 +25,7 @@
 //! An operation's result depends on its inputs and on [`Compute`] alone: each
 //! element is one task's, however they are divided among threads, and its sum is taken in a fixed order.
 
+mod amx;
 mod arguments;
 pub mod blockwise;
 pub mod cpu;

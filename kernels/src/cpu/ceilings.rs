@@ -22,12 +22,13 @@ pub fn product_flops_per_s(profile: DeviceProfile) -> f64 {
     let secs =
         fastest(MEASUREMENT, || pool.run(n_threads, |_, _| registers(isa, profile.compute, STEPS)));
     let per_step = match (isa, profile.compute) {
-        (Isa::Avx512Bf16, Compute::Bf16) => 64,
-        (Isa::Avx512 | Isa::Avx512Bf16, _) => 32,
-        (Isa::Avx2, _) => 16,
-        (Isa::Portable, _) => 8,
+        (Isa::Amx, Compute::Bf16) => N_TILES * 16 * 16 * 64,
+        (Isa::Avx512Bf16, Compute::Bf16) => N_SUMS * 64,
+        (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => N_SUMS * 32,
+        (Isa::Avx2, _) => N_SUMS * 16,
+        (Isa::Portable, _) => N_SUMS * 8,
     };
-    (n_threads * STEPS * N_SUMS * per_step) as f64 / secs
+    (n_threads * STEPS * per_step) as f64 / secs
 }
 
 /// Bytes a second that `n_threads` threads move from one place in memory to another, too large for
@@ -62,11 +63,16 @@ pub fn fastest(time: Duration, mut run: impl FnMut()) -> f64 {
 /// Independent sums: more than the instruction's latency times its rate, fewer than registers.
 const N_SUMS: usize = 12;
 
-/// `steps` rounds of [`N_SUMS`] multiply-and-adds of whole vectors.
+/// Independent sums of matrices, of which a register each holds one.
+const N_TILES: usize = 4;
+
+/// `steps` rounds of [`N_SUMS`] multiply-and-adds of whole vectors, or of [`N_TILES`] of matrices.
 fn registers(isa: Isa, compute: Compute, steps: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::*;
+
+        use crate::amx::Tiles;
 
         /// Pairs of bf16.
         #[target_feature(enable = "avx512f,avx512bf16")]
@@ -104,11 +110,30 @@ fn registers(isa: Isa, compute: Compute, steps: usize) {
             }
             black_box(sums);
         }
+        /// Products of whole registers.
+        fn amx(steps: usize) {
+            // SAFETY: the caller found AMX on this processor, and the registers are configured.
+            unsafe {
+                let _tiles = Tiles::configure();
+                std::arch::asm!(
+                    "2:",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "dec {steps}",
+                    "jnz 2b",
+                    steps = inout(reg) steps => _,
+                    options(nomem, nostack),
+                );
+            }
+        }
         match (isa, compute) {
+            (Isa::Amx, Compute::Bf16) => return amx(steps),
             // SAFETY: `Isa::best` found the instructions on this processor.
             (Isa::Avx512Bf16, Compute::Bf16) => return unsafe { avx512_bf16(steps) },
             // SAFETY: as above.
-            (Isa::Avx512 | Isa::Avx512Bf16, _) => return unsafe { avx512(steps) },
+            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => return unsafe { avx512(steps) },
             // SAFETY: as above.
             (Isa::Avx2, _) => return unsafe { avx2(steps) },
             (Isa::Portable, _) => {}

@@ -148,7 +148,7 @@ macro_rules! for_each_isa {
                     $crate::Isa::Portable => {}
                     // SAFETY: the device was made with instructions that this processor has.
                     $crate::Isa::Avx2 => return unsafe { avx2($($argument),*) },
-                    $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => {
+                    $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => {
                         // SAFETY: as above.
                         return unsafe { avx512($($argument),*) };
                     }

@@ -169,6 +169,7 @@ impl Backward<'_> {
         let inputs = &self.inputs;
         let Inputs { products, q, .. } = *inputs;
         let AttentionShape { head_size, .. } = inputs.shape;
+        let _ready = products.ready();
         let mut scratch = Scratch::new(scratch, &products, &inputs.shape);
         let n_keys = segment.n_keys as usize;
         for sums in [&mut *scratch.dkeys, &mut *scratch.dvalues] {

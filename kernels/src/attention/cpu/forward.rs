@@ -154,6 +154,7 @@ impl Forward<'_> {
         let inputs = &self.inputs;
         let AttentionShape { head_size, scale, .. } = inputs.shape;
         let products = &inputs.products;
+        let _ready = products.ready();
         let n_queries = QUERIES.min(segment.n_queries as usize - first);
         let n_lanes = n_queries.next_multiple_of(LANES);
         let row = segment.query_start as usize + first;

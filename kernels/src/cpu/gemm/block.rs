@@ -9,7 +9,7 @@ use super::{
     Sums, Target, Term,
     kernels::{Kernel, Tile},
     layout::Layout,
-    operand::Form,
+    operand::{Form, Side},
     products_beside,
 };
 use crate::{
@@ -96,7 +96,7 @@ impl<'a> Block<'a> {
         (packed_a, packed_down): (&mut [u32], &mut [u32]),
     ) {
         let mut packings = ArrayVec::<Packing<'_>, { MOST_AT_ONCE + MOST_SHARING }>::new();
-        let form = self.place.form(self.kernel, self.kernel.n_rows);
+        let form = self.place.form(self.kernel, Side::Rows);
         for (rows, place) in rows.iter().zip(&self.rows) {
             let k = (self.steps_of(rows), self.depth(rows.k));
             let packed = &mut packed_a[place.clone()];
@@ -105,7 +105,7 @@ impl<'a> Block<'a> {
         let downs = products_beside(sums).zip(&self.downs);
         for ((number, &LowRank { rank, down, .. }), place) in downs {
             let Some((down, _)) = down.filter(|_| self.lanes.start == 0) else { continue };
-            let form = self.place.form(self.kernel, self.tile_beside(rank).n_columns);
+            let form = self.place.form(&self.tile_beside(rank), Side::Columns);
             let k = rows[number].k;
             let packed = &mut packed_down[place.clone()];
             packings.push(Packing::new(form, down, 0..rank, (0..k, self.depth(k)), packed));
@@ -214,10 +214,12 @@ impl<'a> Block<'a> {
         (packed_b, unrounded): (&mut [u32], &mut [u32]),
     ) {
         let kernel = self.kernel;
-        let form = self.place.form(kernel, kernel.n_columns);
+        let form = self.place.form(kernel, Side::Columns);
         let padded_rows = self.padded_rows();
         let n = sums.n;
         let start = |row: usize| (self.lanes.start + row) * n + columns.start;
+        // SAFETY: the device was made with instructions that this processor has.
+        let ready = unsafe { kernel.ready() };
         let mut overwrite = sums.store == Store::Overwrite;
         if let (Some(onto), [SharedTarget::F32(c)]) = (sums.onto, &*sums.c) {
             for row in rows.clone() {
@@ -262,8 +264,7 @@ impl<'a> Block<'a> {
                                 let len = (tile.n_rows - 1) * stride + tile.n_columns;
                                 // SAFETY: tasks own disjoint rows or columns of C, and C outlives
                                 // them; `part` checks that the tile ends inside C, as the slice of the
-                                // sums to be rounded does. The device was made with instructions that
-                                // this processor has.
+                                // sums to be rounded does.
                                 unsafe {
                                     let c = match c {
                                         SharedTarget::F32(c) => c.part(start, len),
@@ -271,7 +272,7 @@ impl<'a> Block<'a> {
                                             unrounded[start..start + len].as_mut_ptr().cast()
                                         }
                                     };
-                                    kernel.run(steps, a_panel, b_panel, c, tile);
+                                    ready.run(steps, a_panel, b_panel, c, tile);
                                 }
                             }
                         }
@@ -370,6 +371,8 @@ impl Middle<'_> {
         let through = unsafe { through.slice(top * rank, n_rows * rank) };
         if let Some((a, down, factor)) = product {
             let tiles = block.tile_beside(rank);
+            // SAFETY: the device was made with instructions that this processor has.
+            let ready = unsafe { tiles.ready() };
             let padded_rank = rank.next_multiple_of(tiles.n_columns);
             let depth = block.depth(k);
             for depth_start in (0..k).step_by(depth) {
@@ -386,13 +389,12 @@ impl Middle<'_> {
                     };
                     let down = &down[padded_rank * earlier + column * steps..];
                     let c = &mut through[column..];
-                    // SAFETY: the part holds the tile's rows, each `rank` long; the device was
-                    // made with instructions that this processor has.
-                    unsafe { tiles.run(steps, a, down, c.as_mut_ptr(), tile) };
+                    // SAFETY: the part holds the tile's rows, each `rank` long.
+                    unsafe { ready.run(steps, a, down, c.as_mut_ptr(), tile) };
                 }
             }
         }
-        let form = block.place.form(kernel, kernel.n_rows);
+        let form = block.place.form(kernel, Side::Rows);
         let rows = Operand::f32(through, Layout::Depth, rank);
         let depth = block.depth(rank);
         for depth_start in (0..rank).step_by(depth) {

@@ -1,9 +1,9 @@
 //! The innermost loops: a tile of C in registers, one step of k at a time.
 
-use crate::{Compute, Isa};
+use crate::{Compute, Isa, amx};
 
-/// The most rows of any tile.
-pub(super) const MAX_ROWS: usize = 14;
+/// Rows of a tile of vectors.
+const ROWS: usize = 14;
 
 /// The most columns of any tile.
 pub(super) const MAX_COLUMNS: usize = 32;
@@ -14,9 +14,44 @@ const LOW_ROWS: usize = 8;
 /// Columns of a narrow tile.
 const NARROW: usize = 16;
 
-/// Packed elements of `depth` steps of k.
-pub(super) fn packed_depth(bf16_pairs: bool, depth: usize) -> usize {
-    if bf16_pairs { depth.div_ceil(2) } else { depth }
+/// What panels are made of, and in which order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Elements {
+    /// An f32 of each lane, step by step of k.
+    F32,
+    /// A pair of bf16, neighbours in k, of each lane; two steps by two.
+    Pairs,
+    /// Pairs for registers that hold matrices, up to whole blocks of [`BLOCK_STEPS`], zero beyond k: of B as
+    /// [`Elements::Pairs`], of A a block of each lane after another.
+    PairBlocks,
+}
+
+/// Packed steps of a block of pairs: what a row of a matrix register holds.
+pub(super) const BLOCK_STEPS: usize = amx::ROW_BYTES / size_of::<u32>();
+
+impl Elements {
+    /// Whether they are bf16.
+    pub fn are_pairs(self) -> bool {
+        self != Self::F32
+    }
+
+    /// Packed elements of `depth` steps of k.
+    pub fn packed_depth(self, depth: usize) -> usize {
+        match self {
+            Self::F32 => depth,
+            Self::Pairs => depth.div_ceil(2),
+            Self::PairBlocks => depth.div_ceil(2 * BLOCK_STEPS) * BLOCK_STEPS,
+        }
+    }
+
+    /// The packed step that products from step `k` on begin with.
+    pub fn first_step(self, k: usize) -> usize {
+        match self {
+            Self::F32 => k,
+            Self::Pairs => k / 2,
+            Self::PairBlocks => k / (2 * BLOCK_STEPS) * BLOCK_STEPS,
+        }
+    }
 }
 
 /// What happens to a finished tile.
@@ -41,10 +76,10 @@ pub(super) struct Kernel {
     pub n_rows: usize,
     /// Columns of a panel of B.
     pub n_columns: usize,
-    /// Whether a packed element is a pair of bf16 (two steps of k) rather than one f32.
-    pub bf16_pairs: bool,
+    /// What panels are made of.
+    pub elements: Elements,
     /// Loops for the first 2, 4, … rows of a panel, the last for all of them: where there are several,
-    /// rows that do not exist are not computed, but for one.
+    /// rows that do not exist are not computed, but for one. Of matrix registers for 16 and 32.
     loops: &'static [Loop],
 }
 
@@ -69,7 +104,7 @@ impl Kernel {
     /// which still have more independent sums than an instruction's latency needs.
     pub fn choose(isa: Isa, compute: Compute, m: usize, n: usize) -> Self {
         let narrow = n <= NARROW;
-        let low = !narrow && m <= 64 && m.next_multiple_of(LOW_ROWS) < m.next_multiple_of(MAX_ROWS);
+        let low = !narrow && m <= 64 && m.next_multiple_of(LOW_ROWS) < m.next_multiple_of(ROWS);
         Self::of(isa, compute, low, narrow)
     }
 
@@ -82,46 +117,100 @@ impl Kernel {
     /// A tile that is low or narrow, or neither, where the processor has such.
     fn of(isa: Isa, compute: Compute, low: bool, narrow: bool) -> Self {
         let kernel =
-            |n_rows, n_columns, bf16_pairs, loops| Self { n_rows, n_columns, bf16_pairs, loops };
+            |n_rows, n_columns, elements, loops| Self { n_rows, n_columns, elements, loops };
         match (isa, compute) {
             #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Compute::Bf16) if narrow => {
+                kernel(32, 16, Elements::PairBlocks, &[x86::amx::<1, 1>, x86::amx::<2, 1>])
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Compute::Bf16) => {
+                kernel(32, 32, Elements::PairBlocks, &[x86::amx::<1, 2>, x86::amx::<2, 2>])
+            }
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Compute::Bf16) => match (low, narrow) {
-                (true, _) => kernel(8, 32, true, loops!(avx512_bf16, 8, 2, [2, 4, 6, 8])),
-                (_, true) => {
-                    kernel(14, 16, true, loops!(avx512_bf16, 14, 1, [2, 4, 6, 8, 10, 12, 14]))
+                (true, _) => {
+                    kernel(8, 32, Elements::Pairs, loops!(avx512_bf16, 8, 2, [2, 4, 6, 8]))
                 }
-                _ => kernel(14, 32, true, loops!(avx512_bf16, 14, 2, [2, 4, 6, 8, 10, 12, 14])),
+                (_, true) => kernel(
+                    14,
+                    16,
+                    Elements::Pairs,
+                    loops!(avx512_bf16, 14, 1, [2, 4, 6, 8, 10, 12, 14]),
+                ),
+                _ => kernel(
+                    14,
+                    32,
+                    Elements::Pairs,
+                    loops!(avx512_bf16, 14, 2, [2, 4, 6, 8, 10, 12, 14]),
+                ),
             },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, _) => match (low, narrow) {
-                (true, _) => kernel(8, 32, false, loops!(avx512, 8, 2, [2, 4, 6, 8])),
-                (_, true) => kernel(14, 16, false, loops!(avx512, 14, 1, [2, 4, 6, 8, 10, 12, 14])),
-                _ => kernel(14, 32, false, loops!(avx512, 14, 2, [2, 4, 6, 8, 10, 12, 14])),
+            (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => match (low, narrow) {
+                (true, _) => kernel(8, 32, Elements::F32, loops!(avx512, 8, 2, [2, 4, 6, 8])),
+                (_, true) => {
+                    kernel(14, 16, Elements::F32, loops!(avx512, 14, 1, [2, 4, 6, 8, 10, 12, 14]))
+                }
+                _ => kernel(14, 32, Elements::F32, loops!(avx512, 14, 2, [2, 4, 6, 8, 10, 12, 14])),
             },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, _) => kernel(6, 16, false, loops!(avx2, 6, 2, [2, 4, 6])),
-            _ if cfg!(target_arch = "aarch64") => kernel(6, 16, false, &[portable::<6, 16>]),
-            _ => kernel(4, 8, false, &[portable::<4, 8>]),
+            (Isa::Avx2, _) => kernel(6, 16, Elements::F32, loops!(avx2, 6, 2, [2, 4, 6])),
+            _ if cfg!(target_arch = "aarch64") => {
+                kernel(6, 16, Elements::F32, &[portable::<6, 16>])
+            }
+            _ => kernel(4, 8, Elements::F32, &[portable::<4, 8>]),
         }
     }
 
     /// Packed elements of `depth` steps of k.
     pub fn packed_depth(&self, depth: usize) -> usize {
-        packed_depth(self.bf16_pairs, depth)
+        self.elements.packed_depth(depth)
     }
 
+    /// Rows and columns beyond those of a product that panels of any tile may have which the same
+    /// instructions would choose.
+    pub fn padding(&self) -> (usize, usize) {
+        (self.n_rows.max(ROWS), MAX_COLUMNS)
+    }
+
+    /// Makes this thread ready to run it.
+    ///
+    /// # Safety
+    /// The processor must have the instructions that the kernel was chosen for.
+    pub unsafe fn ready(&self) -> Ready<'_> {
+        Ready {
+            kernel: self,
+            #[cfg(target_arch = "x86_64")]
+            _tiles: (self.elements == Elements::PairBlocks).then(|| {
+                // SAFETY: by the caller's promise.
+                unsafe { amx::Tiles::configure() }
+            }),
+        }
+    }
+}
+
+/// A kernel on the thread that runs it.
+pub(crate) struct Ready<'a> {
+    kernel: &'a Kernel,
+    #[cfg(target_arch = "x86_64")]
+    _tiles: Option<amx::Tiles>,
+}
+
+impl Ready<'_> {
     /// Sums `steps` packed steps of both panels and stores the tile at `c`.
     ///
     /// # Safety
-    /// `c` must be valid for the tile's rows and columns; the processor must have the instructions
-    /// that the kernel was chosen for.
-    pub unsafe fn run(&self, steps: usize, a: &[u32], b: &[u32], c: *mut f32, tile: Tile) {
-        assert!(a.len() >= steps * self.n_rows && b.len() >= steps * self.n_columns);
-        assert!(tile.n_rows <= self.n_rows && tile.n_columns <= self.n_columns);
-        let fewest = (tile.n_rows.max(1) - 1) / 2;
-        let sum = self.loops[fewest.min(self.loops.len() - 1)];
+    /// `c` must be valid for the tile's rows and columns.
+    pub(super) unsafe fn run(&self, steps: usize, a: &[u32], b: &[u32], c: *mut f32, tile: Tile) {
+        let Kernel { n_rows, n_columns, elements, loops } = *self.kernel;
+        assert!(a.len() >= steps * n_rows && b.len() >= steps * n_columns);
+        assert!(tile.n_rows <= n_rows && tile.n_columns <= n_columns);
+        assert!(elements != Elements::PairBlocks || steps.is_multiple_of(BLOCK_STEPS));
+        let rows = if elements == Elements::PairBlocks { amx::ROWS } else { 2 };
+        let fewest = (tile.n_rows.max(1) - 1) / rows;
+        let sum = loops[fewest.min(loops.len() - 1)];
         // SAFETY: the panels are long enough and the tile no larger than the loop's, as just
-        // checked; C and the instructions are the caller's promise.
+        // checked; C is the caller's promise, and the instructions were that of whoever made this.
         unsafe { sum(steps, a.as_ptr(), b.as_ptr(), c, tile) };
     }
 }
@@ -185,9 +274,12 @@ unsafe fn portable<const ROWS: usize, const COLUMNS: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::*;
+    use std::{
+        arch::{asm, x86_64::*},
+        mem::MaybeUninit,
+    };
 
-    use super::{Tile, store};
+    use super::{BLOCK_STEPS, Tile, store};
 
     /// `ROWS` of `PANEL` × 16·`VECTORS` sums of products of bf16 pairs.
     ///
@@ -227,6 +319,159 @@ mod x86 {
         }
         // SAFETY: by the caller's promise.
         unsafe { store_avx512(&sums, c, tile) };
+    }
+
+    /// What the loop of a tile in matrix registers does: clears the sums, of each block loads two
+    /// registers of A and two of B (or one), multiplies, and stores the sums.
+    macro_rules! amx_loop {
+        (
+            ($blocks:ident, $a:ident, $b:ident, $b_stride:expr, $b_block:expr, $c:expr, $c_stride:expr),
+            [$($clear:literal),*], [$($step:literal),*], [$($store:literal),*]
+        ) => {
+            asm!(
+                $($clear,)*
+                "2:",
+                $($step,)*
+                // Of a block of A there are 32 lanes.
+                "add {a}, 2048",
+                "add {b}, {b_block}",
+                "dec {blocks}",
+                "jnz 2b",
+                "lea {b}, [{c} + 8 * {c_stride}]",
+                "lea {b}, [{b} + 8 * {c_stride}]",
+                $($store,)*
+                blocks = inout(reg) $blocks => _,
+                a = inout(reg) $a => _,
+                b = inout(reg) $b => _,
+                b_block = const $b_block,
+                a_stride = in(reg) 64_usize,
+                b_stride = in(reg) $b_stride,
+                c = in(reg) $c,
+                c_stride = in(reg) $c_stride,
+                options(nostack),
+            )
+        };
+    }
+
+    /// 16·`TILES` × 16·`VECTORS` sums of products of bf16 pairs, out of panels of blocks: 32 rows of A,
+    /// 16·`VECTORS` columns of B.
+    ///
+    /// # Safety
+    /// The panels must hold `steps` steps, whole blocks of them; `c` must be valid for the tile, which is no
+    /// larger than the sums; the processor must have AMX, and this thread have configured it.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub unsafe fn amx<const TILES: usize, const VECTORS: usize>(
+        steps: usize,
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        tile: Tile,
+    ) {
+        /// Sums on their way.
+        #[repr(align(64))]
+        struct Sums([MaybeUninit<f32>; 32 * 32]);
+        const { assert!(matches!(TILES, 1 | 2) && matches!(VECTORS, 1 | 2)) };
+        let blocks = steps / BLOCK_STEPS;
+        if blocks == 0 {
+            // SAFETY: by the caller's promise.
+            return unsafe { store_avx512(&[[_mm512_setzero_ps(); VECTORS]; 32], c, tile) };
+        }
+        prefetch::<VECTORS>(c, tile);
+        let is_whole = tile.n_rows == 16 * TILES && tile.n_columns == 16 * VECTORS;
+        let is_plain = is_whole && tile.overwrite && tile.factor == 1.0;
+        let mut sums = Sums([MaybeUninit::uninit(); 32 * 32]);
+        let (place, stride) = if is_plain {
+            (c, tile.stride)
+        } else {
+            (sums.0.as_mut_ptr().cast::<f32>(), 16 * VECTORS)
+        };
+        let stride = stride * size_of::<f32>();
+        // SAFETY: the panels hold so many blocks, and there is a place for the sums, by the caller's promise or
+        // here; the caller vouches for the registers, which nothing else uses.
+        unsafe {
+            match (TILES, VECTORS) {
+                (1, 1) => amx_loop!(
+                    (blocks, a, b, 64_usize, 1024, place, stride),
+                    ["tilezero tmm0"],
+                    [
+                        "tileloadd tmm4, [{a} + {a_stride}]",
+                        "tileloadd tmm6, [{b} + {b_stride}]",
+                        "tdpbf16ps tmm0, tmm4, tmm6"
+                    ],
+                    ["tilestored [{c} + {c_stride}], tmm0"]
+                ),
+                (1, _) => amx_loop!(
+                    (blocks, a, b, 128_usize, 2048, place, stride),
+                    ["tilezero tmm0", "tilezero tmm1"],
+                    [
+                        "tileloadd tmm4, [{a} + {a_stride}]",
+                        "tileloadd tmm6, [{b} + {b_stride}]",
+                        "tileloadd tmm7, [{b} + {b_stride} + 64]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm1, tmm4, tmm7"
+                    ],
+                    [
+                        "tilestored [{c} + {c_stride}], tmm0",
+                        "tilestored [{c} + {c_stride} + 64], tmm1"
+                    ]
+                ),
+                (_, 1) => amx_loop!(
+                    (blocks, a, b, 64_usize, 1024, place, stride),
+                    ["tilezero tmm0", "tilezero tmm2"],
+                    [
+                        "tileloadd tmm6, [{b} + {b_stride}]",
+                        "tileloadd tmm4, [{a} + {a_stride}]",
+                        "tileloadd tmm5, [{a} + {a_stride} + 1024]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm2, tmm5, tmm6"
+                    ],
+                    ["tilestored [{c} + {c_stride}], tmm0", "tilestored [{b} + {c_stride}], tmm2"]
+                ),
+                _ => amx_loop!(
+                    (blocks, a, b, 128_usize, 2048, place, stride),
+                    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+                    [
+                        "tileloadd tmm4, [{a} + {a_stride}]",
+                        "tileloadd tmm6, [{b} + {b_stride}]",
+                        "tileloadd tmm7, [{b} + {b_stride} + 64]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm5, [{a} + {a_stride} + 1024]",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7"
+                    ],
+                    [
+                        "tilestored [{c} + {c_stride}], tmm0",
+                        "tilestored [{c} + {c_stride} + 64], tmm1",
+                        "tilestored [{b} + {c_stride}], tmm2",
+                        "tilestored [{b} + {c_stride} + 64], tmm3"
+                    ]
+                ),
+            }
+        }
+        if is_plain {
+            return;
+        }
+        let factor = _mm512_set1_ps(tile.factor);
+        let sums = sums.0.as_ptr().cast::<f32>();
+        for row in 0..tile.n_rows {
+            for vector in 0..VECTORS {
+                let n = tile.n_columns.saturating_sub(vector * 16).min(16);
+                let mask = ((1_u32 << n) - 1) as u16;
+                let c = c.wrapping_add(row * tile.stride + vector * 16);
+                // SAFETY: the sums were stored, and C is inside the tile where the mask is set.
+                unsafe {
+                    let sum = _mm512_load_ps(sums.add((row * VECTORS + vector) * 16));
+                    let sum = _mm512_mul_ps(factor, sum);
+                    let sum = if tile.overwrite {
+                        sum
+                    } else {
+                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, c), sum)
+                    };
+                    _mm512_mask_storeu_ps(c, mask, sum);
+                }
+            }
+        }
     }
 
     /// `ROWS` of `PANEL` × 16·`VECTORS` sums of products of f32.
@@ -435,19 +680,27 @@ mod tests {
                 for (low, narrow) in [(false, false), (false, true), (true, false)] {
                     let kernel = Kernel::of(isa, compute, low, narrow);
                     // One, in every place.
-                    let one = if kernel.bf16_pairs { 0x3f80_3f80 } else { 1.0_f32.to_bits() };
-                    let a = vec![one; STEPS * kernel.n_rows];
-                    let b = vec![one; STEPS * kernel.n_columns];
-                    let sum = (STEPS * if kernel.bf16_pairs { 2 } else { 1 }) as f32;
+                    let are_pairs = kernel.elements.are_pairs();
+                    let one = if are_pairs { 0x3f80_3f80 } else { 1.0_f32.to_bits() };
+                    let steps = if kernel.elements == Elements::PairBlocks {
+                        STEPS * BLOCK_STEPS
+                    } else {
+                        STEPS
+                    };
+                    let a = vec![one; steps * kernel.n_rows];
+                    let b = vec![one; steps * kernel.n_columns];
+                    let sum = (steps * if are_pairs { 2 } else { 1 }) as f32;
+                    // SAFETY: this processor has the instructions.
+                    let ready = unsafe { kernel.ready() };
                     for n_rows in 1..=kernel.n_rows {
                         for n_columns in 1..=kernel.n_columns {
                             for overwrite in [false, true] {
                                 let (stride, factor) = (STRIDE, 0.5);
                                 let tile = Tile { n_rows, n_columns, stride, factor, overwrite };
-                                let mut c = vec![7.0_f32; (MAX_ROWS + 2) * STRIDE];
+                                let mut c = vec![7.0_f32; (kernel.n_rows + 2) * STRIDE];
                                 let start = c[STRIDE..].as_mut_ptr();
                                 // SAFETY: C has more rows and columns than the tile.
-                                unsafe { kernel.run(STEPS, &a, &b, start, tile) };
+                                unsafe { ready.run(steps, &a, &b, start, tile) };
                                 for (at, c) in c.into_iter().enumerate() {
                                     let (row, column) = (at / STRIDE, at % STRIDE);
                                     let inside = (1..=n_rows).contains(&row) && column < n_columns;

@@ -40,8 +40,8 @@ use crate::{
     nf4::BLOCK,
 };
 use block::Block;
-use kernels::{Kernel, MAX_COLUMNS, MAX_ROWS};
-use operand::Form;
+use kernels::Kernel;
+use operand::{Form, Side};
 
 /// Panels of A that pass over one panel of B after another: at most 350 KiB, which with a task's B fit
 /// a second-level cache of 1 MiB. What then stays nearest is the panel of B, the larger of the two.
@@ -77,7 +77,7 @@ impl Blocking {
     }
 
     fn most_rows(kernel: &Kernel) -> usize {
-        let rows: usize = if kernel.bf16_pairs { 1024 } else { 512 };
+        let rows: usize = if kernel.elements.are_pairs() { 1024 } else { 512 };
         rows.next_multiple_of(kernel.n_rows)
     }
 
@@ -97,12 +97,12 @@ impl Blocking {
     /// second-level cache of a processor that multiplies them, half as many of 320 f32 160 KiB. A weight's
     /// row is then read 512 bytes at a time, where it is bf16.
     fn task_columns(kernel: &Kernel) -> usize {
-        if kernel.bf16_pairs { 256 } else { 128 }
+        if kernel.elements.are_pairs() { 256 } else { 128 }
     }
 
     /// The most steps of k packed at a time.
     fn most_depth(kernel: &Kernel) -> usize {
-        if kernel.bf16_pairs { 640 } else { 320 }
+        if kernel.elements.are_pairs() { 640 } else { 320 }
     }
 }
 
@@ -189,8 +189,9 @@ impl Parts {
     ) -> Self {
         // Whatever tile a smaller product, or what is beside it, would choose: its panels end within
         // so many rows and columns.
-        let rows = m.min(Blocking::most_rows(kernel)) + MAX_ROWS;
-        let panels = |n: usize| n.saturating_add(MAX_COLUMNS);
+        let (more_rows, more_columns) = kernel.padding();
+        let rows = m.min(Blocking::most_rows(kernel)) + more_rows;
+        let panels = |n: usize| n.saturating_add(more_columns);
         let of = |depth| rows.saturating_mul(kernel.packed_depth(depth));
         let (mut a, mut n_a) = (0_usize, 0);
         for k in k {
@@ -213,10 +214,11 @@ impl Parts {
 
     /// The parts of a product with `m` rows and `k` steps, or fewer, whose sums are rounded.
     fn rounded(self, kernel: &Kernel, m: usize, k: usize) -> Self {
-        let least = m.min(LEAST_ROUNDED_ROWS) + MAX_ROWS;
+        let (more_rows, _) = kernel.padding();
+        let least = m.min(LEAST_ROUNDED_ROWS) + more_rows;
         // With a product beside, all steps of all rows are there anyway.
         let a = self.a.max(least.saturating_mul(kernel.packed_depth(k.max(1))));
-        let rows = m.min(Blocking::most_rows(kernel)) + MAX_ROWS;
+        let rows = m.min(Blocking::most_rows(kernel)) + more_rows;
         Self { a, c: rows * Blocking::task_columns(kernel), ..self }
     }
 
@@ -238,10 +240,9 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Panels of `width` lanes for `kernel`.
-    fn form(&self, kernel: &Kernel, width: usize) -> Form {
-        let Self { isa, compute, .. } = *self;
-        Form { isa, compute, bf16_pairs: kernel.bf16_pairs, width }
+    /// Panels of one side for `kernel`.
+    fn form(&self, kernel: &Kernel, side: Side) -> Form {
+        Form::new((self.isa, self.compute), kernel, side)
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::f32_panels::{self, Part};
 use super::{
     expand::{Panels, RUN, Values},
-    kernels::packed_depth,
+    kernels::{BLOCK_STEPS, Elements, Kernel},
     layout::{LANES_AHEAD, Layout, STEPS_AHEAD},
     transpose::{LANES, STEPS, transpose},
 };
@@ -26,16 +26,40 @@ pub(crate) struct Operand<'a> {
 pub(super) struct Form {
     pub isa: Isa,
     pub compute: Compute,
-    /// Whether a packed element is a pair of bf16, neighbours in k.
-    pub bf16_pairs: bool,
+    pub elements: Elements,
+    /// Of which operand they are.
+    pub side: Side,
     /// Lanes of a panel.
     pub width: usize,
 }
 
+/// An operand's part in a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// A: its lanes are rows of C.
+    Rows,
+    /// B: its lanes are columns of C.
+    Columns,
+}
+
 impl Form {
+    /// Panels that `kernel` reads.
+    pub fn new((isa, compute): (Isa, Compute), kernel: &Kernel, side: Side) -> Self {
+        let width = match side {
+            Side::Rows => kernel.n_rows,
+            Side::Columns => kernel.n_columns,
+        };
+        Self { isa, compute, elements: kernel.elements, side, width }
+    }
+
+    /// Whether a panel has a block of each lane after another.
+    fn has_blocks_of_lanes(&self) -> bool {
+        self.elements == Elements::PairBlocks && self.side == Side::Rows
+    }
+
     /// Packed elements of `depth` steps of k.
     pub fn packed_depth(&self, depth: usize) -> usize {
-        packed_depth(self.bf16_pairs, depth)
+        self.elements.packed_depth(depth)
     }
 }
 
@@ -57,8 +81,8 @@ impl<'a> Operand<'a> {
     }
 
     /// Packs `lanes` × `depth` into panels: for each step of k the lanes' elements, f32 or pairs of
-    /// bf16 as bits. Halves of pairs that do not exist are zero; of lanes that do not, anything: their sums
-    /// are nobody's.
+    /// bf16 as bits, in the order that [`Elements`] tells. Halves of pairs that do not exist are zero, as is
+    /// what fills a block; of lanes that do not, anything: their sums are nobody's.
     pub(super) fn pack(
         &self,
         form: Form,
@@ -66,10 +90,28 @@ impl<'a> Operand<'a> {
         depth: Range<usize>,
         packed: &mut [u32],
     ) {
-        let Form { bf16_pairs, width, .. } = form;
+        let Form { elements, width, .. } = form;
+        let bf16_pairs = elements.are_pairs();
         let steps = form.packed_depth(depth.len());
         let n_panels = lanes.len().div_ceil(width);
         let packed = &mut packed[..n_panels * width * steps];
+        if form.has_blocks_of_lanes() {
+            return self.pack_blocks(form, lanes, depth, packed);
+        }
+        if elements == Elements::PairBlocks {
+            let form = Form { elements: Elements::Pairs, ..form };
+            let there = form.packed_depth(depth.len());
+            if there < steps {
+                // Panel by panel, as each has steps that do not exist.
+                let first_lanes = lanes.clone().step_by(width);
+                for (panel, first) in packed.chunks_exact_mut(width * steps).zip(first_lanes) {
+                    let lanes = first..(first + width).min(lanes.end);
+                    self.pack(form, lanes, depth.clone(), &mut panel[..width * there]);
+                    panel[width * there..].fill(0);
+                }
+                return;
+            }
+        }
         #[cfg(target_arch = "x86_64")]
         if bf16_pairs {
             let (matrix, panels) = ((self.layout, self.stride), (&mut *packed, width));
@@ -103,7 +145,8 @@ impl<'a> Operand<'a> {
         steps: usize,
         packed: &mut [u32],
     ) {
-        let Form { isa, compute, bf16_pairs, width } = form;
+        let Form { isa, compute, elements, width, .. } = form;
+        let bf16_pairs = elements.are_pairs();
         let k_per_step = if bf16_pairs { 2 } else { 1 };
         let mut rows = [0_u32; LANES * STEPS];
         for (panel, packed) in packed.chunks_exact_mut(width * steps).enumerate() {
@@ -154,7 +197,8 @@ impl<'a> Operand<'a> {
         steps: usize,
         packed: &mut [u32],
     ) {
-        let Form { isa, compute, bf16_pairs, width } = form;
+        let Form { isa, compute, elements, width, .. } = form;
+        let bf16_pairs = elements.are_pairs();
         let k_per_step = if bf16_pairs { 2 } else { 1 };
         // Whole panels, as many as a run holds.
         let lanes_per_run = RUN / width * width;
@@ -206,6 +250,43 @@ impl<'a> Operand<'a> {
     }
 }
 
+impl Operand<'_> {
+    /// A's panels of blocks: of each lane [`BLOCK_STEPS`] pairs, one lane after another, block by block.
+    fn pack_blocks(
+        &self,
+        form: Form,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        packed: &mut [u32],
+    ) {
+        let Form { isa, width, .. } = form;
+        let steps = form.packed_depth(depth.len());
+        for (panel, first) in
+            packed.chunks_exact_mut(width * steps).zip(lanes.clone().step_by(width))
+        {
+            let n_lanes = width.min(lanes.end - first);
+            match self.layout {
+                Layout::Depth => {
+                    for lane in 0..n_lanes {
+                        let from = (first + lane) * self.stride + depth.start;
+                        let panel = &mut panel[lane * BLOCK_STEPS..];
+                        self.values.blocks_along(isa, (from, depth.len()), panel, width);
+                    }
+                }
+                Layout::Lanes => {
+                    for lane in (0..n_lanes).step_by(LANES) {
+                        let n_lanes = LANES.min(n_lanes - lane);
+                        let from = depth.start * self.stride + first + lane;
+                        let rows = (from, self.stride, depth.len());
+                        let panel = &mut panel[lane * BLOCK_STEPS..];
+                        self.values.blocks_across(isa, rows, n_lanes, panel, width);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Copies elements to one step of each panel, `steps` long. The width is known to the compiler, as
 /// a call for each few elements would take longer than the copy.
 fn spread<const WIDTH: usize>(elements: &[u32], packed: &mut [u32], steps: usize) {
@@ -249,24 +330,27 @@ mod tests {
             for (values, expected) in &stored {
                 let rounded: Vec<_> = expected.iter().map(|&value| bf16_bits(value)).collect();
                 let whole: Vec<_> = expected.iter().map(|value| value.to_bits()).collect();
-                for (bf16_pairs, layout) in [
-                    (true, Layout::Depth),
-                    (true, Layout::Lanes),
-                    (false, Layout::Depth),
-                    (false, Layout::Lanes),
-                ] {
+                for ((elements, side, widths), layout) in [
+                    // None of the panels with pairs is six wide.
+                    (Elements::F32, Side::Rows, &[6, 8, 14, 16, 32][..]),
+                    (Elements::Pairs, Side::Rows, &[8, 14, 16, 32]),
+                    (Elements::PairBlocks, Side::Rows, &[16, 32]),
+                    (Elements::PairBlocks, Side::Columns, &[16, 32]),
+                ]
+                .into_iter()
+                .flat_map(|form| [(form, Layout::Depth), (form, Layout::Lanes)])
+                {
                     let operand = Operand { values: *values, layout, stride: STRIDE };
-                    let (bits, compute) =
-                        if bf16_pairs { (&rounded, Compute::Bf16) } else { (&whole, Compute::F32) };
-                    for width in [6, 8, 14, 16, 32] {
-                        if bf16_pairs && width == 6 {
-                            // Of the panels with pairs none is.
-                            continue;
-                        }
+                    let (bits, compute) = if elements.are_pairs() {
+                        (&rounded, Compute::Bf16)
+                    } else {
+                        (&whole, Compute::F32)
+                    };
+                    for &width in widths {
                         for (lanes, depth) in ranges.iter().flat_map(|lanes| {
                             ranges.iter().map(move |depth| (lanes.clone(), depth.clone()))
                         }) {
-                            let form = Form { isa, compute, bf16_pairs, width };
+                            let form = Form { isa, compute, elements, side, width };
                             let steps = form.packed_depth(depth.len());
                             let len = lanes.len().next_multiple_of(width) * steps;
                             packed.clear();
@@ -278,13 +362,20 @@ mod tests {
                                 Layout::Lanes => bits[k * STRIDE + lane],
                             };
                             for (i, &found) in packed.iter().enumerate() {
-                                let (panel, step) = (i / width / steps, i / width % steps);
-                                let lane = lanes.start + panel * width + i % width;
+                                let panel = i / width / steps;
+                                let (step, lane) = if form.has_blocks_of_lanes() {
+                                    let block = i / width % steps / BLOCK_STEPS;
+                                    let step = block * BLOCK_STEPS + i % BLOCK_STEPS;
+                                    (step, i / BLOCK_STEPS % width)
+                                } else {
+                                    (i / width % steps, i % width)
+                                };
+                                let lane = lanes.start + panel * width + lane;
                                 let expected = match i {
                                     _ if i >= len => u32::MAX,
                                     // Anything.
                                     _ if lane >= lanes.end => continue,
-                                    _ if bf16_pairs => {
+                                    _ if elements.are_pairs() => {
                                         let k = depth.start + 2 * step;
                                         at(lane, k) | at(lane, k + 1) << 16
                                     }
@@ -292,7 +383,7 @@ mod tests {
                                 };
                                 assert_eq!(
                                     found, expected,
-                                    "{isa} {compute:?} {layout:?} {width}: {lanes:?} x {depth:?} at {i}"
+                                    "{isa} {elements:?} {side:?} {layout:?} {width}: {lanes:?} x {depth:?} at {i}"
                                 );
                             }
                         }

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::{
     Operand,
-    kernels::{Kernel, Tile},
-    operand::Form,
+    kernels::{Kernel, Ready, Tile},
+    operand::{Form, Side},
 };
 use crate::{Compute, Isa, Store};
 
@@ -49,23 +49,24 @@ impl TileProducts {
 
     /// Packs `lanes` rows of A, `k` long.
     pub fn pack_a(&self, a: Operand<'_>, lanes: usize, k: usize, packed: &mut [u32]) {
-        self.pack(a, self.kernel.n_rows, lanes, k, packed);
+        self.pack(a, Side::Rows, lanes, k, packed);
     }
 
     /// Packs `lanes` columns of B, `k` long.
     pub fn pack_b(&self, b: Operand<'_>, lanes: usize, k: usize, packed: &mut [u32]) {
-        self.pack(b, self.kernel.n_columns, lanes, k, packed);
+        self.pack(b, Side::Columns, lanes, k, packed);
     }
 
-    fn pack(&self, operand: Operand<'_>, width: usize, n: usize, k: usize, packed: &mut [u32]) {
-        let Self { kernel, isa, compute } = *self;
+    fn pack(&self, operand: Operand<'_>, side: Side, n: usize, k: usize, packed: &mut [u32]) {
         operand.check(n, k);
-        operand.pack(
-            Form { isa, compute, bf16_pairs: kernel.bf16_pairs, width },
-            0..n,
-            0..k,
-            packed,
-        );
+        let form = Form::new((self.isa, self.compute), &self.kernel, side);
+        operand.pack(form, 0..n, 0..k, packed);
+    }
+
+    /// Makes this thread ready to multiply, which each product otherwise does for itself.
+    pub fn ready(&self) -> Ready<'_> {
+        // SAFETY: the device was made with instructions that this processor has.
+        unsafe { self.kernel.ready() }
     }
 
     /// What was packed `k` long.
@@ -74,8 +75,8 @@ impl TileProducts {
     }
 
     /// `c (store) factor · a · b`, `c` `[m, n]` with `stride`, in panels of rows by panels of columns, each
-    /// over the steps of k that `depth` names for its rows and columns, up to whole pairs of them; where
-    /// it names none, `c` is left as it is.
+    /// over the steps of k that `depth` names for its rows and columns, up to whole pairs or blocks
+    /// of them; where it names none, `c` is left as it is.
     pub fn multiply(
         &self,
         (m, n): (usize, usize),
@@ -86,6 +87,7 @@ impl TileProducts {
         depth: impl Fn(Range<usize>, Range<usize>) -> Range<usize>,
     ) {
         let kernel = &self.kernel;
+        let ready = self.ready();
         for row in (0..m).step_by(kernel.n_rows) {
             let n_rows = kernel.n_rows.min(m - row);
             for column in (0..n).step_by(kernel.n_columns) {
@@ -94,7 +96,7 @@ impl TileProducts {
                 if depth.is_empty() {
                     continue;
                 }
-                let first = if kernel.bf16_pairs { depth.start / 2 } else { depth.start };
+                let first = kernel.elements.first_step(depth.start);
                 let steps = kernel.packed_depth(depth.end) - first;
                 let tile = Tile {
                     n_rows,
@@ -107,9 +109,8 @@ impl TileProducts {
                 let c = &mut c[start..start + (n_rows - 1) * stride + n_columns];
                 let a = &a.elements[row * a.steps + first * kernel.n_rows..];
                 let b = &b.elements[column * b.steps + first * kernel.n_columns..];
-                // SAFETY: the slice of C holds the tile's rows and columns; the device was made
-                // with instructions that this processor has.
-                unsafe { kernel.run(steps, a, b, c.as_mut_ptr(), tile) };
+                // SAFETY: the slice of C holds the tile's rows and columns.
+                unsafe { ready.run(steps, a, b, c.as_mut_ptr(), tile) };
             }
         }
     }

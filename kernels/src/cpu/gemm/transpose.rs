@@ -199,6 +199,34 @@ pub(super) mod x86 {
         }
     }
 
+    /// Numbers as blocks of 16 pairs, rounded; `stride` packed elements from one block to the next, the last
+    /// filled up with zeros.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub fn round_blocks(row: &[f32], packed: (&mut [u32], usize)) {
+        blocks(row, packed, rounded);
+    }
+
+    /// As [`round_blocks`], of bf16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub fn join_blocks(row: &[bf16], packed: (&mut [u32], usize)) {
+        blocks(row, packed, joined);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn blocks<T>(
+        row: &[T],
+        (packed, stride): (&mut [u32], usize),
+        load: unsafe fn(*const T, u32) -> __m512i,
+    ) {
+        for (row, packed) in row.chunks(2 * LANES).zip(packed.chunks_mut(stride)) {
+            let there = ((1_u64 << row.len()) - 1) as u32;
+            let packed = &mut packed[..LANES];
+            // SAFETY: what the mask names is there, and so are 16 elements.
+            unsafe { _mm512_storeu_si512(packed.as_mut_ptr().cast(), load(row.as_ptr(), there)) };
+        }
+    }
+
     /// 16 pairs of numbers, rounded.
     ///
     /// # Safety
@@ -237,7 +265,7 @@ pub(super) mod x86 {
     /// the quarters of four registers at a time are exchanged, twice.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn turned(mut r: [__m512i; LANES]) -> [__m512i; LANES] {
+    pub fn turned(mut r: [__m512i; LANES]) -> [__m512i; LANES] {
         let mut t = r;
         for i in (0..LANES).step_by(2) {
             t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
