@@ -19,12 +19,13 @@ __device__ __forceinline__ f32 drop(f32 value, u64 seed, u64 index, u32 threshol
     return draw < threshold ? 0.0f : value * factor;
 }
 
-// `value` in bf16, up with the probability of the remainder, by the draw of the element at `index`.
+// `value` in bf16, up with the probability of the remainder, by the draw of the element at `index`: 16 bits of
+// the random number that four share.
 __device__ __forceinline__ bf16 round_stochastically(f32 value, u64 seed, u64 index) {
     // The exponent of what is not finite.
     constexpr u32 NOT_FINITE = 0x7f80;
     u32 bits = __float_as_uint(value);
-    u32 draw = static_cast<u16>(hash(seed, index));
+    u32 draw = static_cast<u16>(hash(seed, index / 4) >> (16 * (index % 4)));
     u32 raised = (bits + draw) >> 16;
     // The largest numbers must not round up to infinity, nor what is not finite change its kind.
     bool leaves = (raised & NOT_FINITE) == NOT_FINITE;
