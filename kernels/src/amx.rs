@@ -7,8 +7,12 @@ pub(crate) const ROWS: usize = 16;
 /// Bytes of a row at most: 16 f32, or 32 bf16.
 pub(crate) const ROW_BYTES: usize = 64;
 
+/// Pairs of bf16 in a row.
+pub(crate) const ROW_PAIRS: usize = ROW_BYTES / 4;
+
 /// Whether the processor multiplies bf16 in these registers and the system lets this process use them, for
-/// which it is asked once: it must then keep eight kilobytes more of a thread that is interrupted.
+/// which it is asked once: it must then keep eight kilobytes more of a thread that is interrupted. Linux alone
+/// is asked.
 pub(crate) fn is_available() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {

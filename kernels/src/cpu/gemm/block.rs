@@ -7,10 +7,11 @@ use arrayvec::ArrayVec;
 use super::{
     Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, SharedTarget,
     Sums, Target, Term,
-    kernels::{Kernel, Tile},
+    kernels::Kernel,
     layout::Layout,
     operand::{Form, Side},
     products_beside,
+    stores::Tile,
 };
 use crate::{
     Store,
@@ -426,8 +427,6 @@ impl Tasks {
         most: usize,
         n_threads: usize,
     ) -> Self {
-        /// Rows whose products take as long as packing the columns of B.
-        const PACKING: usize = 16;
         let task_columns = Blocking::task_columns(kernel);
         let wide = task_columns / kernel.n_columns;
         let most_rows = n_rows.div_ceil(4 * kernel.n_rows).clamp(1, 2 * n_threads);
@@ -440,7 +439,7 @@ impl Tasks {
             let row_tasks = n_rows.div_ceil(rows);
             let n = row_tasks * widths().map(|n| n.div_ceil(n_columns)).sum::<usize>();
             (
-                n.div_ceil(n_threads) * n_columns * (rows + PACKING),
+                n.div_ceil(n_threads) * n_columns * (rows + kernel.rows_of_packing()),
                 Self { n, row_tasks, n_rows: rows, n_columns },
             )
         };

@@ -5,13 +5,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{
-    kernels::BLOCK_STEPS,
-    nf4::{HALF, Nf4Values},
-    transpose::LANES,
-};
+use super::nf4::{HALF, Nf4Values};
 #[cfg(target_arch = "x86_64")]
-use super::{layout::Layout, nf4, transpose};
+use super::{layout::Layout, nf4};
 use crate::{
     Compute, Isa,
     cpu::{float::bf16_bits, math::for_each_isa},
@@ -158,93 +154,6 @@ impl Values<'_> {
                     None => &second_run[..n],
                 };
                 round_across(isa, first, second, pairs);
-            }
-        }
-    }
-}
-
-impl Values<'_> {
-    /// `n` elements from `start` on as pairs of neighbours, [`BLOCK_STEPS`] of them at the beginning of every
-    /// `width` · [`BLOCK_STEPS`] packed elements; the last filled up with zeros.
-    pub(super) fn blocks_along(
-        &self,
-        isa: Isa,
-        (start, n): (usize, usize),
-        packed: &mut [u32],
-        width: usize,
-    ) {
-        let stride = width * BLOCK_STEPS;
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512Bf16 {
-            use transpose::x86::{join_blocks, round_blocks};
-            // SAFETY: the device was made with instructions that this processor has.
-            unsafe {
-                match *self {
-                    Self::F32(values) => {
-                        return round_blocks(&values[start..][..n], (packed, stride));
-                    }
-                    Self::Bf16(values) => {
-                        return join_blocks(&values[start..][..n], (packed, stride));
-                    }
-                    Self::Dropped(..) | Self::Nf4(_) => {}
-                }
-            }
-        }
-        let mut pairs = [0_u32; RUN / 2];
-        for first in (0..n).step_by(RUN) {
-            let n = RUN.min(n - first);
-            self.pairs_along(isa, start + first, n, &mut pairs);
-            let n_steps = n.div_ceil(2);
-            pairs[n_steps..n_steps.next_multiple_of(BLOCK_STEPS)].fill(0);
-            let blocks = pairs[..n_steps.next_multiple_of(BLOCK_STEPS)].chunks_exact(BLOCK_STEPS);
-            for (pairs, packed) in blocks.zip(packed[first / 2 * width..].chunks_mut(stride)) {
-                packed[..BLOCK_STEPS].copy_from_slice(pairs);
-            }
-        }
-    }
-
-    /// The same of `n_lanes` lanes beside each other, where neighbours in k are `stride` apart: of each lane
-    /// [`BLOCK_STEPS`] after those of the one before.
-    pub(super) fn blocks_across(
-        &self,
-        isa: Isa,
-        (start, stride, n): (usize, usize, usize),
-        n_lanes: usize,
-        packed: &mut [u32],
-        width: usize,
-    ) {
-        let blocks = packed.chunks_mut(width * BLOCK_STEPS).zip((0..n).step_by(2 * BLOCK_STEPS));
-        for (packed, first) in blocks {
-            let n = (2 * BLOCK_STEPS).min(n - first);
-            let start = start + first * stride;
-            #[cfg(target_arch = "x86_64")]
-            if isa >= Isa::Avx512Bf16 && n_lanes == LANES && n == 2 * BLOCK_STEPS {
-                use x86::{join_block_across, round_block_across};
-                // SAFETY: the device was made with instructions that this processor has.
-                unsafe {
-                    match *self {
-                        Self::F32(values) => {
-                            round_block_across(&values[start..], stride, packed);
-                            continue;
-                        }
-                        Self::Bf16(values) => {
-                            join_block_across(&values[start..], stride, packed);
-                            continue;
-                        }
-                        Self::Dropped(..) | Self::Nf4(_) => {}
-                    }
-                }
-            }
-            let mut pairs = [0_u32; LANES * BLOCK_STEPS];
-            for (step, pairs) in pairs.chunks_exact_mut(LANES).take(n.div_ceil(2)).enumerate() {
-                let first = start + 2 * step * stride;
-                let second = (2 * step + 1 < n).then_some(first + stride);
-                self.pairs_across(isa, first, second, &mut pairs[..n_lanes]);
-            }
-            for (lane, packed) in packed.chunks_exact_mut(BLOCK_STEPS).take(n_lanes).enumerate() {
-                for (step, packed) in packed.iter_mut().enumerate() {
-                    *packed = pairs[step * LANES + lane];
-                }
             }
         }
     }
@@ -460,15 +369,12 @@ pub(super) fn round(isa: Isa, compute: Compute, run: &mut [f32]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use std::arch::x86_64::*;
 
     use half::bf16;
 
-    use super::{
-        super::{layout::STEPS_AHEAD, transpose::x86::turned},
-        Panels, Range,
-    };
+    use super::{super::layout::STEPS_AHEAD, Panels, Range};
 
     /// Rounds whole vectors to pairs; returns how many pairs that were. (The instruction flushes
     /// denormal numbers, as does the one that multiplies.)
@@ -558,7 +464,7 @@ mod x86 {
     /// They must be there.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn round_pairs(first: *const f32, second: *const f32) -> __m512i {
+    pub unsafe fn round_pairs(first: *const f32, second: *const f32) -> __m512i {
         // SAFETY: by the caller's promise; bits of one vector type are valid for another.
         unsafe {
             let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second), _mm512_loadu_ps(first));
@@ -572,72 +478,13 @@ mod x86 {
     /// They must be there.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn join_pairs(first: *const bf16, second: *const bf16) -> __m512i {
+    pub unsafe fn join_pairs(first: *const bf16, second: *const bf16) -> __m512i {
         // SAFETY: by the caller's promise.
         unsafe {
             let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
             let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
             _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
         }
-    }
-
-    /// 32 rows of 16 numbers, `stride` apart, of which `pairs` joins two: the pairs of each of the 16 lanes
-    /// after another.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    fn block_across<T>(
-        values: &[T],
-        stride: usize,
-        packed: &mut [u32],
-        pairs: unsafe fn(*const T, *const T) -> __m512i,
-    ) {
-        let (values, packed) = (&values[..31 * stride + 16], &mut packed[..256]);
-        let row = |step: usize| {
-            let first = values.as_ptr().wrapping_add(2 * step * stride);
-            let second = first.wrapping_add(stride);
-            for row in [first, second] {
-                // The next rows: they are far apart, so that the processor does not guess them itself.
-                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(32 * stride).cast());
-            }
-            // SAFETY: both rows are there.
-            unsafe { pairs(first, second) }
-        };
-        // One by one, as the compiler would put what a loop makes in memory.
-        let block = turned([
-            row(0),
-            row(1),
-            row(2),
-            row(3),
-            row(4),
-            row(5),
-            row(6),
-            row(7),
-            row(8),
-            row(9),
-            row(10),
-            row(11),
-            row(12),
-            row(13),
-            row(14),
-            row(15),
-        ]);
-        for (lane, pairs) in block.into_iter().enumerate() {
-            let packed = &mut packed[lane * 16..][..16];
-            // SAFETY: 16 elements are there.
-            unsafe { _mm512_storeu_si512(packed.as_mut_ptr().cast(), pairs) };
-        }
-    }
-
-    /// [`block_across`] of f32, rounded.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub fn round_block_across(values: &[f32], stride: usize, packed: &mut [u32]) {
-        block_across(values, stride, packed, round_pairs);
-    }
-
-    /// [`block_across`] of bf16.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub fn join_block_across(values: &[bf16], stride: usize, packed: &mut [u32]) {
-        block_across(values, stride, packed, join_pairs);
     }
 
     /// Words 0, 16, 1, 17, … of a vector.

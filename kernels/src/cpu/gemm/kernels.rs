@@ -1,6 +1,12 @@
 //! The innermost loops: a tile of C in registers, one step of k at a time.
 
-use crate::{Compute, Isa, amx};
+#[cfg(target_arch = "x86_64")]
+use super::matrix_registers;
+use super::stores::{Tile, store};
+use crate::{
+    Compute, Isa,
+    amx::{self, ROW_PAIRS},
+};
 
 /// Rows of a tile of vectors.
 const ROWS: usize = 14;
@@ -21,13 +27,10 @@ pub(super) enum Elements {
     F32,
     /// A pair of bf16, neighbours in k, of each lane; two steps by two.
     Pairs,
-    /// Pairs for registers that hold matrices, up to whole blocks of [`BLOCK_STEPS`], zero beyond k: of B as
+    /// Pairs for registers that hold matrices, up to whole blocks of [`ROW_PAIRS`], zero beyond k: of B as
     /// [`Elements::Pairs`], of A a block of each lane after another.
     PairBlocks,
 }
-
-/// Packed steps of a block of pairs: what a row of a matrix register holds.
-pub(super) const BLOCK_STEPS: usize = amx::ROW_BYTES / size_of::<u32>();
 
 impl Elements {
     /// Whether they are bf16.
@@ -40,7 +43,7 @@ impl Elements {
         match self {
             Self::F32 => depth,
             Self::Pairs => depth.div_ceil(2),
-            Self::PairBlocks => depth.div_ceil(2 * BLOCK_STEPS) * BLOCK_STEPS,
+            Self::PairBlocks => depth.div_ceil(2 * ROW_PAIRS) * ROW_PAIRS,
         }
     }
 
@@ -49,24 +52,9 @@ impl Elements {
         match self {
             Self::F32 => k,
             Self::Pairs => k / 2,
-            Self::PairBlocks => k / (2 * BLOCK_STEPS) * BLOCK_STEPS,
+            Self::PairBlocks => k / (2 * ROW_PAIRS) * ROW_PAIRS,
         }
     }
-}
-
-/// What happens to a finished tile.
-#[derive(Clone, Copy)]
-pub(super) struct Tile {
-    /// Rows that exist; the panel may have more, of anything.
-    pub n_rows: usize,
-    /// Columns that exist.
-    pub n_columns: usize,
-    /// Elements between rows of C.
-    pub stride: usize,
-    /// Factor on the sums.
-    pub factor: f32,
-    /// Whether C is replaced rather than added to.
-    pub overwrite: bool,
 }
 
 /// A tile's extents, its panels' form, and its loop.
@@ -120,13 +108,19 @@ impl Kernel {
             |n_rows, n_columns, elements, loops| Self { n_rows, n_columns, elements, loops };
         match (isa, compute) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Amx, Compute::Bf16) if narrow => {
-                kernel(32, 16, Elements::PairBlocks, &[x86::amx::<1, 1>, x86::amx::<2, 1>])
-            }
+            (Isa::Amx, Compute::Bf16) if narrow => kernel(
+                32,
+                16,
+                Elements::PairBlocks,
+                &[matrix_registers::sum::<1, 1>, matrix_registers::sum::<2, 1>],
+            ),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Amx, Compute::Bf16) => {
-                kernel(32, 32, Elements::PairBlocks, &[x86::amx::<1, 2>, x86::amx::<2, 2>])
-            }
+            (Isa::Amx, Compute::Bf16) => kernel(
+                32,
+                32,
+                Elements::PairBlocks,
+                &[matrix_registers::sum::<1, 2>, matrix_registers::sum::<2, 2>],
+            ),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Compute::Bf16) => match (low, narrow) {
                 (true, _) => {
@@ -167,6 +161,11 @@ impl Kernel {
         self.elements.packed_depth(depth)
     }
 
+    /// Rows whose products take about as long as packing the columns of B.
+    pub fn rows_of_packing(&self) -> usize {
+        if self.elements == Elements::PairBlocks { 48 } else { 16 }
+    }
+
     /// Rows and columns beyond those of a product that panels of any tile may have which the same
     /// instructions would choose.
     pub fn padding(&self) -> (usize, usize) {
@@ -205,34 +204,13 @@ impl Ready<'_> {
         let Kernel { n_rows, n_columns, elements, loops } = *self.kernel;
         assert!(a.len() >= steps * n_rows && b.len() >= steps * n_columns);
         assert!(tile.n_rows <= n_rows && tile.n_columns <= n_columns);
-        assert!(elements != Elements::PairBlocks || steps.is_multiple_of(BLOCK_STEPS));
+        assert!(elements != Elements::PairBlocks || steps.is_multiple_of(ROW_PAIRS));
         let rows = if elements == Elements::PairBlocks { amx::ROWS } else { 2 };
         let fewest = (tile.n_rows.max(1) - 1) / rows;
         let sum = loops[fewest.min(loops.len() - 1)];
         // SAFETY: the panels are long enough and the tile no larger than the loop's, as just
         // checked; C is the caller's promise, and the instructions were that of whoever made this.
         unsafe { sum(steps, a.as_ptr(), b.as_ptr(), c, tile) };
-    }
-}
-
-/// Stores rows of sums.
-///
-/// # Safety
-/// `c` must be valid for the tile's rows and columns.
-#[inline(always)]
-unsafe fn store<const COLUMNS: usize>(sums: &[[f32; COLUMNS]], c: *mut f32, tile: Tile) {
-    for (row, sums) in sums.iter().take(tile.n_rows).enumerate() {
-        // SAFETY: the caller vouches for the tile's rows and columns.
-        let c = unsafe { std::slice::from_raw_parts_mut(c.add(row * tile.stride), tile.n_columns) };
-        if tile.overwrite {
-            for (c, sum) in c.iter_mut().zip(sums) {
-                *c = tile.factor * sum;
-            }
-        } else {
-            for (c, sum) in c.iter_mut().zip(sums) {
-                *c += tile.factor * sum;
-            }
-        }
     }
 }
 
@@ -274,12 +252,12 @@ unsafe fn portable<const ROWS: usize, const COLUMNS: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::{
-        arch::{asm, x86_64::*},
-        mem::MaybeUninit,
-    };
+    use std::arch::x86_64::*;
 
-    use super::{BLOCK_STEPS, Tile, store};
+    use super::super::stores::{
+        Tile,
+        x86::{prefetch, store_avx2, store_avx512},
+    };
 
     /// `ROWS` of `PANEL` × 16·`VECTORS` sums of products of bf16 pairs.
     ///
@@ -321,159 +299,6 @@ mod x86 {
         unsafe { store_avx512(&sums, c, tile) };
     }
 
-    /// What the loop of a tile in matrix registers does: clears the sums, of each block loads two
-    /// registers of A and two of B (or one), multiplies, and stores the sums.
-    macro_rules! amx_loop {
-        (
-            ($blocks:ident, $a:ident, $b:ident, $b_stride:expr, $b_block:expr, $c:expr, $c_stride:expr),
-            [$($clear:literal),*], [$($step:literal),*], [$($store:literal),*]
-        ) => {
-            asm!(
-                $($clear,)*
-                "2:",
-                $($step,)*
-                // Of a block of A there are 32 lanes.
-                "add {a}, 2048",
-                "add {b}, {b_block}",
-                "dec {blocks}",
-                "jnz 2b",
-                "lea {b}, [{c} + 8 * {c_stride}]",
-                "lea {b}, [{b} + 8 * {c_stride}]",
-                $($store,)*
-                blocks = inout(reg) $blocks => _,
-                a = inout(reg) $a => _,
-                b = inout(reg) $b => _,
-                b_block = const $b_block,
-                a_stride = in(reg) 64_usize,
-                b_stride = in(reg) $b_stride,
-                c = in(reg) $c,
-                c_stride = in(reg) $c_stride,
-                options(nostack),
-            )
-        };
-    }
-
-    /// 16·`TILES` × 16·`VECTORS` sums of products of bf16 pairs, out of panels of blocks: 32 rows of A,
-    /// 16·`VECTORS` columns of B.
-    ///
-    /// # Safety
-    /// The panels must hold `steps` steps, whole blocks of them; `c` must be valid for the tile, which is no
-    /// larger than the sums; the processor must have AMX, and this thread have configured it.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub unsafe fn amx<const TILES: usize, const VECTORS: usize>(
-        steps: usize,
-        a: *const u32,
-        b: *const u32,
-        c: *mut f32,
-        tile: Tile,
-    ) {
-        /// Sums on their way.
-        #[repr(align(64))]
-        struct Sums([MaybeUninit<f32>; 32 * 32]);
-        const { assert!(matches!(TILES, 1 | 2) && matches!(VECTORS, 1 | 2)) };
-        let blocks = steps / BLOCK_STEPS;
-        if blocks == 0 {
-            // SAFETY: by the caller's promise.
-            return unsafe { store_avx512(&[[_mm512_setzero_ps(); VECTORS]; 32], c, tile) };
-        }
-        prefetch::<VECTORS>(c, tile);
-        let is_whole = tile.n_rows == 16 * TILES && tile.n_columns == 16 * VECTORS;
-        let is_plain = is_whole && tile.overwrite && tile.factor == 1.0;
-        let mut sums = Sums([MaybeUninit::uninit(); 32 * 32]);
-        let (place, stride) = if is_plain {
-            (c, tile.stride)
-        } else {
-            (sums.0.as_mut_ptr().cast::<f32>(), 16 * VECTORS)
-        };
-        let stride = stride * size_of::<f32>();
-        // SAFETY: the panels hold so many blocks, and there is a place for the sums, by the caller's promise or
-        // here; the caller vouches for the registers, which nothing else uses.
-        unsafe {
-            match (TILES, VECTORS) {
-                (1, 1) => amx_loop!(
-                    (blocks, a, b, 64_usize, 1024, place, stride),
-                    ["tilezero tmm0"],
-                    [
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm6, [{b} + {b_stride}]",
-                        "tdpbf16ps tmm0, tmm4, tmm6"
-                    ],
-                    ["tilestored [{c} + {c_stride}], tmm0"]
-                ),
-                (1, _) => amx_loop!(
-                    (blocks, a, b, 128_usize, 2048, place, stride),
-                    ["tilezero tmm0", "tilezero tmm1"],
-                    [
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm6, [{b} + {b_stride}]",
-                        "tileloadd tmm7, [{b} + {b_stride} + 64]",
-                        "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tdpbf16ps tmm1, tmm4, tmm7"
-                    ],
-                    [
-                        "tilestored [{c} + {c_stride}], tmm0",
-                        "tilestored [{c} + {c_stride} + 64], tmm1"
-                    ]
-                ),
-                (_, 1) => amx_loop!(
-                    (blocks, a, b, 64_usize, 1024, place, stride),
-                    ["tilezero tmm0", "tilezero tmm2"],
-                    [
-                        "tileloadd tmm6, [{b} + {b_stride}]",
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm5, [{a} + {a_stride} + 1024]",
-                        "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tdpbf16ps tmm2, tmm5, tmm6"
-                    ],
-                    ["tilestored [{c} + {c_stride}], tmm0", "tilestored [{b} + {c_stride}], tmm2"]
-                ),
-                _ => amx_loop!(
-                    (blocks, a, b, 128_usize, 2048, place, stride),
-                    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-                    [
-                        "tileloadd tmm4, [{a} + {a_stride}]",
-                        "tileloadd tmm6, [{b} + {b_stride}]",
-                        "tileloadd tmm7, [{b} + {b_stride} + 64]",
-                        "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tileloadd tmm5, [{a} + {a_stride} + 1024]",
-                        "tdpbf16ps tmm1, tmm4, tmm7",
-                        "tdpbf16ps tmm2, tmm5, tmm6",
-                        "tdpbf16ps tmm3, tmm5, tmm7"
-                    ],
-                    [
-                        "tilestored [{c} + {c_stride}], tmm0",
-                        "tilestored [{c} + {c_stride} + 64], tmm1",
-                        "tilestored [{b} + {c_stride}], tmm2",
-                        "tilestored [{b} + {c_stride} + 64], tmm3"
-                    ]
-                ),
-            }
-        }
-        if is_plain {
-            return;
-        }
-        let factor = _mm512_set1_ps(tile.factor);
-        let sums = sums.0.as_ptr().cast::<f32>();
-        for row in 0..tile.n_rows {
-            for vector in 0..VECTORS {
-                let n = tile.n_columns.saturating_sub(vector * 16).min(16);
-                let mask = ((1_u32 << n) - 1) as u16;
-                let c = c.wrapping_add(row * tile.stride + vector * 16);
-                // SAFETY: the sums were stored, and C is inside the tile where the mask is set.
-                unsafe {
-                    let sum = _mm512_load_ps(sums.add((row * VECTORS + vector) * 16));
-                    let sum = _mm512_mul_ps(factor, sum);
-                    let sum = if tile.overwrite {
-                        sum
-                    } else {
-                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, c), sum)
-                    };
-                    _mm512_mask_storeu_ps(c, mask, sum);
-                }
-            }
-        }
-    }
-
     /// `ROWS` of `PANEL` × 16·`VECTORS` sums of products of f32.
     ///
     /// # Safety
@@ -507,84 +332,6 @@ mod x86 {
         }
         // SAFETY: by the caller's promise.
         unsafe { store_avx512(&sums, c, tile) };
-    }
-
-    /// Asks for the tile's part of C, which the sums will need when they are done; to be written, so that
-    /// another core gives up what it holds of it now rather than then.
-    #[inline(always)]
-    fn prefetch<const LINES: usize>(c: *const f32, tile: Tile) {
-        /// Elements of a cache line.
-        const LINE: usize = 16;
-        for row in 0..tile.n_rows {
-            for line in 0..LINES {
-                // What is beyond may be another thread's.
-                if line * LINE >= tile.n_columns {
-                    break;
-                }
-                let address = c.wrapping_add(row * tile.stride + line * LINE);
-                // SAFETY: a prefetch may be of any address, and changes nothing; a processor that has
-                // vectors and not this instruction (Intel's before 2014) does nothing for it. By its name,
-                // since the compiler makes the intrinsic one for reading where it is not told otherwise.
-                unsafe {
-                    std::arch::asm!(
-                        "prefetchw [{}]",
-                        in(reg) address,
-                        options(readonly, nostack, preserves_flags)
-                    );
-                }
-            }
-        }
-    }
-
-    /// Stores the sums, columns that do not exist masked.
-    ///
-    /// # Safety
-    /// `c` must be valid for the tile's rows and columns; the processor must have AVX-512.
-    #[inline(always)]
-    unsafe fn store_avx512<const ROWS: usize, const VECTORS: usize>(
-        sums: &[[__m512; VECTORS]; ROWS],
-        c: *mut f32,
-        tile: Tile,
-    ) {
-        // SAFETY: by the caller's promise.
-        let factor = unsafe { _mm512_set1_ps(tile.factor) };
-        if tile.n_rows == ROWS && tile.n_columns == VECTORS * 16 {
-            // Apart from the other case so that its loops unroll and the sums stay in registers.
-            for (row, sums) in sums.iter().enumerate() {
-                for (vector, sum) in sums.iter().enumerate() {
-                    // SAFETY: inside the tile.
-                    unsafe {
-                        let c = c.add(row * tile.stride + vector * 16);
-                        let sum = _mm512_mul_ps(factor, *sum);
-                        let sum = if tile.overwrite {
-                            sum
-                        } else {
-                            _mm512_add_ps(_mm512_loadu_ps(c), sum)
-                        };
-                        _mm512_storeu_ps(c, sum);
-                    }
-                }
-            }
-            return;
-        }
-        // Every row, so that none is chosen at run time, for which the sums would have to be in memory.
-        for (row, sums) in sums.iter().enumerate() {
-            for (vector, sum) in sums.iter().enumerate() {
-                let n = tile.n_columns.saturating_sub(vector * 16).min(16);
-                let mask = if row < tile.n_rows { ((1_u32 << n) - 1) as u16 } else { 0 };
-                let c = c.wrapping_add(row * tile.stride + vector * 16);
-                // SAFETY: inside the tile where the mask is set.
-                unsafe {
-                    let sum = _mm512_mul_ps(factor, *sum);
-                    let sum = if tile.overwrite {
-                        sum
-                    } else {
-                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, c), sum)
-                    };
-                    _mm512_mask_storeu_ps(c, mask, sum);
-                }
-            }
-        }
     }
 
     /// `ROWS` of `PANEL` × 8·`VECTORS` sums of products of f32, `VECTORS` = 2.
@@ -622,48 +369,6 @@ mod x86 {
         // SAFETY: by the caller's promise.
         unsafe { store_avx2(&sums, c, tile) };
     }
-
-    /// Stores the sums; those of a tile with fewer rows or columns by way of memory.
-    ///
-    /// # Safety
-    /// As [`store_avx512`], with AVX2.
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn store_avx2<const ROWS: usize, const VECTORS: usize>(
-        sums: &[[__m256; VECTORS]; ROWS],
-        c: *mut f32,
-        tile: Tile,
-    ) {
-        if tile.n_rows == ROWS && tile.n_columns == VECTORS * 8 {
-            // Apart from the other case, so that the sums stay in registers.
-            let factor = _mm256_set1_ps(tile.factor);
-            for (row, sums) in sums.iter().enumerate() {
-                for (vector, sum) in sums.iter().enumerate() {
-                    // SAFETY: inside the tile.
-                    unsafe {
-                        let c = c.add(row * tile.stride + vector * 8);
-                        let sum = _mm256_mul_ps(factor, *sum);
-                        let sum = if tile.overwrite {
-                            sum
-                        } else {
-                            _mm256_add_ps(_mm256_loadu_ps(c), sum)
-                        };
-                        _mm256_storeu_ps(c, sum);
-                    }
-                }
-            }
-            return;
-        }
-        let mut rows = [[0.0_f32; 16]; ROWS];
-        for (row, sums) in rows.iter_mut().zip(sums) {
-            for (row, sum) in row.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
-                // SAFETY: there are eight elements.
-                unsafe { _mm256_storeu_ps(row.as_mut_ptr(), *sum) };
-            }
-        }
-        // SAFETY: by the caller's promise.
-        unsafe { store(&rows, c, tile) };
-    }
 }
 
 #[cfg(test)]
@@ -683,7 +388,7 @@ mod tests {
                     let are_pairs = kernel.elements.are_pairs();
                     let one = if are_pairs { 0x3f80_3f80 } else { 1.0_f32.to_bits() };
                     let steps = if kernel.elements == Elements::PairBlocks {
-                        STEPS * BLOCK_STEPS
+                        STEPS * ROW_PAIRS
                     } else {
                         STEPS
                     };
@@ -694,8 +399,8 @@ mod tests {
                     let ready = unsafe { kernel.ready() };
                     for n_rows in 1..=kernel.n_rows {
                         for n_columns in 1..=kernel.n_columns {
-                            for overwrite in [false, true] {
-                                let (stride, factor) = (STRIDE, 0.5);
+                            for (overwrite, factor) in [(false, 0.5), (true, 0.5), (true, 1.0)] {
+                                let stride = STRIDE;
                                 let tile = Tile { n_rows, n_columns, stride, factor, overwrite };
                                 let mut c = vec![7.0_f32; (kernel.n_rows + 2) * STRIDE];
                                 let start = c[STRIDE..].as_mut_ptr();
@@ -706,8 +411,8 @@ mod tests {
                                     let inside = (1..=n_rows).contains(&row) && column < n_columns;
                                     let expected = match (inside, overwrite) {
                                         (false, _) => 7.0,
-                                        (true, true) => 0.5 * sum,
-                                        (true, false) => 7.0 + 0.5 * sum,
+                                        (true, true) => factor * sum,
+                                        (true, false) => 7.0 + factor * sum,
                                     };
                                     assert_eq!(
                                         c, expected,

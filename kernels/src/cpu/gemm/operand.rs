@@ -6,11 +6,11 @@ use std::ops::Range;
 use super::f32_panels::{self, Part};
 use super::{
     expand::{Panels, RUN, Values},
-    kernels::{BLOCK_STEPS, Elements, Kernel},
+    kernels::{Elements, Kernel},
     layout::{LANES_AHEAD, Layout, STEPS_AHEAD},
     transpose::{LANES, STEPS, transpose},
 };
-use crate::{Compute, Isa};
+use crate::{Compute, Isa, amx::ROW_PAIRS};
 
 /// A matrix as the product sees it: lanes (rows of A, columns of B) by depth (k).
 #[derive(Clone, Copy, Debug)]
@@ -251,7 +251,7 @@ impl<'a> Operand<'a> {
 }
 
 impl Operand<'_> {
-    /// A's panels of blocks: of each lane [`BLOCK_STEPS`] pairs, one lane after another, block by block.
+    /// A's panels of blocks: of each lane [`ROW_PAIRS`] pairs, one lane after another, block by block.
     fn pack_blocks(
         &self,
         form: Form,
@@ -269,7 +269,7 @@ impl Operand<'_> {
                 Layout::Depth => {
                     for lane in 0..n_lanes {
                         let from = (first + lane) * self.stride + depth.start;
-                        let panel = &mut panel[lane * BLOCK_STEPS..];
+                        let panel = &mut panel[lane * ROW_PAIRS..];
                         self.values.blocks_along(isa, (from, depth.len()), panel, width);
                     }
                 }
@@ -278,7 +278,7 @@ impl Operand<'_> {
                         let n_lanes = LANES.min(n_lanes - lane);
                         let from = depth.start * self.stride + first + lane;
                         let rows = (from, self.stride, depth.len());
-                        let panel = &mut panel[lane * BLOCK_STEPS..];
+                        let panel = &mut panel[lane * ROW_PAIRS..];
                         self.values.blocks_across(isa, rows, n_lanes, panel, width);
                     }
                 }
@@ -364,9 +364,9 @@ mod tests {
                             for (i, &found) in packed.iter().enumerate() {
                                 let panel = i / width / steps;
                                 let (step, lane) = if form.has_blocks_of_lanes() {
-                                    let block = i / width % steps / BLOCK_STEPS;
-                                    let step = block * BLOCK_STEPS + i % BLOCK_STEPS;
-                                    (step, i / BLOCK_STEPS % width)
+                                    let block = i / width % steps / ROW_PAIRS;
+                                    let step = block * ROW_PAIRS + i % ROW_PAIRS;
+                                    (step, i / ROW_PAIRS % width)
                                 } else {
                                     (i / width % steps, i % width)
                                 };

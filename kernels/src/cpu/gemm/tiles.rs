@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use super::{
     Operand,
-    kernels::{Kernel, Ready, Tile},
+    kernels::{Kernel, Ready},
     operand::{Form, Side},
+    stores::Tile,
 };
 use crate::{Compute, Isa, Store};
 

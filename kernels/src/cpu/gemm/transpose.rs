@@ -199,41 +199,13 @@ pub(super) mod x86 {
         }
     }
 
-    /// Numbers as blocks of 16 pairs, rounded; `stride` packed elements from one block to the next, the last
-    /// filled up with zeros.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub fn round_blocks(row: &[f32], packed: (&mut [u32], usize)) {
-        blocks(row, packed, rounded);
-    }
-
-    /// As [`round_blocks`], of bf16.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub fn join_blocks(row: &[bf16], packed: (&mut [u32], usize)) {
-        blocks(row, packed, joined);
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn blocks<T>(
-        row: &[T],
-        (packed, stride): (&mut [u32], usize),
-        load: unsafe fn(*const T, u32) -> __m512i,
-    ) {
-        for (row, packed) in row.chunks(2 * LANES).zip(packed.chunks_mut(stride)) {
-            let there = ((1_u64 << row.len()) - 1) as u32;
-            let packed = &mut packed[..LANES];
-            // SAFETY: what the mask names is there, and so are 16 elements.
-            unsafe { _mm512_storeu_si512(packed.as_mut_ptr().cast(), load(row.as_ptr(), there)) };
-        }
-    }
-
     /// 16 pairs of numbers, rounded.
     ///
     /// # Safety
     /// What the mask names must be there.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn rounded(start: *const f32, there: u32) -> __m512i {
+    pub unsafe fn rounded(start: *const f32, there: u32) -> __m512i {
         // SAFETY: by the caller's promise; bits of one vector type are valid for another.
         unsafe {
             let low = _mm512_maskz_loadu_ps(there as u16, start);
@@ -248,7 +220,7 @@ pub(super) mod x86 {
     /// As [`rounded`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn joined(start: *const bf16, there: u32) -> __m512i {
+    pub unsafe fn joined(start: *const bf16, there: u32) -> __m512i {
         // SAFETY: by the caller's promise.
         unsafe { _mm512_maskz_loadu_epi16(there, start.cast()) }
     }
