@@ -11,15 +11,16 @@ pub(crate) const ROW_BYTES: usize = 64;
 pub(crate) const ROW_PAIRS: usize = ROW_BYTES / 4;
 
 /// Whether the processor multiplies bf16 in these registers and the system lets this process use them, for
-/// which it is asked once: it must then keep eight kilobytes more of a thread that is interrupted. Linux alone
-/// is asked.
+/// which it is asked once: it must then keep eight kilobytes more of a thread that is interrupted, and takes no
+/// stacks for signals any more that are too small for them. Linux alone is asked.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn is_available() -> bool {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[cfg(target_os = "linux")]
     {
         static ALLOWED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
         *ALLOWED.get_or_init(ask)
     }
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    #[cfg(not(target_os = "linux"))]
     false
 }
 

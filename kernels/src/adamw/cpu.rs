@@ -531,24 +531,37 @@ mod tests {
             .collect()
     }
 
+    /// Of two odd numbers of 13 bits the product, where it has 25, lies half-way between two f32: the least that
+    /// is added decides, which f64 does not hold beside it.
     #[test]
     fn multiplying_and_adding_rounds_once_without_an_instruction() {
-        let mut random = Random::new(1);
-        let n = 1 << 16;
-        let [a, b, c] = [0; 3].map(|_| numbers(&mut random, n));
-        for i in 0..n {
-            let (a, b) = (a[i], b[i]);
-            // Of like size, too: half of a unit of the product beside it, a little more, a little less.
-            let product = a * b;
-            let unit = product.next_up() - product;
-            for c in [c[i], -product, unit / 2.0, -unit / 2.0, unit * 1e-9, 0.0, f32::MAX] {
-                let expected = a.mul_add(b, c);
-                let actual = multiply_add::<false>(a, b, c);
-                assert_eq!(actual.to_bits(), expected.to_bits(), "{a:e} · {b:e} + {c:e}");
+        let mut n_halves = 0;
+        for a in (4097_u32..8192).step_by(34) {
+            for b in (4097_u32..8192).step_by(38) {
+                let product = a * b;
+                if product >= 1 << 25 {
+                    continue;
+                }
+                n_halves += 1;
+                for sign in [1.0_f32, -1.0] {
+                    for (c, expected) in [(1e-9, product + 1), (-1e-9, product - 1)] {
+                        let actual = multiply_add::<false>(sign * a as f32, b as f32, sign * c);
+                        assert_eq!(actual, sign * expected as f32, "{sign} · {a} · {b} + {c}");
+                    }
+                }
             }
         }
+        assert!(n_halves > 1000);
+        for (a, b, c, expected) in [
+            (f32::MAX, 2.0, 0.0, f32::INFINITY),
+            (f32::MAX, 2.0, -f32::MAX, f32::MAX),
+            (3.0, 5.0, -15.0, 0.0),
+            (1e-30, 1e-15, 0.0, 1e-45),
+            (f32::INFINITY, 1.0, 1.0, f32::INFINITY),
+        ] {
+            assert_eq!(multiply_add::<false>(a, b, c), expected, "{a:e} · {b:e} + {c:e}");
+        }
         assert!(multiply_add::<false>(f32::INFINITY, 1.0, -f32::INFINITY).is_nan());
-        assert_eq!(multiply_add::<false>(f32::MAX, 2.0, 0.0), f32::INFINITY);
     }
 
     /// The product of 1 + 2⁻¹² with itself, 1 + 2⁻¹¹ + 2⁻²⁴, lies halfway between two f32 but for 2⁻⁸⁰, which
@@ -606,6 +619,16 @@ mod tests {
         });
         let borders: Vec<_> = borders.collect();
         pairs.extend(borders);
+        // Sixteen alike, so that it is they that are told apart: fractions of nothing but ones, and both sides
+        // of every border of what is divided by multiplying.
+        let some: Vec<_> = pairs[..1 << 12].iter().map(|&(n, _)| n).collect();
+        pairs.extend(some.iter().map(|&n| (n, 1.0_f32.next_down())));
+        for size in [-101.0, -99.0, 59.0, 61.0_f32] {
+            pairs.extend(some[..64].iter().map(|&n| (n.signum() * size.exp2() * 1.25, 3.0)));
+        }
+        for size in [-41.0, -39.0, 19.0, 21.0_f32] {
+            pairs.extend(some[..64].iter().map(|&n| (n, size.exp2() * 1.75)));
+        }
         pairs.extend(specials.iter().flat_map(|&n| specials.iter().map(move |&d| (n, d))));
         pairs.resize(pairs.len().next_multiple_of(16), (1.0, 3.0));
         for pairs in pairs.as_chunks::<16>().0 {

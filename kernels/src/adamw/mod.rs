@@ -17,8 +17,8 @@
 //! **A fresh state is all zero bytes**, in either form: an absmax of 0 makes every code mean 0.
 //!
 //! **Parameters in bf16** are rounded stochastically (up with the probability of the remainder), so that
-//! updates smaller than half a unit in the last place still move them on average. The draw is a hash of the
-//! seed and the element's index in its region. A gradient in bf16 is read as the number that it is.
+//! updates smaller than half a unit in the last place still move them on average. Four neighbours share a hash
+//! of the seed and their place in the region, 16 bits each. A gradient in bf16 is read as the number that it is.
 //!
 //! A buffer may be updated in parts, in any order, with the bits of the whole:
 //! [`AdamWStep::first_element`] says which part.

@@ -396,8 +396,6 @@ fn a_buffer_may_lie_anywhere(device: &mut impl AdamW) {
     }
 }
 
-/// The processor rounds a product and a sum in f64 and then in f32, a card once: of these numbers,
-/// none comes out otherwise.
 #[test]
 fn a_card_gives_the_bits_of_the_processor() {
     let mut cpu = Cpu::new(DeviceProfile::native_cpu()).unwrap();

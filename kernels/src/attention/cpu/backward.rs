@@ -31,7 +31,7 @@ const KEYS: usize = 128;
 const LANES: usize = 16;
 
 /// Keys beside those that a row sees which meet it in some product: the panel of rows or of columns that
-/// it is in, or its partner in a pair is, may reach so far.
+/// it is in may reach 31 further, and the block of steps that its partner is in another 31.
 const BESIDE: usize = 64;
 
 /// Tiles of keys: keys and values as columns of the scores' products, and keys as what the gradients of
