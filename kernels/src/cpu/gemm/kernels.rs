@@ -87,7 +87,7 @@ impl Kernel {
     ///
     /// On AVX-512, 14 × 2 vectors of sums, two vectors of B and one element of A fill the 32
     /// registers; on AVX2, 6 × 2 fill 16. Without either, 4 × 2 of four fit the 16 of SSE2, and
-    /// 6 × 4 the 32 of NEON. A panel's missing rows and columns cost as much as real
+    /// 6 × 4 the 32 of NEON. Matrix registers hold 32 × 32 in four. A panel's missing rows and columns cost as much as real
     /// ones, so narrow products get narrow tiles, and low ones (an adapter's rank) those of 8 rows,
     /// which still have more independent sums than an instruction's latency needs.
     pub fn choose(isa: Isa, compute: Compute, m: usize, n: usize) -> Self {
@@ -204,7 +204,8 @@ impl Ready<'_> {
         let Kernel { n_rows, n_columns, elements, loops } = *self.kernel;
         assert!(a.len() >= steps * n_rows && b.len() >= steps * n_columns);
         assert!(tile.n_rows <= n_rows && tile.n_columns <= n_columns);
-        assert!(elements != Elements::PairBlocks || steps.is_multiple_of(ROW_PAIRS));
+        let are_blocks = steps > 0 && steps.is_multiple_of(ROW_PAIRS);
+        assert!(elements != Elements::PairBlocks || are_blocks);
         let rows = if elements == Elements::PairBlocks { amx::ROWS } else { 2 };
         let fewest = (tile.n_rows.max(1) - 1) / rows;
         let sum = loops[fewest.min(loops.len() - 1)];

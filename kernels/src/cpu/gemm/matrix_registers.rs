@@ -108,10 +108,7 @@ mod x86 {
     use super::{
         super::{
             expand::x86::{join_pairs, round_pairs},
-            stores::{
-                Tile,
-                x86::{prefetch, store_avx512},
-            },
+            stores::{Tile, x86::prefetch},
             transpose::x86::{joined, rounded, turned},
         },
         LANES, ROW_PAIRS,
@@ -240,7 +237,7 @@ mod x86 {
     /// 16·`VECTORS` columns of B.
     ///
     /// # Safety
-    /// The panels must hold `steps` steps, whole blocks of them; `c` must be valid for the tile, which is no
+    /// The panels must hold `steps` steps, whole blocks of them and one at least; `c` must be valid for the tile, which is no
     /// larger than the sums; the processor must have AMX, and this thread have configured it.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub unsafe fn sum<const TILES: usize, const VECTORS: usize>(
@@ -255,10 +252,6 @@ mod x86 {
         struct Sums([MaybeUninit<f32>; 32 * 32]);
         const { assert!(matches!(TILES, 1 | 2) && matches!(VECTORS, 1 | 2)) };
         let blocks = steps / ROW_PAIRS;
-        if blocks == 0 {
-            // SAFETY: by the caller's promise.
-            return unsafe { store_avx512(&[[_mm512_setzero_ps(); VECTORS]; 32], c, tile) };
-        }
         prefetch::<VECTORS>(c, tile);
         let is_whole = tile.n_rows == 16 * TILES && tile.n_columns == 16 * VECTORS;
         let is_plain = is_whole && tile.overwrite && tile.factor == 1.0;

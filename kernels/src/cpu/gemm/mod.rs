@@ -55,7 +55,8 @@ const NEAR_PANELS: usize = 20;
 /// steps deep.
 const SPAN: usize = 1 << 20;
 
-/// Rows of A packed at a time at least where sums are rounded, however deep: packing B takes as long as sixteen.
+/// Rows of A packed at a time at least where sums are rounded, however deep: packing B takes as long as
+/// sixteen, with matrix registers as 48.
 const LEAST_ROUNDED_ROWS: usize = 256;
 
 /// How a product is cut.
