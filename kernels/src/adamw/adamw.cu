@@ -1,5 +1,4 @@
-// The optimizer's update, every operation rounded as cpu.rs rounds it. But for one thing: what is there
-// multiplied and added in f64, and so rounded a second time to f32, is rounded here just once.
+// The optimizer's update, every operation rounded as cpu.rs rounds it.
 
 #include "blockwise.cuh"
 #include "random.cuh"
@@ -20,15 +19,21 @@ struct Factors {
     f32 epsilon;
 };
 
+// As in cpu.rs: zero instead of a number that is subnormal.
+__device__ __forceinline__ f32 normal(f32 x) {
+    return fabsf(x) < 0x1p-126f ? 0.0f : x;
+}
+
 // Four parameters and their moments, by the gradient `g`. The intrinsics keep products and sums apart.
 __device__ __forceinline__ void update(const Factors& factors, quad& w, const quad& g, quad& m,
                                        quad& v) {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
         const f32 gradient = __fmul_rn(g.of[i], factors.gradient_scale);
-        m.of[i] = __fmaf_rn(factors.one_minus_beta1, __fsub_rn(gradient, m.of[i]), m.of[i]);
-        v.of[i] = __fmaf_rn(__fmul_rn(factors.one_minus_beta2, gradient), gradient,
-                            __fmul_rn(v.of[i], factors.beta2));
+        m.of[i] = normal(
+            __fmaf_rn(factors.one_minus_beta1, __fsub_rn(gradient, m.of[i]), m.of[i]));
+        v.of[i] = normal(__fmaf_rn(__fmul_rn(factors.one_minus_beta2, gradient), gradient,
+                                   __fmul_rn(v.of[i], factors.beta2)));
         const f32 root = __fdiv_rn(__fsqrt_rn(v.of[i]), factors.correction2_root);
         const f32 step = __fdiv_rn(__fmul_rn(factors.step_size, m.of[i]),
                                    __fadd_rn(root, factors.epsilon));

@@ -5,7 +5,7 @@ use crate::testing::{
     Random, assert_as_close_as_plain, assert_same_on_any_number_of_threads, fetch, on_every_device,
     place, to_f32, unrounded, widened,
 };
-use crate::{Compute, Cpu, Cuda, DeviceProfile, Element};
+use crate::{Compute, Cpu, Cuda, DeviceKind, DeviceProfile, Element, Isa};
 
 const STEP: AdamWStep = AdamWStep {
     learning_rate: 3e-3,
@@ -397,14 +397,35 @@ fn a_buffer_may_lie_anywhere(device: &mut impl AdamW) {
 }
 
 #[test]
-fn a_card_gives_the_bits_of_the_processor() {
-    let mut cpu = Cpu::new(DeviceProfile::native_cpu()).unwrap();
+fn a_card_gives_the_bits_of_every_processor() {
     let mut cuda = Cuda::simulated(Compute::F32).unwrap();
     for (is_bf16, is_blockwise) in FORMS {
-        let on_cpu = run_behind(&mut cpu, 2_000, is_bf16, is_blockwise, 0);
         let on_cuda = run_behind(&mut cuda, 2_000, is_bf16, is_blockwise, 0);
-        assert!(on_cpu == on_cuda, "bf16: {is_bf16}, eight bits: {is_blockwise}");
+        for isa in Isa::available() {
+            let kind = DeviceKind::Cpu { isa, n_threads: 2 };
+            let mut cpu = Cpu::new(DeviceProfile { kind, compute: Compute::F32 }).unwrap();
+            let on_cpu = run_behind(&mut cpu, 2_000, is_bf16, is_blockwise, 0);
+            assert!(on_cpu == on_cuda, "{isa}, bf16: {is_bf16}, eight bits: {is_blockwise}");
+        }
     }
+}
+
+/// Without a gradient a moment fades away, and does not come to rest among the subnormal numbers.
+fn moments_are_never_subnormal(device: &mut impl AdamW) {
+    const LEAST: f32 = f32::MIN_POSITIVE;
+    const N: usize = 300;
+    let faded = |values: [f32; 4]| (0..N).map(|i| values[i % 4]).collect::<Vec<_>>();
+    let w = place(device, &vec![1.0; N]);
+    let m = place(device, &faded([1.2 * LEAST, -1.2 * LEAST, 1.05 * LEAST, -1.05 * LEAST]));
+    let v = place(device, &faded([LEAST, 1.01 * LEAST, 0.0, 1.0]));
+    let g = place(device, &vec![0.0; N]);
+    device.adamw(STEP, Floats::F32(w), g.into(), Moments::F32 { first: m, second: v });
+    let (m, v) = (fetch(device, m), fetch(device, v));
+    let one_minus_beta1 = (1.0 - STEP.beta1) as f32;
+    let m_kept = one_minus_beta1.mul_add(-1.2 * LEAST, 1.2 * LEAST);
+    assert_eq!(m, faded([m_kept, -m_kept, 0.0, 0.0]));
+    let beta2 = STEP.beta2 as f32;
+    assert_eq!(v, faded([0.0, 1.01 * LEAST * beta2, 0.0, beta2]));
 }
 
 fn no_elements_are_updated(device: &mut impl AdamW) {
@@ -521,6 +542,7 @@ on_every_device! {
     a_block_that_would_not_be_finite_is_left_as_it_was,
     a_wrong_gradient_stays_in_its_element_with_f32_moments,
     zero_bytes_are_moments_of_zero,
+    moments_are_never_subnormal,
     rounding_moves_bf16_parameters_by_the_update_on_average,
     draws_differ_between_elements_and_seeds,
     values_bf16_holds_exactly_are_not_rounded,

@@ -22,8 +22,10 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     /// 1.5·2²³, whose unit in the last place is 1: adding it rounds to a whole number, ties to
     /// even, which then stands in the lowest bits. No instruction set lacks that.
     const ROUNDING: f32 = 12_582_912.0;
+    /// Where half of the least number above zero begins.
+    const LEAST: f32 = -104.0;
     // Beyond these the result is 0 or infinite; NaN passes through `clamp`.
-    let clamped = x.clamp(-104.0, 89.0);
+    let clamped = x.clamp(LEAST, 89.0);
     let shifted = multiply_add::<FUSED>(clamped, std::f32::consts::LOG2_E, ROUNDING);
     let n = shifted - ROUNDING;
     let r = multiply_add::<FUSED>(-n, LN2_HIGH, clamped);
@@ -36,7 +38,9 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUNDING.to_bits() as i32);
     let half = n >> 1;
     let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
-    p * power(half) * power(n.wrapping_sub(half))
+    // A product with zero, where one that becomes too small for a number would take a processor a hundred cycles.
+    let rest = if x < LEAST { 0.0 } else { power(n.wrapping_sub(half)) };
+    p * power(half) * rest
 }
 
 /// 1 / (1 + e^−x).

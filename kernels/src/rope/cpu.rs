@@ -11,18 +11,36 @@ use crate::{
     memory::{DeviceSlice, Floats},
 };
 
+/// Pairs that are rotated together: half a head is often no more, too few for what the compiler makes of a loop.
+const LANES: usize = 16;
+
 for_each_isa! {
     fn rotate_row<T: Float>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();
+        let (cos, cos_rest) = cos.as_chunks::<LANES>();
+        let (sin, sin_rest) = sin.as_chunks::<LANES>();
         for head in heads.chunks_exact_mut(2 * half) {
             let (low, high) = head.split_at_mut(half);
-            for i in 0..half {
-                let (a, b) = (low[i].widen(), high[i].widen());
-                let (cos, sin) = (cos[i], sin[i] * sign);
-                low[i] = T::nearest(a * cos - b * sin);
-                high[i] = T::nearest(b * cos + a * sin);
+            let (low, low_rest) = low.as_chunks_mut::<LANES>();
+            let (high, high_rest) = high.as_chunks_mut::<LANES>();
+            let pairs = low.iter_mut().zip(high).zip(cos.iter().zip(sin));
+            for ((low, high), (cos, sin)) in pairs {
+                rotate_lanes(low, high, cos, sin, sign);
             }
+            rotate_lanes(low_rest, high_rest, cos_rest, sin_rest, sign);
         }
+    }
+}
+
+#[inline(always)]
+fn rotate_lanes<T: Float>(low: &mut [T], high: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
+    let n = low.len();
+    let (high, cos, sin) = (&mut high[..n], &cos[..n], &sin[..n]);
+    for i in 0..n {
+        let (a, b) = (low[i].widen(), high[i].widen());
+        let (cos, sin) = (cos[i], sin[i] * sign);
+        low[i] = T::nearest(a * cos - b * sin);
+        high[i] = T::nearest(b * cos + a * sin);
     }
 }
 
