@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Case, QLORA, measure_nibble, median, random_model, train};
+use super::{Case, QLORA, STEPS, measure_nibble, median, random_model, train};
 use crate::{Error, nibble};
 
 /// The shape whose start is measured, and the one that trains.
@@ -25,7 +25,8 @@ pub fn bench() -> Result<(), Error> {
     starts(&nibble)?;
     let folder = random_model(SMALL)?;
     let speed = |sequence, n_threads| -> Result<f64, Error> {
-        let case = Case { folder: &folder, method: QLORA, sequence, n_threads: Some(n_threads) };
+        let (method, n_steps, n_threads) = (QLORA, STEPS, Some(n_threads));
+        let case = Case { folder: &folder, method, sequence, n_steps, n_threads };
         Ok(median(measure_nibble(&nibble, &case)?.tokens_per_s))
     };
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -65,7 +66,8 @@ fn starts(nibble: &Path) -> Result<(), Error> {
     println!("{LARGE} {QLORA}, {:.1} GB in bf16: seconds from the start\n", n_bytes / 1e9);
     println!("{:<24} {:>8} {:>12}", "", "ready", "first step");
     for what in ["quantised, image written", "from the image"] {
-        let case = Case { folder: &folder, method: QLORA, sequence: "256", n_threads: None };
+        let (method, sequence, n_steps) = (QLORA, "256", STEPS);
+        let case = Case { folder: &folder, method, sequence, n_steps, n_threads: None };
         let mut command = train(nibble, &case, &folder.join("run-start"))?;
         let [ready, step] = when(command.env("NIBBLE_CACHE", &cache), ["ready", "step"])?;
         println!("{what:<24} {ready:>8.2} {step:>12.2}");

@@ -5,6 +5,8 @@
 //! A tile of queries passes all keys that it sees, so that every score is made once, and what is packed
 //! of it serves them all.
 
+use std::f32::consts::LOG2_E;
+
 use super::{
     super::{AttentionShape, Segment},
     copy,
@@ -15,7 +17,7 @@ use crate::{
     Store,
     cpu::{
         gemm::{Layout, Operand, TURNED_LANES, TileProducts, Values},
-        math::{exp, for_each_isa},
+        math::{exp2, for_each_isa, multiply_add},
         parallel::Shared,
         pool::Pool,
     },
@@ -52,7 +54,7 @@ struct Scratch<'a> {
     douts: &'a mut [u32],
     query_columns: &'a mut [u32],
     dout_columns: &'a mut [u32],
-    /// `[QUERIES, KEYS]`: scores, then probabilities; and the gradients of the scores.
+    /// `[QUERIES, KEYS]`: scores before they are scaled, then probabilities; and their gradients.
     scores: &'a mut [f32],
     dscores: &'a mut [f32],
     /// Either, packed.
@@ -226,13 +228,12 @@ impl Backward<'_> {
         let (values, key_rows) = rest.split_at(values_len);
         let scores = &mut scratch.scores[..n_queries * KEYS];
         let dscores = &mut scratch.dscores[..n_queries * KEYS];
-        for (rows, columns, factor, result) in [
-            (&*scratch.queries, keys, scale, &mut *scores),
-            (&*scratch.douts, values, 1.0, &mut *dscores),
-        ] {
+        for (rows, columns, result) in
+            [(&*scratch.queries, keys, &mut *scores), (&*scratch.douts, values, &mut *dscores)]
+        {
             let operands = (products.packed(rows, head_size), products.packed(columns, head_size));
             let (extents, store) = ((n_queries, n_keys), Store::Overwrite);
-            products.multiply(extents, factor, operands, store, (result, KEYS), |queries, keys| {
+            products.multiply(extents, operands, store, (result, KEYS), |queries, keys| {
                 let seen = pairs.keys_seen(&queries);
                 let any = seen.start < keys.end && keys.start < seen.end;
                 0..if any { head_size } else { 0 }
@@ -246,11 +247,11 @@ impl Backward<'_> {
         let row = pairs.segment.query_start as usize + pairs.query;
         let (log_sum_exp, delta) =
             (&self.log_sum_exp[row * n_heads + head..], &self.delta[row * n_heads + head..]);
-        score_gradients(isa, scores, dscores, &seen, log_sum_exp, delta, n_heads);
+        score_gradients(isa, scale, scores, dscores, &seen, log_sum_exp, delta, n_heads);
 
-        for (weights, columns, factor, sums) in [
-            (&*scores, &*scratch.dout_columns, 1.0, &mut *scratch.dvalues),
-            (&*dscores, &*scratch.query_columns, scale, &mut *scratch.dkeys),
+        for (weights, columns, sums) in [
+            (&*scores, &*scratch.dout_columns, &mut *scratch.dvalues),
+            (&*dscores, &*scratch.query_columns, &mut *scratch.dkeys),
         ] {
             let weights = Operand::f32(weights, Layout::Lanes, KEYS);
             products.pack_b(weights, n_keys, n_queries, scratch.weights);
@@ -258,7 +259,7 @@ impl Backward<'_> {
             let operands = (columns, products.packed(scratch.weights, n_queries));
             let sums = &mut sums[pairs.key * head_size..][..KEYS * head_size];
             let (extents, store) = ((head_size, n_keys), Store::Accumulate);
-            products.multiply(extents, factor, operands, store, (sums, KEYS), |_, keys| {
+            products.multiply(extents, operands, store, (sums, KEYS), |_, keys| {
                 pairs.queries_seeing(&keys)
             });
         }
@@ -268,7 +269,7 @@ impl Backward<'_> {
             (products.packed(scratch.weights, n_keys), products.packed(key_rows, n_packed));
         let sums = &mut scratch.dqueries[..n_queries * head_size];
         let (extents, store) = ((n_queries, head_size), Store::Accumulate);
-        products.multiply(extents, scale, operands, store, (sums, head_size), |queries, _| {
+        products.multiply(extents, operands, store, (sums, head_size), |queries, _| {
             pairs.keys_seen(&queries)
         });
     }
@@ -299,10 +300,11 @@ impl Backward<'_> {
 }
 
 for_each_isa! {
-    /// Scores to probabilities, and `dp` to the gradient of the scores but for their scale, in a tile of
-    /// rows with the given log-sum-exp and delta, `stride` apart; both zero of keys that are not seen, as
-    /// far as [`BESIDE`] to both sides of those that are.
+    /// Scores before they are scaled to probabilities, and `dp` to their gradient, in a tile of rows with the
+    /// given log-sum-exp and delta, `stride` apart; both zero of keys that are not seen, as far as
+    /// [`BESIDE`] to both sides of those that are.
     fn score_gradients(
+        scale: f32,
         scores: &mut [f32],
         dp: &mut [f32],
         seen: &[[usize; 2]],
@@ -317,9 +319,10 @@ for_each_isa! {
             let (first, last) = (start / LANES, end.div_ceil(LANES));
             for (scores, dp) in scores[first..last].iter_mut().zip(&mut dp[first..last]) {
                 for lane in 0..LANES {
-                    let probability = exp::<FUSED>(scores[lane] - log_sum_exp);
+                    let score = multiply_add::<FUSED>(scale, scores[lane], -log_sum_exp);
+                    let probability = exp2::<FUSED>(LOG2_E * score);
                     scores[lane] = probability;
-                    dp[lane] = probability * (dp[lane] - delta);
+                    dp[lane] = scale * probability * (dp[lane] - delta);
                 }
             }
             if start == 0 && end == KEYS {

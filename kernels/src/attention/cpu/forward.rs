@@ -1,6 +1,8 @@
 //! The forward half: keys along a tile's rows, queries side by side. What a query needs of all keys then
 //! goes lane by lane, and probabilities enter their product as they lie.
 
+use std::f32::consts::LOG2_E;
+
 use super::{
     super::{AttentionShape, Segment},
     few,
@@ -11,7 +13,7 @@ use crate::{
     Store,
     cpu::{
         gemm::{Layout, Operand, SharedTarget, TURNED_LANES, TileProducts},
-        math::{exp, for_each_isa},
+        math::{exp2, for_each_isa, multiply_add},
         parallel::Shared,
         pool::Pool,
     },
@@ -40,7 +42,7 @@ fn key_parts(products: &TileProducts, n_keys: usize, head_size: usize) -> [usize
 struct Scratch<'a> {
     /// Packed queries.
     queries: &'a mut [u32],
-    /// `[keys, QUERIES]`: scores, then probabilities.
+    /// `[keys, QUERIES]`: scores before they are scaled, then probabilities.
     scores: &'a mut [f32],
     /// The same, packed.
     weights: &'a mut [u32],
@@ -178,7 +180,6 @@ impl Forward<'_> {
             let scores = &mut scratch.scores[..n_keys * QUERIES];
             products.multiply(
                 (n_keys, n_queries),
-                scale,
                 (products.packed(keys, head_size), queries),
                 Store::Overwrite,
                 (scores, QUERIES),
@@ -189,12 +190,11 @@ impl Forward<'_> {
                 },
             );
             pairs.hide(scores, n_lanes);
-            soften(inputs.isa, scores, n_lanes, highest, totals, sums);
+            soften(inputs.isa, scale, scores, n_lanes, highest, totals, sums);
             let rows = Operand::f32(scores, Layout::Lanes, QUERIES);
             products.pack_b(rows, n_queries, n_keys, scratch.weights);
             products.multiply(
                 (head_size, n_queries),
-                1.0,
                 (products.packed(values, n_packed), products.packed(scratch.weights, n_keys)),
                 Store::Accumulate,
                 (sums, QUERIES),
@@ -225,6 +225,11 @@ impl Forward<'_> {
 impl Pairs<'_> {
     /// Sets the scores of pairs that do not see each other to −∞, in all of the first `n_lanes`.
     fn hide(&self, scores: &mut [f32], n_lanes: usize) {
+        let [first, last] =
+            [0, self.n_queries - 1].map(|query| self.keys_seen(&(query..query + 1)));
+        if first.end == self.n_keys && last.start == 0 && self.n_queries == n_lanes {
+            return;
+        }
         for (key, scores) in scores.chunks_exact_mut(QUERIES).enumerate() {
             let seeing = self.queries_seeing(&(key..key + 1));
             if seeing.len() < n_lanes {
@@ -236,9 +241,10 @@ impl Pairs<'_> {
 }
 
 for_each_isa! {
-    /// A tile of scores into the running softmax of each query: `s` becomes `exp(s − highest)`, and the
-    /// sums of the values fade accordingly.
+    /// A tile of scores into the running softmax of each query: `s` becomes `exp(scale · s − highest)`, and
+    /// the sums of the values fade accordingly.
     fn soften(
+        scale: f32,
         scores: &mut [f32],
         n_lanes: usize,
         highest: &mut [f32],
@@ -250,25 +256,30 @@ for_each_isa! {
         let running = highest.as_chunks_mut::<LANES>().0.iter_mut();
         let running = running.zip(totals.as_chunks_mut::<LANES>().0);
         for (part, (highest, totals)) in running.enumerate().take(n_lanes / LANES) {
-            let mut most = *highest;
+            let mut most = [f32::NEG_INFINITY; LANES];
             for row in scores.iter() {
                 for lane in 0..LANES {
                     let (score, highest) = (row[part][lane], most[lane]);
                     most[lane] = if score > highest { score } else { highest };
                 }
             }
+            for lane in 0..LANES {
+                let (score, highest) = (scale * most[lane], highest[lane]);
+                most[lane] = if score > highest { score } else { highest };
+            }
             // Nothing to take away where nothing is visible yet.
             let away = most.map(|most| if most == f32::NEG_INFINITY { 0.0 } else { most });
             let mut added = [0.0_f32; LANES];
             for row in scores.iter_mut() {
                 for lane in 0..LANES {
-                    row[part][lane] = exp::<FUSED>(row[part][lane] - away[lane]);
+                    let score = multiply_add::<FUSED>(scale, row[part][lane], -away[lane]);
+                    row[part][lane] = exp2::<FUSED>(LOG2_E * score);
                     added[lane] += row[part][lane];
                 }
             }
             let faded = &mut faded.as_chunks_mut::<LANES>().0[part];
             for lane in 0..LANES {
-                faded[lane] = exp::<FUSED>(highest[lane] - away[lane]);
+                faded[lane] = exp2::<FUSED>(LOG2_E * (highest[lane] - away[lane]));
                 totals[lane] = totals[lane] * faded[lane] + added[lane];
             }
             *highest = most;

@@ -252,7 +252,10 @@ mod x86 {
         struct Sums([MaybeUninit<f32>; 32 * 32]);
         const { assert!(matches!(TILES, 1 | 2) && matches!(VECTORS, 1 | 2)) };
         let blocks = steps / ROW_PAIRS;
-        prefetch::<VECTORS>(c, tile);
+        // What is multiplied in less time than C takes to come does not wait for it.
+        if blocks > 2 {
+            prefetch::<VECTORS>(c, tile);
+        }
         let is_whole = tile.n_rows == 16 * TILES && tile.n_columns == 16 * VECTORS;
         let is_plain = is_whole && tile.overwrite && tile.factor == 1.0;
         let mut sums = Sums([MaybeUninit::uninit(); 32 * 32]);

@@ -75,13 +75,12 @@ impl TileProducts {
         PackedTile { elements, steps: self.kernel.packed_depth(k) }
     }
 
-    /// `c (store) factor · a · b`, `c` `[m, n]` with `stride`, in panels of rows by panels of columns, each
+    /// `c (store) a · b`, `c` `[m, n]` with `stride`, in panels of rows by panels of columns, each
     /// over the steps of k that `depth` names for its rows and columns, up to whole pairs or blocks
     /// of them; where it names none, `c` is left as it is.
     pub fn multiply(
         &self,
         (m, n): (usize, usize),
-        factor: f32,
         (a, b): (PackedTile<'_>, PackedTile<'_>),
         store: Store,
         (c, stride): (&mut [f32], usize),
@@ -103,7 +102,7 @@ impl TileProducts {
                     n_rows,
                     n_columns,
                     stride,
-                    factor,
+                    factor: 1.0,
                     overwrite: store == Store::Overwrite,
                 };
                 let start = row * stride + column;
