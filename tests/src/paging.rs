@@ -132,6 +132,13 @@ pub fn n_batches(shape: &TrainingShape) -> usize {
 
 /// The micro-batches of a step and an update; returns loss and norm.
 pub fn step<B: RunDevice>(trainer: &mut Trainer<B>, number: u64) -> (f64, f64) {
+    accumulate(trainer, number);
+    let measures = trainer.update(&OPTIMIZER, 1e-2, number, 5 * number).unwrap();
+    (measures.loss, measures.gradient_norm)
+}
+
+/// The micro-batches of a step.
+pub fn accumulate<B: RunDevice>(trainer: &mut Trainer<B>, number: u64) {
     let mut store = Store::Overwrite;
     for batch in &sequences()[..n_batches(trainer.shape())] {
         let drops = matches!(trainer.shape().trainable, Trainable::Adapter { dropout: true, .. });
@@ -139,8 +146,6 @@ pub fn step<B: RunDevice>(trainer: &mut Trainer<B>, number: u64) -> (f64, f64) {
         trainer.accumulate(&batch.batch(), 1.0 / 92.0, dropout, store).unwrap();
         store = Store::Accumulate;
     }
-    let measures = trainer.update(&OPTIMIZER, 1e-2, number, 5 * number).unwrap();
-    (measures.loss, measures.gradient_norm)
 }
 
 /// Losses and norms of `steps`, an evaluation between them, and the bytes of a checkpoint after them.

@@ -172,7 +172,7 @@ fn paged_runs_of_a_card_are_bit_for_bit_the_unpaged_one() {
     for (_, (name, shape)) in methods {
         let mut resident = open::<Cuda>(&model, &shape, Residency::default());
         let expected = run(&mut resident, 1..=2);
-        assert_eq!(resident.transferred_bytes(), 0);
+        assert_eq!(resident.transferred().bytes(), 0);
         drop(resident);
         // Everything with states in f32, a half of it with those in eight bits.
         let part = if shape.states == StateFormat::F32 { 1 } else { 2 };
@@ -184,7 +184,7 @@ fn paged_runs_of_a_card_are_bit_for_bit_the_unpaged_one() {
         };
         let mut paged = open::<Cuda>(&model, &shape, residency);
         assert!(run(&mut paged, 1..=2) == expected, "{name}: {residency:?}");
-        assert!(paged.transferred_bytes() > 0);
+        assert!(paged.transferred().bytes() > 0);
     }
 }
 

@@ -12,7 +12,7 @@ use nibble_engine::{
 use nibble_kernels::{Cpu, Paging as _, Store};
 use nibble_run::{Paging, Recompute};
 use nibble_tests::paging::{
-    N_LAYERS, methods_in_both, model, n_batches, open, run, sequences, step,
+    N_LAYERS, OPTIMIZER, accumulate, methods_in_both, model, n_batches, open, run, sequences, step,
 };
 
 /// So high a rank that the states take several pages.
@@ -57,12 +57,12 @@ fn paged_runs_are_bit_for_bit_the_unpaged_one() {
         assert!(n_pages >= 3, "{name}: {n_pages} pages show nothing");
         let mut resident = open::<Cpu>(&model, &shape, Residency::default());
         let expected = run(&mut resident, 1..=3);
-        assert_eq!(resident.transferred_bytes(), 0);
+        assert_eq!(resident.transferred().bytes(), 0);
         for residency in residencies(&shape) {
             let mut paged = open::<Cpu>(&model, &shape, residency);
             let actual = run(&mut paged, 1..=3);
             assert!(actual == expected, "{name}: {residency:?}");
-            assert!(paged.transferred_bytes() > 0);
+            assert!(paged.transferred().bytes() > 0);
         }
     }
 }
@@ -115,10 +115,13 @@ fn what_is_planned_is_allocated_and_crosses() {
             assert_eq!(states(&plan) + outside.optimizer, states(&whole));
 
             step(&mut trainer, 1);
-            let before = trainer.transferred_bytes();
-            step(&mut trainer, 2);
-            let crossed = trainer.transferred_bytes() - before;
-            assert_eq!(crossed, plan.step_bytes(n_batches(&shape)), "{name} {residency:?}");
+            let before = trainer.transferred();
+            accumulate(&mut trainer, 2);
+            let accumulated = trainer.transferred();
+            trainer.update(&OPTIMIZER, 1e-2, 2, 10).unwrap();
+            let crossed = [accumulated - before, trainer.transferred() - accumulated];
+            let [forward, backward, update] = plan.phase_transfers(n_batches(&shape));
+            assert_eq!(crossed, [forward + backward, update], "{name} {residency:?}");
         }
     }
 }

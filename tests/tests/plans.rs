@@ -182,6 +182,46 @@ fn suggestions_are_true() {
     }
 }
 
+/// Everything of full fine-tuning is outside: each layer's weights come for either pass and for the update, but
+/// for the two that are there where a sweep turns, and go once; states of twice their size come and go with the
+/// update; inputs go in the forward pass and come in the other.
+#[test]
+fn what_comes_and_goes_in_one_phase_does_so_at_the_same_time_on_a_card() {
+    let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();
+    let (paged, recompute) = (Paging::On, Recompute::On);
+    let settings = RunSettings { paged, recompute, ..RunSettings::default() };
+    let planned = |method, profile, page_rates| {
+        let available_bytes = u64::MAX;
+        let settings = PlanSettings { settings: &settings, profile, page_rates, available_bytes };
+        plan::method_plan(&spec, method, settings, u64::MAX).unwrap().paging.unwrap()
+    };
+    let card = DeviceProfile::cuda(Capability::OLDEST);
+    for [to, from] in [[2e9, 1e9], [1e9, 4e9]] {
+        let page_rates = PageRates { host: Some([to, from]), disk: None };
+        for method in [Method::Full, Method::Lora, Method::Qlora] {
+            let paging = planned(method, card, page_rates);
+            let [weights, inputs, states] =
+                [paging.weights_bytes, paging.activations_bytes, paging.optimizer_bytes]
+                    .map(|bytes| bytes as f64);
+            let some = (spec.n_layers - 2) as f64 / spec.n_layers as f64;
+            let is_full = method == Method::Full;
+            let cold = if is_full { 1.0 } else { some };
+            let forward = f64::max(cold * weights / to, inputs / from);
+            let backward = some * (weights + inputs) / to;
+            let [weights_come, weights_go] =
+                if is_full { [some * weights, weights] } else { [0.0; 2] };
+            let update = f64::max((states + weights_come) / to, (states + weights_go) / from);
+            let expected = forward + backward + update;
+            let seconds = paging.step_seconds.unwrap();
+            // Of layers all alike; sums of few terms.
+            assert!((seconds / expected - 1.0).abs() < 1e-9, "{method:?}: {seconds} {expected}");
+        }
+    }
+    let page_rates = PageRates { host: None, disk: Some(1e9) };
+    let paging = planned(Method::Full, DeviceProfile::native_cpu(), page_rates);
+    assert_eq!(paging.step_seconds.unwrap(), paging.step_bytes as f64 / 1e9);
+}
+
 #[test]
 fn activations_are_kept_of_as_many_layers_as_memory_is_to_spare_for() {
     let spec = catalog::find("llama-3.2-1b").unwrap().spec().unwrap();

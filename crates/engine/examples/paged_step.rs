@@ -76,14 +76,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut losses = Vec::new();
         for (name, trainer) in &mut trainers {
             let (before, used, start) =
-                (trainer.transferred_bytes(), processor_seconds(), Instant::now());
+                (trainer.transferred(), processor_seconds(), Instant::now());
             let weight = 1.0 / (n_tokens - 1) as f32;
             trainer.accumulate(&batch, weight, None, Store::Overwrite)?;
             losses.push(trainer.update(&OPTIMIZER, 1e-4, step + 1, step)?.loss);
             let seconds = start.elapsed().as_secs_f64();
             let used = used.zip(processor_seconds()).map(|(before, after)| after - before);
             let share = used.map(|used| used / seconds / n_threads as f64);
-            let paged_bytes = trainer.transferred_bytes() - before;
+            let paged_bytes = (trainer.transferred() - before).bytes();
             if step > 0 {
                 let line = json!({"residency": name, "seconds": seconds, "share": share,
                     "paged_bytes": paged_bytes});

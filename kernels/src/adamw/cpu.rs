@@ -363,7 +363,7 @@ mod x86 {
                 let is_usual = between(root_factor, -20, 1) & !are_ones(root_factor) == u16::MAX;
                 for (w, (m, v)) in w.as_chunks_mut::<LANES>().0.iter_mut().zip(moments) {
                     let root = _mm512_sqrt_ps(_mm512_loadu_ps(v.as_ptr()));
-                    // Of zero, or from 2⁻⁷⁵ to 2⁶⁴.
+                    // Of zero, or from 2⁻⁶³ to 2⁶⁴.
                     let root = if is_usual {
                         by_reciprocal(root, root_factor, reciprocal)
                     } else {

@@ -47,6 +47,8 @@ struct Attention {
     u32 is_out_rounded;
     // Of queries, or of keys, that the launch begins with.
     u32 first_head;
+    u32 n_key_rows;
+    u32 n_segments;
 };
 
 // A matrix whose numbers are of a type.
@@ -351,6 +353,39 @@ __device__ __forceinline__ void forward(const Attention& p) {
                 p.log_sum_exp[static_cast<u64>(s.query_start + i) * p.n_heads + head] =
                     (maxima[half] + log2f(sums[half])) / LOG2_E;
         }
+    }
+}
+
+// Zeros to rows of no segment; a warp has one of queries and one of keys. The forward pass has no `dq`.
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+    attention_clear(const __grid_constant__ Attention p) {
+    const u32 row = blockIdx.x * (N_THREADS / WARP) + warp();
+    bool has_queries = row >= p.n_rows, has_keys = row >= p.n_key_rows;
+    for (u32 i = lane(); i < p.n_segments; i += WARP) {
+        const Segment s = p.segments[i];
+        has_queries |= row >= s.query_start && row - s.query_start < s.n_queries;
+        has_keys |= row >= s.key_start && row - s.key_start < s.n_keys;
+    }
+    has_queries = __any_sync(ALL_LANES, has_queries);
+    has_keys = __any_sync(ALL_LANES, has_keys);
+    const u32 width = p.n_heads * p.head_size, key_width = p.n_kv_heads * p.head_size;
+    if (!has_queries) {
+        const u64 first = static_cast<u64>(row) * width;
+        for (u32 i = lane(); i < width; i += WARP) {
+            if (p.dq != nullptr)
+                p.dq[first + i] = 0.0f;
+            else if (p.is_out_rounded)
+                static_cast<bf16*>(p.out)[first + i] = bf16{0};
+            else
+                static_cast<f32*>(p.out)[first + i] = 0.0f;
+        }
+        if (p.dq == nullptr)
+            for (u32 head = lane(); head < p.n_heads; head += WARP)
+                p.log_sum_exp[static_cast<u64>(row) * p.n_heads + head] = 0.0f;
+    }
+    if (!has_keys && p.dq != nullptr) {
+        const u64 first = static_cast<u64>(row) * key_width;
+        for (u32 i = lane(); i < key_width; i += WARP) p.dk[first + i] = p.dv[first + i] = 0.0f;
     }
 }
 

@@ -98,6 +98,7 @@ pub(super) fn workspace_bytes(
 #[derive(Clone, Copy)]
 struct Arguments {
     segments: Address,
+    n_segments: usize,
     q: Address,
     k: Address,
     v: Address,
@@ -129,6 +130,7 @@ impl Arguments {
         let none = Address::NULL;
         Self {
             segments: call.read(segments),
+            n_segments: segments.len(),
             q: call.read_floats(q.first(n)),
             k: call.read_floats(k.first(n_keys)),
             v: call.read_floats(v.first(n_keys)),
@@ -160,6 +162,18 @@ impl Arguments {
             .extent(shape.n_rows)
             .u32(u32::from(self.is_out_rounded))
             .extent(first_head)
+            .extent(shape.n_key_rows)
+            .extent(self.n_segments)
+    }
+
+    /// Queues the zeros of those of the first `n_rows` that are in no segment.
+    ///
+    /// # Safety
+    /// As [`Call::launch`].
+    unsafe fn clear_others(&self, call: &Call<'_>, shape: AttentionShape, n_rows: usize) {
+        let over_rows = Launch::linear(n_rows.div_ceil(N_THREADS as usize / WARP), N_THREADS);
+        // SAFETY: as the caller promises.
+        unsafe { call.launch("attention_clear", over_rows, self.parameters(shape, 0)) };
     }
 
     /// Queues a pass that has blocks for each of `n_heads` heads, in as many launches as it takes.
@@ -226,9 +240,7 @@ impl Attention for Cuda {
         call.count_flops(|| n_flops);
         // SAFETY: all arguments were cut to the extents of `shape`, and segments lie within them.
         unsafe {
-            // For rows of no segment.
-            call.clear(arguments.out, out.n_bytes());
-            call.clear(arguments.log_sum_exp, log_sum_exp.n_bytes());
+            arguments.clear_others(&call, shape, shape.n_rows);
             if call.compute() == Compute::F32 {
                 let launch = launch(shape.max_segment, N_THREADS as usize / WARP, n_segments);
                 arguments.launch(&call, "attention_in_f32_forward", queries, launch, n_flops);
@@ -282,9 +294,7 @@ impl Attention for Cuda {
         let parameters = arguments.parameters(shape, 0);
         // SAFETY: as in the forward pass.
         unsafe {
-            for (address, slice) in [(arguments.dq, dq), (arguments.dk, dk), (arguments.dv, dv)] {
-                call.clear(address, slice.n_bytes());
-            }
+            arguments.clear_others(&call, shape, shape.n_rows.max(shape.n_key_rows));
             let over_rows = n_rows_of_heads.div_ceil(N_THREADS as usize / WARP);
             let over_rows = Launch::linear(over_rows, N_THREADS);
             if call.compute() == Compute::F32 {

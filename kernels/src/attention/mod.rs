@@ -48,7 +48,7 @@ pub struct AttentionShape {
     pub head_size: usize,
     /// Keys that a query sees, itself included; `None`: all before it.
     pub window: Option<usize>,
-    /// Factor on the scores, usually 1/√K.
+    /// Factor on the scores, above zero; usually 1/√K.
     pub scale: f32,
     /// The most queries any segment has; sizes the workspace.
     pub max_segment: usize,

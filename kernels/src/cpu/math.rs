@@ -43,14 +43,18 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     p * power(half) * rest
 }
 
-/// 2^x for x up to 127, accurate to about one unit in the last place; 0 below −126. Half the work of [`exp`].
+/// 2^x, accurate to about one unit in the last place from −126 on; 0 below −126.5, 2^127 above that. Half the work of
+/// [`exp`].
 ///
-/// `x = n + r`, `|r| ≤ ½`; `2^r` by the polynomial of degree 6 whose largest relative error there, 2e-9, is the least
-/// that one with 1 at 0 can have; `2ⁿ` by its exponent bits. `FUSED` as [`for_each_isa`] says.
+/// `x = n + r`, `|r| ≤ ½`; `2^r` by the polynomial of degree 6 whose largest relative error there is the least that
+/// one with 1 at 0 can have, 2e-9 before its coefficients were rounded; `2ⁿ` by its exponent bits. `FUSED` as
+/// [`for_each_isa`] says.
 #[inline(always)]
 pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
     /// 1.5·2²³, as in [`exp`], and what an exponent's bits are more than it.
     const ROUNDING: f32 = 12_582_912.0 + 127.0;
+    // NaN passes; the exponent's bits of −127 are those of zero.
+    let x = x.clamp(-127.0, 127.0);
     let shifted = x + ROUNDING;
     let r = x - (shifted - ROUNDING);
     let mut p = 1.535_336_3e-4;
@@ -61,7 +65,7 @@ pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
     }
     // All but the lowest bits of `n + 127` leave.
     let power = f32::from_bits(shifted.to_bits() << 23);
-    if x < -126.0 { 0.0 } else { p * power }
+    p * power
 }
 
 /// 1 / (1 + e^−x).
@@ -254,11 +258,11 @@ mod tests {
             }
             let (large, nan) = (f32::INFINITY, f32::NAN);
             let least = f32::MIN_POSITIVE;
-            let mut values =
-                [0.0, -126.0, (-126.0_f32).next_down(), -300.0, -1e30, -large, nan, -nan];
+            let mut values = [0.0, -126.0, -126.6, -300.0, -1e30, -large, 128.0, large, nan, -nan];
             exp2_of_each(isa, &mut values);
-            assert_eq!(values[..6], [1.0, least, 0.0, 0.0, 0.0, 0.0], "{isa}");
-            assert!(values[6..].iter().all(|value| value.is_nan()), "{isa}: {values:?}");
+            let most = 127.0_f32.exp2();
+            assert_eq!(values[..8], [1.0, least, 0.0, 0.0, 0.0, 0.0, most, most], "{isa}");
+            assert!(values[8..].iter().all(|value| value.is_nan()), "{isa}: {values:?}");
         }
     }
 

@@ -23,7 +23,7 @@ use crate::{
     arguments::{Arguments, Direction, InFlight},
     device::{Compute, DeviceKind, DeviceProfile, Isa},
     memory::{DeviceSlice, Element, Floats, MappedFile, Memory, MemoryError, MemoryId},
-    paging::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer},
+    paging::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer, Transferred},
     profile::{Call, OperationProfile, Profile},
 };
 use mover::{Mover, Store};
@@ -73,7 +73,7 @@ pub struct Cpu {
     mover: Option<Mover>,
     in_flight: Vec<InFlight>,
     stores: Vec<Arc<Store>>,
-    transferred_bytes: u64,
+    transferred: Transferred,
     blocks: Vec<Block>,
     pool: Pool,
     isa: Isa,
@@ -97,7 +97,7 @@ impl Cpu {
             mover: None,
             in_flight: Vec::with_capacity(16),
             stores: Vec::new(),
-            transferred_bytes: 0,
+            transferred: Transferred::default(),
             blocks: Vec::new(),
             pool: Pool::new(n_threads)?,
             isa,
@@ -379,7 +379,7 @@ impl Cpu {
         // only others that reach them, wait for every transfer first.
         let number = unsafe { mover.add(direction, &store, place.offset, start, slice.len()) };
         self.in_flight.push(InFlight { number, memory, bytes, direction });
-        self.transferred_bytes += slice.len() as u64;
+        self.transferred.count(direction, slice.len());
         Ok(Transfer(number))
     }
 
@@ -451,7 +451,7 @@ impl Paging for Cpu {
         self.stores.iter().filter(own).map(|store| store.n_bytes()).sum()
     }
 
-    fn transferred_bytes(&self) -> u64 {
-        self.transferred_bytes
+    fn transferred(&self) -> Transferred {
+        self.transferred
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     arguments::{Arguments, InFlight},
     device::{Compute, DeviceError, DeviceKind, DeviceProfile},
     memory::{DeviceSlice, Element, Floats, MappedFile, Memory, MemoryError, MemoryId, ReadAhead},
-    paging::{Moving, PageFile},
+    paging::{Moving, PageFile, Transferred},
     profile::{self, OperationProfile, Profile},
 };
 
@@ -122,7 +122,7 @@ pub struct Cuda {
     /// Of each of those in flight, what a card alone needs to know.
     pub(crate) moving: Vec<Moving>,
     pub(crate) last_transfer: u64,
-    pub(crate) transferred_bytes: u64,
+    pub(crate) transferred: Transferred,
     compute: Compute,
     /// Operations of one launch, where one may be several.
     pub(crate) launch_flops: f64,
@@ -189,7 +189,7 @@ impl Cuda {
             stores: Vec::new(),
             moving: Vec::with_capacity(16),
             last_transfer: 0,
-            transferred_bytes: 0,
+            transferred: Transferred::default(),
             compute,
             launch_flops: launch_flops(compute),
             failure: Failure::default(),

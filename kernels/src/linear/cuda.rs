@@ -23,6 +23,18 @@ pub(super) fn workspace_bytes(shape: LinearShape, gradient: FloatFormat) -> usiz
         ]))
 }
 
+/// Bytes of workspace that the gradient of the weight needs: either activation where it is staged, and the
+/// product's own.
+pub(super) fn weight_gradient_workspace_bytes(
+    shape: LinearShape,
+    [x, dy]: [FloatFormat; 2],
+) -> usize {
+    let LinearShape { n_rows, n_in, n_out } = shape;
+    product::input_bytes(n_rows, n_in, x)
+        .saturating_add(product::input_bytes(n_rows, n_out, dy))
+        .saturating_add(product::workspace_bytes(&[(n_out, n_in, n_rows)]))
+}
+
 /// A plain product; what is beside it is set by the caller.
 pub(crate) fn plain(
     (m, n, k): (usize, usize, usize),

@@ -147,14 +147,22 @@ pub(crate) fn workspace_bytes_of(
         .max(bytes(n_out, n_in, n_rows))
 }
 
-/// The same where the gradient of the weight may be in bf16.
-pub fn workspace_bytes_with_bf16_gradient(profile: &DeviceProfile, shape: LinearShape) -> usize {
-    let bytes = workspace_bytes(profile, shape);
+/// Bytes of workspace that [`Linear::linear_weight_gradient`] needs on `profile`, for `shape` or for fewer rows,
+/// with `x`, `dy` and `dweight` in these formats.
+pub fn weight_gradient_workspace_bytes(
+    profile: &DeviceProfile,
+    shape: LinearShape,
+    [x, dy, dweight]: [FloatFormat; 3],
+) -> usize {
     if profile.is_cuda() {
-        return bytes;
+        return cuda::weight_gradient_workspace_bytes(shape, [x, dy]);
     }
     let LinearShape { n_rows, n_in, n_out } = shape;
-    bytes.max(gemm::rounded_workspace_bytes(profile, Extents { m: n_out, n: n_in, k: n_rows }))
+    let extents = Extents { m: n_out, n: n_in, k: n_rows };
+    match dweight {
+        FloatFormat::F32 => gemm::workspace_bytes(profile, extents),
+        FloatFormat::Bf16 => gemm::rounded_workspace_bytes(profile, extents),
+    }
 }
 
 /// Bytes at the front of the workspace for products with very few rows; a multiple of a cache line.

@@ -99,6 +99,9 @@ fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
         let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
         let from_f32 = fetch(device, dweight);
         check(&format!("weight gradient {shape:?}"), &from_f32, &expected);
+        let formats = [narrow.format(), narrow_dy.format(), FloatFormat::F32];
+        let scratch = weight_gradient_workspace_bytes(&profile, shape, formats);
+        let scratch = workspace(device, scratch);
         device.linear_weight_gradient(shape, narrow, narrow_dy, gradient.into(), scratch);
         assert!(fetch(device, dweight) == from_f32, "in bf16, {shape:?}");
     }
@@ -189,8 +192,11 @@ fn check_bf16_gradient(device: &mut impl Linear, shape: LinearShape) {
     let n = shape.n_in * shape.n_out;
     let x = place(device, &random.normal(shape.n_rows * shape.n_in));
     let dy = place(device, &random.normal(shape.n_rows * shape.n_out));
-    let scratch = workspace_bytes_with_bf16_gradient(&device.profile(), shape);
-    let scratch = workspace(device, scratch);
+    let [scratch, scratch_of_bf16] = [FloatFormat::F32, FloatFormat::Bf16].map(|dweight| {
+        let formats = [FloatFormat::F32, FloatFormat::F32, dweight];
+        let bytes = weight_gradient_workspace_bytes(&device.profile(), shape, formats);
+        workspace(device, bytes)
+    });
     let values = place(device, &vec![f32::NAN; n]);
     let gradient = Gradient { values, store: Store::Overwrite };
     device.linear_weight_gradient(shape, x.into(), dy.into(), gradient.into(), scratch);
@@ -204,7 +210,7 @@ fn check_bf16_gradient(device: &mut impl Linear, shape: LinearShape) {
             x.into(),
             dy.into(),
             WeightGradient::Bf16(rounded),
-            scratch,
+            scratch_of_bf16,
         );
         assert!(bits(fetch(device, rounded)) == bits(Vec::clone(&expected)), "{shape:?}");
         let around = fetch(device, around);

@@ -2,7 +2,7 @@
 //! work, which waits for them where it needs them; the host waits for neither. Those in a file pass
 //! through memory of the host.
 
-use super::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer};
+use super::{PageError, PageFile, Paging, StoreId, StorePlace, Transfer, Transferred};
 use crate::{
     Cuda,
     arguments::{Direction, InFlight, do_overlap},
@@ -52,7 +52,7 @@ impl Cuda {
     ) -> Result<Transfer, PageError> {
         let n_bytes = slice.len();
         let address = self.owned_address(slice);
-        self.transferred_bytes += n_bytes as u64;
+        self.transferred.count(direction, n_bytes);
         self.last_transfer += 1;
         let number = self.last_transfer;
         if n_bytes == 0 {
@@ -215,7 +215,7 @@ impl Paging for Cuda {
         self.stores.iter().filter(own).map(Store::n_bytes).sum()
     }
 
-    fn transferred_bytes(&self) -> u64 {
-        self.transferred_bytes
+    fn transferred(&self) -> Transferred {
+        self.transferred
     }
 }

@@ -14,12 +14,20 @@ mod file;
 #[cfg(test)]
 mod tests;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    ops::{Add, Sub},
+    path::PathBuf,
+    sync::Arc,
+};
 
 pub(crate) use cuda::Moving;
 pub use file::PageFile;
 
-use crate::memory::{DeviceSlice, Memory};
+use crate::{
+    arguments::Direction,
+    memory::{DeviceSlice, Memory},
+};
 
 /// One store; numbered from 0 in the order of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -185,6 +193,53 @@ pub trait Paging: Memory {
     /// Bytes of the stores that were made, without files that were there before.
     fn stored_bytes(&self) -> u64;
 
-    /// Bytes of all transfers that were begun, in both directions.
-    fn transferred_bytes(&self) -> u64;
+    /// Bytes of all transfers that were begun.
+    fn transferred(&self) -> Transferred;
+}
+
+/// Bytes that crossed between stores and a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transferred {
+    /// Loaded.
+    pub to_device: u64,
+    /// Saved.
+    pub from_device: u64,
+}
+
+impl Transferred {
+    /// In both directions.
+    pub fn bytes(self) -> u64 {
+        self.to_device.saturating_add(self.from_device)
+    }
+
+    /// Counts one more transfer.
+    pub(crate) fn count(&mut self, direction: Direction, n_bytes: usize) {
+        let bytes = match direction {
+            Direction::Load => &mut self.to_device,
+            Direction::Save => &mut self.from_device,
+        };
+        *bytes += n_bytes as u64;
+    }
+}
+
+impl Add for Transferred {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            to_device: self.to_device.saturating_add(other.to_device),
+            from_device: self.from_device.saturating_add(other.from_device),
+        }
+    }
+}
+
+impl Sub for Transferred {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            to_device: self.to_device - before.to_device,
+            from_device: self.from_device - before.from_device,
+        }
+    }
 }

@@ -29,7 +29,7 @@ fn in_every_store<D: Paging>(device: &mut D, body: impl Fn(&mut D, StoreId)) {
 
 fn pages_come_back_as_they_went(device: &mut impl Paging) {
     in_every_store(device, |device, store| {
-        let before = device.transferred_bytes();
+        let before = device.transferred();
         let page = bytes(1, 4096);
         let slice = place(device, &page);
         let there = StorePlace { store, offset: 4096 };
@@ -39,7 +39,8 @@ fn pages_come_back_as_they_went(device: &mut impl Paging) {
         let loaded = device.load(there, slice).unwrap();
         device.wait(loaded).unwrap();
         assert_eq!(fetch(device, slice), page);
-        assert_eq!(device.transferred_bytes() - before, 2 * 4096);
+        let expected = Transferred { to_device: 4096, from_device: 4096 };
+        assert_eq!(device.transferred() - before, expected);
         // What no page was saved to is zero.
         let mut rest = vec![1; 4096];
         device.read_store(StorePlace { store, offset: 8192 }, &mut rest).unwrap();

@@ -22,30 +22,29 @@ pub fn page_rates(profile: &DeviceProfile) -> PageRates {
 static OF_PROCESSOR: OnceLock<PageRates> = OnceLock::new();
 static OF_CARD: OnceLock<PageRates> = OnceLock::new();
 
-/// Measures, once in the life of a process, how fast pages of the device of `profile` move: to and from a
-/// new file in `folder`, flushed to the disk, and within the host's memory; of a card between that and its
-/// own. Takes a fraction of a second. A folder that cannot be written leaves the disk's rate unknown, and a
+/// Measures, once in the life of a process, how fast pages of the device of `profile` move: of the processor
+/// to a new file in `folder`, flushed to the disk; of a card between the host's memory and its own, either
+/// way. Takes a fraction of a second. A folder that cannot be written leaves the disk's rate unknown, and a
 /// card that is not there, or has no room, its own.
 pub fn measure_page_rates(profile: &DeviceProfile, folder: &Path) -> PageRates {
     if !profile.is_cuda() {
-        let rates = || PageRates { disk: disk_rate(folder).ok(), host: Some(copy_rate()) };
+        let rates = || PageRates { disk: disk_rate(folder).ok(), host: None };
         return *OF_PROCESSOR.get_or_init(rates);
     }
     let known = page_rates(profile);
     if known.host.is_some() {
         return known;
     }
-    match card_rate(profile) {
-        Some(rate) => *OF_CARD.get_or_init(|| PageRates { host: Some(rate), ..known }),
+    match card_rates(profile) {
+        Some(rates) => *OF_CARD.get_or_init(|| PageRates { host: Some(rates), ..known }),
         None => known,
     }
 }
 
-/// Of bytes of which one half comes and the other goes.
-fn card_rate(profile: &DeviceProfile) -> Option<f64> {
+fn card_rates(profile: &DeviceProfile) -> Option<[f64; 2]> {
     let mut card = <Cuda as RunDevice>::open(*profile).ok()?;
-    let [to, from] = card.host_copy_bytes_per_s();
-    (to > 0.0 && from > 0.0).then(|| 2.0 / (to.recip() + from.recip()))
+    let rates = card.host_copy_bytes_per_s();
+    rates.iter().all(|&rate| rate > 0.0).then_some(rates)
 }
 
 /// Bytes that are moved to measure a rate: enough to outlast what a disk buffers in itself.
@@ -60,13 +59,4 @@ fn disk_rate(folder: &Path) -> io::Result<f64> {
     }
     file.sync_data()?;
     Ok(MEASURED_BYTES as f64 / start.elapsed().as_secs_f64())
-}
-
-fn copy_rate() -> f64 {
-    let source = vec![0x5a_u8; MEASURED_BYTES];
-    let mut target = vec![0_u8; MEASURED_BYTES];
-    let start = Instant::now();
-    target.copy_from_slice(&source);
-    std::hint::black_box(&target);
-    MEASURED_BYTES as f64 / start.elapsed().as_secs_f64()
 }

@@ -1,6 +1,6 @@
 //! From a person's settings to plans: full, LoRA and QLoRA side by side, and whether they fit.
 
-use nibble_kernels::{Compute, DeviceProfile};
+use nibble_kernels::{Compute, DeviceProfile, paging::Transferred};
 use nibble_run::{
     Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, RunSettings, size,
 };
@@ -109,8 +109,8 @@ pub struct PlanSettings<'a> {
 pub struct PageRates {
     /// To and from a file.
     pub disk: Option<f64>,
-    /// To and from the host's memory.
-    pub host: Option<f64>,
+    /// To a card from the host's memory, and back; what moves in one phase of a step does both at the same time.
+    pub host: Option<[f64; 2]>,
 }
 
 /// What a run of `method` with these settings asks of memory.
@@ -213,18 +213,24 @@ pub fn planned_method(
     let residency = plan.shape().residency;
     let paging = (!residency.is_resident()).then(|| {
         let bytes = plan.paged_bytes();
-        let step_bytes = plan.step_bytes(settings.gradient_accumulation);
-        let rate = match residency.outside {
-            Outside::Disk => page_rates.disk,
-            Outside::Host => page_rates.host,
+        let transfers = plan.step_transfers(settings.gradient_accumulation);
+        let step_seconds = match residency.outside {
+            Outside::Disk => page_rates.disk.map(|rate| transfers.bytes() as f64 / rate),
+            Outside::Host => page_rates.host.map(|[to, from]| {
+                let slower = |phase: Transferred| {
+                    (phase.to_device as f64 / to).max(phase.from_device as f64 / from)
+                };
+                let phases = plan.phase_transfers(settings.gradient_accumulation);
+                phases.into_iter().map(slower).sum()
+            }),
         };
         PagingPlan {
             resident: residency.outside.residence(),
             optimizer_bytes: bytes.optimizer,
             weights_bytes: bytes.weights,
             activations_bytes: bytes.activations,
-            step_bytes,
-            step_seconds: rate.map(|rate| step_bytes as f64 / rate),
+            step_bytes: transfers.bytes(),
+            step_seconds,
         }
     });
     MethodPlan {

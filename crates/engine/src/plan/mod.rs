@@ -18,7 +18,7 @@ mod training;
 
 use std::sync::Arc;
 
-use nibble_kernels::MemoryId;
+use nibble_kernels::{MemoryId, paging::Transferred};
 use nibble_run::{Category, CategoryBytes, PlannedRegion, Residence};
 
 pub use evaluation::EvaluationLayout;
@@ -153,9 +153,14 @@ impl MemoryPlan {
         }
     }
 
-    /// Bytes that cross between device and store in a step of `n_micro_batches`, in both directions,
-    /// once a run is under way.
-    pub fn step_bytes(&self, n_micro_batches: usize) -> u64 {
+    /// Bytes that cross between device and store in a step of `n_micro_batches`, once a run is under way.
+    pub fn step_transfers(&self, n_micro_batches: usize) -> Transferred {
+        let phases = self.phase_transfers(n_micro_batches).into_iter();
+        phases.fold(Transferred::default(), |sum, phase| sum + phase)
+    }
+
+    /// Those of all forward passes, of all backward passes, and of the update.
+    pub fn phase_transfers(&self, n_micro_batches: usize) -> [Transferred; 3] {
         let bytes = self.paged_bytes();
         let (n_layers, n_inputs) = (self.shape.residency.layers, self.shape.residency.inputs);
         // Where a sweep turns, the two last pages are still there.
@@ -163,19 +168,25 @@ impl MemoryPlan {
             0..=2 => 0,
             n => bytes / n * (n - 2),
         };
-        let n_micro_batches = n_micro_batches as u64;
-        let sweeps = n_micro_batches.saturating_mul(2);
-        let mut weights = turning(bytes.weights, n_layers).saturating_mul(sweeps);
-        if self.shape.trainable == Trainable::Everything && n_layers > 0 {
+        let of_all = |bytes: u64| bytes.saturating_mul(n_micro_batches as u64);
+        let weights = turning(bytes.weights, n_layers);
+        let mut forward =
+            Transferred { to_device: of_all(weights), from_device: of_all(bytes.activations) };
+        let inputs = turning(bytes.activations, n_inputs);
+        let backward =
+            Transferred { to_device: of_all(weights.saturating_add(inputs)), from_device: 0 };
+        let mut update = Transferred { to_device: bytes.optimizer, from_device: bytes.optimizer };
+        if self.shape.trainable == Trainable::Everything {
             // The update goes up like the forward pass after it, which therefore finds nothing that
             // it begins with; and all are saved.
-            let cold = if n_layers > 2 { bytes.weights } else { 0 };
-            weights = weights.saturating_add(cold).saturating_add(bytes.weights);
+            if n_layers > 2 {
+                let cold = bytes.weights - weights;
+                forward.to_device = forward.to_device.saturating_add(cold);
+                update.to_device = update.to_device.saturating_add(weights);
+            }
+            update.from_device = update.from_device.saturating_add(bytes.weights);
         }
-        let inputs = bytes.activations.saturating_add(turning(bytes.activations, n_inputs));
-        weights
-            .saturating_add(inputs.saturating_mul(n_micro_batches))
-            .saturating_add(bytes.optimizer.saturating_mul(2))
+        [forward, backward, update]
     }
 
     /// Bytes of the store in the host's memory.

@@ -510,14 +510,19 @@ pub(super) fn layer_workspace_bytes(shape: &TrainingShape, backward: bool) -> us
     };
     bytes = bytes.max(products_workspace_bytes(spec, profile, n_rows, adapter, dropout));
     if adapter.is_none() && backward {
-        let gradients = shape.gradients;
+        let of_weight = match shape.gradients {
+            GradientFormat::F32 => FloatFormat::F32,
+            GradientFormat::Bf16 => FloatFormat::Bf16,
+        };
         for projection in Projection::ALL {
             let [n_out, n_in] = spec.projection_shape(projection);
+            let formats = [
+                input_format(profile, spec, projection, dropout),
+                gradient_format(profile, spec, projection),
+                of_weight,
+            ];
             let shape = LinearShape { n_rows, n_in, n_out };
-            bytes = bytes.max(match gradients {
-                GradientFormat::F32 => linear::workspace_bytes(profile, shape),
-                GradientFormat::Bf16 => linear::workspace_bytes_with_bf16_gradient(profile, shape),
-            });
+            bytes = bytes.max(linear::weight_gradient_workspace_bytes(profile, shape, formats));
         }
     }
     bytes

@@ -207,14 +207,14 @@ mod tests {
     fn where_a_sweep_turns_two_pages_are_still_there() {
         let (mut device, store, mut window) = open();
         let mut sweep = |device: &mut Cpu, numbers: &[usize]| {
-            let before = device.transferred_bytes();
+            let before = device.transferred();
             for (i, &number) in numbers.iter().enumerate() {
                 window.bring(device, page(store, number)).unwrap();
                 if let Some(&next) = numbers.get(i + 1) {
                     window.expect(device, page(store, next)).unwrap();
                 }
             }
-            (device.transferred_bytes() - before) as usize / BYTES
+            (device.transferred() - before).bytes() as usize / BYTES
         };
         assert_eq!(sweep(&mut device, &[0, 1, 2, 3, 4]), N);
         assert_eq!(sweep(&mut device, &[4, 3, 2, 1, 0]), N - 2);

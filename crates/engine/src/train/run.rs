@@ -373,7 +373,7 @@ impl<B: RunDevice> Run<B> {
             self.trainer.device().profile_operations(watched.has_begun);
         }
         let start = Instant::now();
-        let transferred_bytes = self.trainer.transferred_bytes();
+        let transferred = self.trainer.transferred();
         let step = self.state.step + 1;
         let (epoch, first) = (
             self.state.step / self.steps_per_epoch,
@@ -446,7 +446,7 @@ impl<B: RunDevice> Run<B> {
             tokens_per_s: n_tokens as f64 / seconds,
             host_bytes,
             device_bytes: self.trainer.allocated_bytes() as u64,
-            paged_bytes: self.trainer.transferred_bytes() - transferred_bytes,
+            paged_bytes: (self.trainer.transferred() - transferred).bytes(),
             card,
         })
     }

@@ -10,7 +10,7 @@ use nibble_kernels::{
     attention::Segment,
     embedding::EmbeddingTable,
     linear::Weight,
-    paging::{PageError, StoreId, StorePlace},
+    paging::{PageError, StoreId, StorePlace, Transferred},
 };
 
 use crate::{
@@ -389,8 +389,8 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Bytes that crossed between stores and the device until now.
-    pub fn transferred_bytes(&self) -> u64 {
-        self.device.transferred_bytes()
+    pub fn transferred(&self) -> Transferred {
+        self.device.transferred()
     }
 
     /// Bytes taken outside the device, without files that were there before.

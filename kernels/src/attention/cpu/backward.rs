@@ -54,7 +54,7 @@ struct Scratch<'a> {
     douts: &'a mut [u32],
     query_columns: &'a mut [u32],
     dout_columns: &'a mut [u32],
-    /// `[QUERIES, KEYS]`: scores before they are scaled, then probabilities; and their gradients.
+    /// `[QUERIES, KEYS]`: scores before they are scaled, then probabilities; and the gradients of the scores.
     scores: &'a mut [f32],
     dscores: &'a mut [f32],
     /// Either, packed.
@@ -170,12 +170,13 @@ impl Backward<'_> {
     fn head(&self, segment: &Segment, head: usize, packed_keys: &[u32], scratch: &mut [u32]) {
         let inputs = &self.inputs;
         let Inputs { products, q, .. } = *inputs;
-        let AttentionShape { head_size, .. } = inputs.shape;
+        let AttentionShape { head_size, scale, .. } = inputs.shape;
         let _ready = products.ready();
         let mut scratch = Scratch::new(scratch, &products, &inputs.shape);
         let n_keys = segment.n_keys as usize;
+        let n_sums = self.tiles.count(n_keys) * KEYS * head_size;
         for sums in [&mut *scratch.dkeys, &mut *scratch.dvalues] {
-            sums[..self.tiles.count(n_keys) * KEYS * head_size].fill(0.0);
+            sums[..n_sums].fill(0.0);
         }
         for query in (0..segment.n_queries as usize).step_by(QUERIES) {
             let n_queries = QUERIES.min(segment.n_queries as usize - query);
@@ -199,6 +200,7 @@ impl Backward<'_> {
                 let keys = &packed_keys[tile * self.tiles.len..];
                 self.tile(&pairs, head, (keys, n_packed), &mut scratch);
             }
+            scale_all(inputs.isa, scale, &mut scratch.dqueries[..n_queries * head_size]);
             for (i, values) in scratch.dqueries.chunks_exact(head_size).enumerate().take(n_queries)
             {
                 let at = (row + i) * inputs.query_stride() + head * head_size;
@@ -206,6 +208,7 @@ impl Backward<'_> {
                 unsafe { self.dq.slice(at, head_size) }.copy_from_slice(values);
             }
         }
+        scale_all(inputs.isa, scale, &mut scratch.dkeys[..n_sums]);
         for (gradient, sums) in [(&self.dk, &*scratch.dkeys), (&self.dv, &*scratch.dvalues)] {
             self.store(segment, head, sums, scratch.turned, gradient);
         }
@@ -300,9 +303,18 @@ impl Backward<'_> {
 }
 
 for_each_isa! {
-    /// Scores before they are scaled to probabilities, and `dp` to their gradient, in a tile of rows with the
-    /// given log-sum-exp and delta, `stride` apart; both zero of keys that are not seen, as far as
-    /// [`BESIDE`] to both sides of those that are.
+    /// Sums over what was not scaled.
+    fn scale_all(scale: f32, sums: &mut [f32]) {
+        for sum in sums {
+            *sum *= scale;
+        }
+    }
+}
+
+for_each_isa! {
+    /// Scores before they are scaled to probabilities, and `dp` to the gradient of the scaled ones, in a tile of
+    /// rows with the given log-sum-exp and delta, `stride` apart; both zero of keys that are not seen, as
+    /// far as [`BESIDE`] to both sides of those that are.
     fn score_gradients(
         scale: f32,
         scores: &mut [f32],
@@ -322,7 +334,7 @@ for_each_isa! {
                     let score = multiply_add::<FUSED>(scale, scores[lane], -log_sum_exp);
                     let probability = exp2::<FUSED>(LOG2_E * score);
                     scores[lane] = probability;
-                    dp[lane] = scale * probability * (dp[lane] - delta);
+                    dp[lane] = probability * (dp[lane] - delta);
                 }
             }
             if start == 0 && end == KEYS {

@@ -228,6 +228,8 @@ mod x86 {
                 b_stride = in(reg) $b_stride,
                 c = in(reg) $c,
                 c_stride = in(reg) $c_stride,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             )
         };

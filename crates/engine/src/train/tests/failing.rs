@@ -9,7 +9,7 @@ use nibble_kernels::{
     gradient_norm, layers, linear,
     memory::MappedFile,
     nf4, output_loss,
-    paging::{PageError, PageFile, StoreId, StorePlace, Transfer},
+    paging::{PageError, PageFile, StoreId, StorePlace, Transfer, Transferred},
     rms_norm, rope, rows, swiglu,
 };
 use nibble_run::CardReadings;
@@ -159,8 +159,8 @@ impl Paging for Failing {
         self.cpu.stored_bytes()
     }
 
-    fn transferred_bytes(&self) -> u64 {
-        self.cpu.transferred_bytes()
+    fn transferred(&self) -> Transferred {
+        self.cpu.transferred()
     }
 }
 
