@@ -24,16 +24,20 @@ __device__ __forceinline__ f32 normal(f32 x) {
     return fabsf(x) < 0x1p-126f ? 0.0f : x;
 }
 
-// Four parameters and their moments, by the gradient `g`. The intrinsics keep products and sums apart.
+// Four parameters and their moments, by the gradient `g`; of moments in f32 none is left subnormal. The intrinsics keep products and sums apart.
+template <bool IN_F32>
 __device__ __forceinline__ void update(const Factors& factors, quad& w, const quad& g, quad& m,
                                        quad& v) {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
         const f32 gradient = __fmul_rn(g.of[i], factors.gradient_scale);
-        m.of[i] = normal(
-            __fmaf_rn(factors.one_minus_beta1, __fsub_rn(gradient, m.of[i]), m.of[i]));
-        v.of[i] = normal(__fmaf_rn(__fmul_rn(factors.one_minus_beta2, gradient), gradient,
-                                   __fmul_rn(v.of[i], factors.beta2)));
+        m.of[i] = __fmaf_rn(factors.one_minus_beta1, __fsub_rn(gradient, m.of[i]), m.of[i]);
+        v.of[i] = __fmaf_rn(__fmul_rn(factors.one_minus_beta2, gradient), gradient,
+                            __fmul_rn(v.of[i], factors.beta2));
+        if (IN_F32) {
+            m.of[i] = normal(m.of[i]);
+            v.of[i] = normal(v.of[i]);
+        }
         const f32 root = __fdiv_rn(__fsqrt_rn(v.of[i]), factors.correction2_root);
         const f32 step = __fdiv_rn(__fmul_rn(factors.step_size, m.of[i]),
                                    __fadd_rn(root, factors.epsilon));
@@ -77,7 +81,7 @@ __device__ __forceinline__ void adamw(Stored* w, const Gradient* g, f32* m, f32*
     quad parameters = load_quad(w + i, n_left, aligned);
     quad first = load_quad(m + i, n_left, aligned);
     quad second = load_quad(v + i, n_left, aligned);
-    update(factors, parameters, load_quad(g + i, n_left, aligned), first, second);
+    update<true>(factors, parameters, load_quad(g + i, n_left, aligned), first, second);
     store(factors, w + i, parameters, i, n_left, aligned);
     store_quad(m + i, first, n_left, aligned);
     store_quad(v + i, second, n_left, aligned);
@@ -128,7 +132,7 @@ __device__ __forceinline__ void adamw_blockwise(Stored* w, const Gradient* g, u8
             updated[half] = load_quad(w + i, len, aligned);
             m[half] = m_code.expand(load_codes(m_codes + i, len, aligned), m_scale, len);
             v[half] = v_code.expand(load_codes(v_codes + i, len, aligned), v_scale, len);
-            update(factors, updated[half], load_quad(g + i, len, aligned), m[half], v[half]);
+            update<false>(factors, updated[half], load_quad(g + i, len, aligned), m[half], v[half]);
             m_largest = max(m_largest, largest_magnitude(m[half]));
             v_largest = max(v_largest, largest_magnitude(v[half]));
         }

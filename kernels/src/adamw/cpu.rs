@@ -35,7 +35,7 @@ impl Factors {
         // As a step from m towards g, which is how PyTorch computes and rounds it.
         let m = multiply_add::<FUSED>(self.one_minus_beta1, g - m, m);
         let v = multiply_add::<FUSED>(self.one_minus_beta2 * g, g, v * self.beta2);
-        (normal(m), normal(v))
+        (m, v)
     }
 
     /// The new parameter, by the new moments.
@@ -46,8 +46,8 @@ impl Factors {
     }
 }
 
-/// `x`, or zero for one whose bits would not suffice for its accuracy. A moment without a gradient would come to
-/// rest there, where an Intel processor takes more than a hundred cycles for each operation.
+/// `x`, or zero for one that is subnormal. A moment in f32 without a gradient would come to rest there, where an Intel
+/// processor takes more than a hundred cycles for each operation.
 #[inline(always)]
 fn normal(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x }
@@ -138,7 +138,8 @@ for_each_isa! {
             let (m, v) = (&mut m[run.clone()], &mut v[run]);
             let updated = &mut updated[..w.len()];
             for i in 0..w.len() {
-                (m[i], v[i]) = factors.moments::<FUSED>(g[i].widen(), m[i], v[i]);
+                let moments = factors.moments::<FUSED>(g[i].widen(), m[i], v[i]);
+                (m[i], v[i]) = (normal(moments.0), normal(moments.1));
                 updated[i] = factors.parameter(w[i].widen(), m[i], v[i]);
             }
             W::store(updated, factors.rounding_seed, first + start, w);
@@ -363,7 +364,7 @@ mod x86 {
                 let is_usual = between(root_factor, -20, 1) & !are_ones(root_factor) == u16::MAX;
                 for (w, (m, v)) in w.as_chunks_mut::<LANES>().0.iter_mut().zip(moments) {
                     let root = _mm512_sqrt_ps(_mm512_loadu_ps(v.as_ptr()));
-                    // Of zero, or from 2⁻⁶³ to 2⁶⁴.
+                    // Of zero, or from 2⁻⁷⁵ to 2⁶⁴.
                     let root = if is_usual {
                         by_reciprocal(root, root_factor, reciprocal)
                     } else {

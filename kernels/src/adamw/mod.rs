@@ -14,7 +14,7 @@
 //! their new absmax, to the nearest code; w takes m and v as they were before that. So does
 //! bitsandbytes on the processor; its CUDA kernels differ in that a code of m may not change sign.
 //!
-//! A moment that would be subnormal, below 2⁻¹²⁶, becomes zero.
+//! A moment in f32 that would be subnormal, below 2⁻¹²⁶, becomes zero.
 //!
 //! **A fresh state is all zero bytes**, in either form: an absmax of 0 makes every code mean 0.
 //!

@@ -254,7 +254,7 @@ mod x86 {
         struct Sums([MaybeUninit<f32>; 32 * 32]);
         const { assert!(matches!(TILES, 1 | 2) && matches!(VECTORS, 1 | 2)) };
         let blocks = steps / ROW_PAIRS;
-        // What is multiplied in less time than C takes to come does not wait for it.
+        // Sums of fewer, as attention's scores, are stored before what is asked for could come.
         if blocks > 2 {
             prefetch::<VECTORS>(c, tile);
         }
