@@ -15,7 +15,7 @@ use std::{
 use nibble_engine::{
     adapter::{AdapterConfig, AdapterLayout, peft::AdapterFolder},
     devices::RunDevice,
-    optimizer::{GradientFormat, StateFormat},
+    optimizer::StateFormat,
     plan::{MemoryPlan, Residency, Trainable, TrainingShape},
     residency::open_store,
     train::{MicroBatch, Trainer},
@@ -23,7 +23,9 @@ use nibble_engine::{
         EmbeddingFormat, ModelFolder, PlacedWeights, WeightFormat, load::unwatched, place_weights,
     },
 };
-use nibble_kernels::{Compute, Cpu, DeviceKind, DeviceProfile, Isa, attention::Segment};
+use nibble_kernels::{
+    Compute, Cpu, DeviceKind, DeviceProfile, FloatFormat, Isa, attention::Segment,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -140,7 +142,7 @@ pub struct Setup {
     /// The most tokens of a micro-batch.
     pub n_rows: usize,
     /// How the gradients of the layers' matrices are kept.
-    pub gradients: GradientFormat,
+    pub gradients: FloatFormat,
     /// How the optimizer's states are stored.
     pub states: StateFormat,
     /// What lies outside the device.
@@ -155,7 +157,7 @@ impl Default for Setup {
             kept_layers: 0,
             n_threads: 2,
             n_rows: 64,
-            gradients: GradientFormat::F32,
+            gradients: FloatFormat::F32,
             states: StateFormat::F32,
             residency: Residency::default(),
         }

@@ -5,7 +5,7 @@ use nibble_engine::{
     decoder::DropoutMask,
     devices::RunDevice,
     model::ModelSpec,
-    optimizer::{GradientFormat, MomentParts, OptimizerConfig, StateFormat},
+    optimizer::{MomentParts, OptimizerConfig, StateFormat},
     plan::{Outside, Residency, Trainable, TrainingShape},
     residency::Stored,
     train::Trainer,
@@ -14,7 +14,7 @@ use nibble_engine::{
         random::{RandomModel, write_random_model},
     },
 };
-use nibble_kernels::{Compute, DeviceProfile, Store, adamw::n_moment_blocks};
+use nibble_kernels::{Compute, DeviceProfile, FloatFormat, Store, adamw::n_moment_blocks};
 use tempfile::TempDir;
 
 use crate::{Sequences, f32_profile, place_trainer};
@@ -80,8 +80,8 @@ pub fn methods(
         kept_layers: 0,
         sample_tokens: 0,
         gradients: match (&trainable, weight_format) {
-            (Trainable::Everything, WeightFormat::Bf16) => GradientFormat::Bf16,
-            _ => GradientFormat::F32,
+            (Trainable::Everything, WeightFormat::Bf16) => FloatFormat::Bf16,
+            _ => FloatFormat::F32,
         },
         trainable,
         states,
@@ -95,7 +95,7 @@ pub fn methods(
         (
             "full in bf16, of several micro-batches",
             TrainingShape {
-                gradients: GradientFormat::F32,
+                gradients: FloatFormat::F32,
                 ..shape(everything.clone(), WeightFormat::Bf16, f32)
             },
         ),
@@ -125,8 +125,8 @@ pub fn sequences() -> Vec<Sequences> {
 /// Micro-batches of a step: several where their gradients may be added up.
 pub fn n_batches(shape: &TrainingShape) -> usize {
     match shape.gradients {
-        GradientFormat::F32 => 2,
-        GradientFormat::Bf16 => 1,
+        FloatFormat::F32 => 2,
+        FloatFormat::Bf16 => 1,
     }
 }
 

@@ -6,10 +6,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use half::bf16;
-use nibble_engine::{
-    adapter::AdapterLayout, generate, model::Projection, optimizer::GradientFormat, train::Trainer,
-};
-use nibble_kernels::{Compute, Cpu, Floats, Store};
+use nibble_engine::{adapter::AdapterLayout, generate, model::Projection, train::Trainer};
+use nibble_kernels::{Compute, Cpu, FloatFormat, Floats, Store};
 use nibble_tests::{
     Sequences, Setup, f32_profile, golden, golden_json, golden_tensors, open_trainer,
     open_trainer_on, paging::OPTIMIZER, rms,
@@ -176,7 +174,7 @@ fn weight_gradients_in_bf16_are_rounded_once() {
     for family in families() {
         let (mut of_f32, mut rounded) = (Vec::new(), Vec::new());
         let (mut n_rounded, mut n_matrices, mut norms) = (0, 0, Vec::new());
-        for format in [GradientFormat::F32, GradientFormat::Bf16] {
+        for format in [FloatFormat::F32, FloatFormat::Bf16] {
             let setup = Setup { gradients: format, ..family.setup(false) };
             let (mut trainer, _) = open_trainer(&family.folder, setup);
             for _ in 0..2 {
@@ -190,7 +188,7 @@ fn weight_gradients_in_bf16_are_rounded_once() {
                     Floats::F32(slice) => {
                         let mut values = vec![0.0; slice.len()];
                         trainer.download(slice, &mut values);
-                        if format == GradientFormat::F32 { &mut of_f32 } else { &mut rounded }
+                        if format == FloatFormat::F32 { &mut of_f32 } else { &mut rounded }
                             .push(values);
                     }
                     Floats::Bf16(slice) => {

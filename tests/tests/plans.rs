@@ -6,14 +6,16 @@ use nibble_engine::{
     adapter::Targets,
     catalog,
     model::Projection,
-    optimizer::{GradientFormat, StateFormat},
+    optimizer::StateFormat,
     plan::{
         self, Allowance, MemoryPlan, PageRates, PlanError, PlanSettings, Region, Residency,
         Trainable, TrainingShape,
     },
     weights::{EmbeddingFormat, WeightFormat},
 };
-use nibble_kernels::{Capability, Compute, DeviceProfile, DeviceSlice, Floats, MemoryId};
+use nibble_kernels::{
+    Capability, Compute, DeviceProfile, DeviceSlice, FloatFormat, Floats, MemoryId,
+};
 use nibble_run::{
     LoraSettings, Method, MethodPlan, Paging, Recompute, RunSettings, WeightPrecision,
 };
@@ -30,8 +32,8 @@ fn shapes(id: &str) -> Vec<TrainingShape> {
         kept_layers,
         sample_tokens: 100,
         gradients: match (&trainable, weight_format) {
-            (Trainable::Everything, WeightFormat::Bf16) => GradientFormat::Bf16,
-            _ => GradientFormat::F32,
+            (Trainable::Everything, WeightFormat::Bf16) => FloatFormat::Bf16,
+            _ => FloatFormat::F32,
         },
         trainable,
         states: StateFormat::F32,
@@ -394,10 +396,10 @@ fn gradients_are_in_bf16_where_none_are_added_up() {
         (plan.categories.gradients, plan::training_shape(&spec, method, settings).unwrap())
     };
     let (in_f32, shape) = gradients(Method::Full, WeightPrecision::F32, 1);
-    assert_eq!(shape.gradients, GradientFormat::F32);
+    assert_eq!(shape.gradients, FloatFormat::F32);
     for n_batches in [1, 2, 8] {
         let (bytes, shape) = gradients(Method::Full, WeightPrecision::Bf16, n_batches);
-        let expected = if n_batches == 1 { GradientFormat::Bf16 } else { GradientFormat::F32 };
+        let expected = if n_batches == 1 { FloatFormat::Bf16 } else { FloatFormat::F32 };
         assert_eq!(shape.gradients, expected, "{n_batches}");
         // All but the embedding, the output matrix and the norms.
         let matrices = shape.trained_tensors().filter(|tensor| {
@@ -413,6 +415,6 @@ fn gradients_are_in_bf16_where_none_are_added_up() {
     // An adapter's are in f32, whatever lies beside it.
     for method in [Method::Lora, Method::Qlora] {
         let (_, shape) = gradients(method, WeightPrecision::Bf16, 1);
-        assert_eq!(shape.gradients, GradientFormat::F32);
+        assert_eq!(shape.gradients, FloatFormat::F32);
     }
 }

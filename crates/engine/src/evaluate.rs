@@ -6,7 +6,9 @@ use nibble_data::{
     BatchBuffer, BatchPlan, ChatTemplate, ColumnMapping, Encoder, TokenizeOptions,
     TokenizedDataset, Tokenizer,
 };
-use nibble_kernels::{Backend, Compute, DeviceSlice, MemoryError, Store, attention::Segment};
+use nibble_kernels::{
+    Backend, Compute, DeviceSlice, FloatFormat, MemoryError, Store, attention::Segment,
+};
 use serde::Serialize;
 
 use crate::{
@@ -15,7 +17,7 @@ use crate::{
     devices::{self, RunDevice, on_device},
     generate::{GenerateError, SessionSettings},
     model::ModelSpec,
-    optimizer::{GradientFormat, StateFormat},
+    optimizer::StateFormat,
     plan::{EvaluationLayout, Regions, Residency, Trainable, TrainingShape},
     train::MicroBatch,
     weights::{
@@ -130,7 +132,7 @@ impl<B: RunDevice> Evaluator<B> {
             batch: 1,
             kept_layers: 0,
             sample_tokens: 0,
-            gradients: GradientFormat::F32,
+            gradients: FloatFormat::F32,
             states: StateFormat::F32,
             residency: Residency::default(),
             profile: settings.profile,

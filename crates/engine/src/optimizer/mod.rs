@@ -15,16 +15,6 @@ pub use states::{
 };
 pub use update::{OptimizerConfig, OptimizerStates, Trained};
 
-/// How the gradients of the layers' matrices are kept in full fine-tuning. All others are in f32, in which
-/// sums of several parts are added up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GradientFormat {
-    /// Four bytes a number.
-    F32,
-    /// Two bytes a number, rounded once: for steps of a single micro-batch.
-    Bf16,
-}
-
 /// Which tensor is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TrainedRole {

@@ -1,6 +1,6 @@
 //! From a person's settings to plans: full, LoRA and QLoRA side by side, and whether they fit.
 
-use nibble_kernels::{Compute, DeviceProfile, paging::Transferred};
+use nibble_kernels::{Compute, DeviceProfile, FloatFormat, paging::Transferred};
 use nibble_run::{
     Method, MethodPlan, ModelSummary, Optimizer, Paging, PagingPlan, RunSettings, size,
 };
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     adapter::Targets,
     model::{ModelSpec, Projection},
-    optimizer::{GradientFormat, StateFormat},
+    optimizer::StateFormat,
     weights::{EmbeddingFormat, WeightFormat},
 };
 
@@ -160,8 +160,8 @@ pub fn training_shape(
         },
         // Sums over micro-batches would lose in every addition what is below bf16's rounding.
         gradients: match (method, plain, settings.gradient_accumulation) {
-            (Method::Full, WeightFormat::Bf16, 1) => GradientFormat::Bf16,
-            _ => GradientFormat::F32,
+            (Method::Full, WeightFormat::Bf16, 1) => FloatFormat::Bf16,
+            _ => FloatFormat::F32,
         },
         states: match settings.optimizer {
             Optimizer::AdamW => StateFormat::F32,

@@ -1,12 +1,12 @@
 //! Everything that a run's memory depends on, and the layouts that follow from it.
 
-use nibble_kernels::{DeviceProfile, paging::StoreId};
+use nibble_kernels::{DeviceProfile, FloatFormat, paging::StoreId};
 
 use super::residency::{Outside, Residency, is_spread};
 use crate::{
     adapter::{AdapterLayout, Targets},
     model::{ModelSpec, Projection},
-    optimizer::{GradientFormat, StateFormat, StateLayout, TrainedTensor},
+    optimizer::{StateFormat, StateLayout, TrainedTensor},
     weights::{EmbeddingFormat, PagedLayers, WeightFormat, WeightLayout},
 };
 
@@ -46,8 +46,10 @@ pub struct TrainingShape {
     pub kept_layers: usize,
     /// The longest sample written during the run, prompt included; 0: none.
     pub sample_tokens: usize,
-    /// How the gradients of the layers' matrices are kept, when everything is trained.
-    pub gradients: GradientFormat,
+    /// How the gradients of the layers' matrices are kept, when everything is trained: in bf16, in which each is
+    /// rounded once, for steps of a single micro-batch. All others are in f32, in which sums of several parts are
+    /// added up.
+    pub gradients: FloatFormat,
     /// How the optimizer's states are stored.
     pub states: StateFormat,
     /// What lies outside the device.
@@ -80,8 +82,8 @@ impl TrainingShape {
     /// The layout of the gradients of full fine-tuning.
     pub fn gradient_layout(&self) -> WeightLayout {
         let format = match self.gradients {
-            GradientFormat::F32 => WeightFormat::F32,
-            GradientFormat::Bf16 => WeightFormat::Bf16,
+            FloatFormat::F32 => WeightFormat::F32,
+            FloatFormat::Bf16 => WeightFormat::Bf16,
         };
         WeightLayout::with_embedding_format(&self.spec, format, EmbeddingFormat::F32)
     }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     adapter::Targets,
     model::{ModelSpec, Projection},
-    optimizer::{GradientFormat, StateLayout},
+    optimizer::StateLayout,
 };
 
 /// The inputs of one micro-batch and its losses.
@@ -510,16 +510,12 @@ pub(super) fn layer_workspace_bytes(shape: &TrainingShape, backward: bool) -> us
     };
     bytes = bytes.max(products_workspace_bytes(spec, profile, n_rows, adapter, dropout));
     if adapter.is_none() && backward {
-        let of_weight = match shape.gradients {
-            GradientFormat::F32 => FloatFormat::F32,
-            GradientFormat::Bf16 => FloatFormat::Bf16,
-        };
         for projection in Projection::ALL {
             let [n_out, n_in] = spec.projection_shape(projection);
             let formats = [
                 input_format(profile, spec, projection, dropout),
                 gradient_format(profile, spec, projection),
-                of_weight,
+                shape.gradients,
             ];
             let shape = LinearShape { n_rows, n_in, n_out };
             bytes = bytes.max(linear::weight_gradient_workspace_bytes(profile, shape, formats));

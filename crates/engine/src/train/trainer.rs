@@ -5,7 +5,7 @@
 
 use nibble_data::BatchBuffer;
 use nibble_kernels::{
-    Backend, DeviceError, DeviceSlice, Floats, Gradient, MemoryError, Store,
+    Backend, DeviceError, DeviceSlice, FloatFormat, Floats, Gradient, MemoryError, Store,
     adamw::AdamWStep,
     attention::Segment,
     embedding::EmbeddingTable,
@@ -18,7 +18,7 @@ use crate::{
         Adapter, BackwardSlices, BaseWeights, Decoder, DropoutMask, Gradients, LossGradient,
         PassRows, StepGradients, Sweep, loss,
     },
-    optimizer::{GradientFormat, OptimizerConfig, OptimizerStates, Trained},
+    optimizer::{OptimizerConfig, OptimizerStates, Trained},
     plan::{BatchSlices, MemoryPlan, TrainingLayout, TrainingShape},
     residency::{LayerInputs, Stored},
 };
@@ -138,8 +138,8 @@ impl<B: Backend> Trainer<B> {
             layout,
             gradient_regions: match shape.gradients {
                 // What aligns the tensors is zero.
-                GradientFormat::F32 => vec![flat.cast::<f32>().into()],
-                GradientFormat::Bf16 => {
+                FloatFormat::F32 => vec![flat.cast::<f32>().into()],
+                FloatFormat::Bf16 => {
                     shape.trained_tensors().map(|tensor| tensor.gradient(flat)).collect()
                 }
             },
@@ -205,7 +205,7 @@ impl<B: Backend> Trainer<B> {
         store: Store,
     ) -> Result<(), PageError> {
         assert!(
-            store == Store::Overwrite || self.shape.gradients == GradientFormat::F32,
+            store == Store::Overwrite || self.shape.gradients == FloatFormat::F32,
             "gradients in bf16 are of one micro-batch"
         );
         let pass = self.upload(batch, dropout);
