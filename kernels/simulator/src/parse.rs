@@ -34,6 +34,13 @@ pub struct Kernel {
     pub(crate) lines: Arc<[String]>,
 }
 
+impl Kernel {
+    /// Bytes of shared memory that it declares itself.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared_bytes
+    }
+}
+
 /// The kernels of one text.
 #[derive(Debug)]
 pub struct Module {
