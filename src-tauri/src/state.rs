@@ -176,7 +176,10 @@ impl Studio {
                 return Err(CommandError::new("path_not_absolute", message, hint));
             }
         }
-        if !devices::devices().iter().any(|device| device.id.id() == preferences.device) {
+        // Asked only about another one, as cards take their time to answer.
+        let is_known = preferences.device == self.preferences().device
+            || devices::devices().iter().any(|device| device.id.id() == preferences.device);
+        if !is_known {
             let message = format!("This machine has no device `{}`.", preferences.device);
             let hint = "Choose one of those that are listed.";
             return Err(CommandError::new("device_unknown", message, hint));

@@ -1,8 +1,11 @@
 //! NVML, as far as it is asked.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::{
+    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    sync::atomic::Ordering::Relaxed,
+};
 
-use crate::{BUS_ID, driver, handle};
+use crate::{BUS_ID, TOTAL, USED, handle};
 
 const TEMPERATURE: c_uint = 45;
 const MILLIWATTS: c_uint = 123_000;
@@ -60,12 +63,9 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
     if memory.version != (size_of::<NvmlMemory>() | 2 << 24) as c_uint {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    let _ = driver(|driver| {
-        let (used, free) = driver.used_and_free();
-        memory.total = driver.settings.total_bytes as u64;
-        (memory.used, memory.free, memory.reserved) = (used as u64, free as u64, 0);
-        Ok(())
-    });
+    let (used, total) = (USED.load(Relaxed) as u64, TOTAL.load(Relaxed) as u64);
+    (memory.total, memory.used) = (total, used);
+    (memory.free, memory.reserved) = (total.saturating_sub(used), 0);
     NVML_SUCCESS
 }
 
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     count: *mut c_uint,
     processes: *mut NvmlProcess,
 ) -> c_int {
-    let used = driver(|driver| Ok(driver.used_and_free().0)).unwrap_or(0);
+    let used = USED.load(Relaxed);
     let n = c_uint::from(used > 0);
     let room = unsafe { count.replace(n) };
     if n > room {

@@ -29,7 +29,10 @@ use std::{
     cell::Cell,
     ffi::{CStr, c_char, c_int},
     ptr,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{
+        LazyLock, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use cudarc::driver::sys::{CUdevice, CUresult};
@@ -105,6 +108,10 @@ static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| {
     Mutex::new(Driver { settings, is_ready, contexts: Vec::new() })
 });
 
+/// Bytes that are taken of the card, and all of them, as its instruments show them while the driver works.
+static USED: AtomicUsize = AtomicUsize::new(0);
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
+
 thread_local! {
     /// The thread's context, by its number from one on.
     static CURRENT: Cell<usize> = const { Cell::new(0) };
@@ -113,7 +120,11 @@ thread_local! {
 type Answer<T = ()> = Result<T, CUresult>;
 
 fn driver<T>(call: impl FnOnce(&mut Driver) -> Answer<T>) -> Answer<T> {
-    call(&mut DRIVER.lock().unwrap_or_else(PoisonError::into_inner))
+    let mut driver = DRIVER.lock().unwrap_or_else(PoisonError::into_inner);
+    let answer = call(&mut driver);
+    USED.store(driver.used_and_free().0, Relaxed);
+    TOTAL.store(driver.settings.total_bytes, Relaxed);
+    answer
 }
 
 /// A call that needs the driver's start.

@@ -9,6 +9,7 @@
 
 mod budget;
 mod bus;
+mod cards;
 mod desktop;
 mod figures;
 mod history;

@@ -124,6 +124,16 @@ describe("the memory panel", () => {
     asked.mockRestore();
   });
 
+  it("names what is free by where it is", async () => {
+    const draft = await panel();
+    await draft.replan();
+    const text = () => screen.getByTestId("memory-panel").textContent;
+    await waitFor(() => expect(text()).toContain("Free on this machine"));
+    draft.settings.device = "cuda";
+    await waitFor(() => expect(text()).toContain("Free on this card"));
+    expect(screen.getByTestId("card").textContent).toContain("This card");
+  });
+
   it("shows why there is no plan", async () => {
     const draft = await panel();
     draft.model = { ...draft.model, id: "nobody-knows", path: null };

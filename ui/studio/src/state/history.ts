@@ -101,7 +101,7 @@ export class History {
         this.log.push({ kind: "warning", text: event.message });
         break;
       case "failed":
-        this.log.push({ kind: "error", text: `${event.message}. ${event.hint}` });
+        this.log.push({ kind: "error", text: `${event.message}; ${event.hint}` });
         break;
       case "paused":
         info("Paused.");
