@@ -175,7 +175,7 @@ pub enum DeviceError {
     },
     /// The driver reports a failure; nothing more can be done with the card in this process.
     #[error(
-        "the graphics card failed ({call}: {reason}); the last checkpoint is whole: resume the run from it, after a restart of the computer if it fails again"
+        "the graphics card failed ({call}: {reason}); the last checkpoint is whole: start Nibble again and resume the run from it, and restart the computer if the card fails again"
     )]
     Failed {
         /// What was asked of the driver.

@@ -9,13 +9,16 @@ use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute as DeviceAttribute, CUdeviceptr, CUevent, CUfunction,
     CUfunction_attribute as FunctionAttribute, CUmodule, CUresult, CUstream,
 };
-use nibble_simulator::{Launch, Module};
+use nibble_simulator::{Launch, Machine, Module};
 
 use crate::{
-    BUS_ID, CURRENT, GRANULE,
+    BUS_ID, CURRENT, Kind,
     context::{Context, Function, Stream, Work},
     driver, entered, handle, is_card, number, put, put_text, result, started,
 };
+
+/// Bytes before the first that a context after others hands out.
+const GAP: usize = 512;
 
 /// Shared memory of a block: without having asked for more, and at most.
 const PLAIN_SHARED_BYTES: usize = 48 << 10;
@@ -111,16 +114,23 @@ pub extern "C" fn cuCtxCreate_v2(
 ) -> CUresult {
     started(|driver| {
         is_card(device)?;
-        driver.contexts.push(Some(Context::default()));
-        CURRENT.set(driver.contexts.len());
-        put(context, handle(driver.contexts.len()))
+        driver.failed.map_or(Ok(()), Err)?;
+        let number = driver.contexts.len();
+        let machine = Machine::new();
+        // No two contexts have an address in common.
+        for _ in 0..number {
+            machine.allocate(GAP);
+        }
+        driver.contexts.push(Some(Context { number, machine, ..Context::default() }));
+        CURRENT.set(number + 1);
+        put(context, handle((Kind::Context, 0), number + 1))
     })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxDestroy_v2(context: CUcontext) -> CUresult {
     started(|driver| {
-        let number = number(context, driver.contexts.len())?;
+        let number = number(context, (Kind::Context, 0), driver.contexts.len())?;
         let ended = driver.contexts[number].take();
         if CURRENT.get() == number + 1 {
             CURRENT.set(0);
@@ -132,11 +142,13 @@ pub extern "C" fn cuCtxDestroy_v2(context: CUcontext) -> CUresult {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSetCurrent(context: CUcontext) -> CUresult {
     started(|driver| {
+        let mut current = 0;
         if !context.is_null() {
-            let number = number(context, driver.contexts.len())?;
+            let number = number(context, (Kind::Context, 0), driver.contexts.len())?;
             driver.contexts[number].as_ref().ok_or(CUresult::CUDA_ERROR_INVALID_CONTEXT)?;
+            current = number + 1;
         }
-        CURRENT.set(context.addr());
+        CURRENT.set(current);
         Ok(())
     })
 }
@@ -156,11 +168,11 @@ pub extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CUresu
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemAlloc_v2(address: *mut CUdeviceptr, n_bytes: usize) -> CUresult {
     let free = driver(|driver| Ok(driver.used_and_free().1)).unwrap_or(0);
-    entered(|context, _| {
+    entered(|context, settings| {
         if n_bytes == 0 {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
-        if n_bytes.next_multiple_of(GRANULE) > free {
+        if n_bytes.next_multiple_of(settings.granule) > free {
             return Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         }
         let start = context.machine.allocate(n_bytes);
@@ -175,7 +187,7 @@ pub extern "C" fn cuMemAlloc_v2(address: *mut CUdeviceptr, n_bytes: usize) -> CU
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFree_v2(address: CUdeviceptr) -> CUresult {
     entered(|context, settings| {
-        context.run_all(&mut settings.n_left)?;
+        context.run_all(settings)?;
         context.allocated.remove(&address).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
         context.machine.free(address);
         Ok(())
@@ -194,7 +206,7 @@ pub extern "C" fn cuMemHostAlloc(
         }
         let mut bytes = vec![0xff_u8; n_bytes];
         let first = bytes.as_mut_ptr();
-        context.pinned.insert(first.addr(), bytes);
+        context.pinned.insert(first.expose_provenance(), bytes);
         put(start, first.cast())
     })
 }
@@ -218,24 +230,24 @@ pub extern "C" fn cuMemFreeHost(start: *mut c_void) -> CUresult {
 pub extern "C" fn cuStreamCreate(stream: *mut CUstream, _flags: c_uint) -> CUresult {
     entered(|context, _| {
         context.streams.push(Stream::default());
-        put(stream, handle(context.streams.len()))
+        put(stream, handle((Kind::Stream, context.number), context.streams.len()))
     })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: CUstream) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, context.streams.len())?;
-        context.run(stream, context.streams[stream].end(), &mut settings.n_left)
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        context.run(stream, context.streams[stream].end(), settings)
     })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamQuery(stream: CUstream) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, context.streams.len())?;
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
         // One step on, as time passes.
-        context.run(stream, context.streams[stream].n_done + 1, &mut settings.n_left)?;
+        context.run(stream, context.streams[stream].n_done + 1, settings)?;
         let is_done = context.streams[stream].asked.is_empty();
         if is_done { Ok(()) } else { Err(CUresult::CUDA_ERROR_NOT_READY) }
     })
@@ -244,9 +256,10 @@ pub extern "C" fn cuStreamQuery(stream: CUstream) -> CUresult {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamWaitEvent(stream: CUstream, event: CUevent, _flags: c_uint) -> CUresult {
     entered(|context, _| {
-        let waiting = number(stream, context.streams.len())?;
+        let waiting = number(stream, (Kind::Stream, context.number), context.streams.len())?;
         // As it stands now; one that was never recorded is over.
-        let recorded = context.events[number(event, context.events.len())?];
+        let recorded =
+            context.events[number(event, (Kind::Event, context.number), context.events.len())?];
         if let Some((stream, position)) = recorded {
             context.ask(waiting, Work::Wait { stream, position });
         }
@@ -258,15 +271,15 @@ pub extern "C" fn cuStreamWaitEvent(stream: CUstream, event: CUevent, _flags: c_
 pub extern "C" fn cuEventCreate(event: *mut CUevent, _flags: c_uint) -> CUresult {
     entered(|context, _| {
         context.events.push(None);
-        put(event, handle(context.events.len()))
+        put(event, handle((Kind::Event, context.number), context.events.len()))
     })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventRecord(event: CUevent, stream: CUstream) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, context.streams.len())?;
-        let event = number(event, context.events.len())?;
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let event = number(event, (Kind::Event, context.number), context.events.len())?;
         context.events[event] = Some((stream, context.streams[stream].end()));
         Ok(())
     })
@@ -275,9 +288,9 @@ pub extern "C" fn cuEventRecord(event: CUevent, stream: CUstream) -> CUresult {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: CUevent) -> CUresult {
     entered(|context, settings| {
-        let event = number(event, context.events.len())?;
+        let event = number(event, (Kind::Event, context.number), context.events.len())?;
         match context.events[event] {
-            Some((stream, position)) => context.run(stream, position, &mut settings.n_left),
+            Some((stream, position)) => context.run(stream, position, settings),
             None => Ok(()),
         }
     })
@@ -295,7 +308,7 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut CUmodule, image: *const c
             eprintln!("the simulated card: {error}");
             CUresult::CUDA_ERROR_INVALID_PTX
         })?);
-        put(module, handle(context.modules.len()))
+        put(module, handle((Kind::Module, context.number), context.modules.len()))
     })
 }
 
@@ -306,13 +319,14 @@ pub unsafe extern "C" fn cuModuleGetFunction(
     name: *const c_char,
 ) -> CUresult {
     entered(|context, _| {
-        let module = &context.modules[number(module, context.modules.len())?];
+        let module = &context.modules
+            [number(module, (Kind::Module, context.number), context.modules.len())?];
         let name = unsafe { CStr::from_ptr(name) }.to_str();
         let kernel = name.ok().and_then(|name| module.kernel(name));
         let kernel = kernel.ok_or(CUresult::CUDA_ERROR_NOT_FOUND)?;
         let most_shared_bytes = PLAIN_SHARED_BYTES.saturating_sub(kernel.shared_bytes());
         context.functions.push(Function { kernel, most_shared_bytes });
-        put(function, handle(context.functions.len()))
+        put(function, handle((Kind::Function, context.number), context.functions.len()))
     })
 }
 
@@ -323,7 +337,8 @@ pub extern "C" fn cuFuncGetAttribute(
     function: CUfunction,
 ) -> CUresult {
     entered(|context, _| {
-        let function = &context.functions[number(function, context.functions.len())?];
+        let function = &context.functions
+            [number(function, (Kind::Function, context.number), context.functions.len())?];
         match attribute {
             FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES => {
                 put(value, function.kernel.shared_bytes() as c_int)
@@ -340,7 +355,7 @@ pub extern "C" fn cuFuncSetAttribute(
     value: c_int,
 ) -> CUresult {
     entered(|context, _| {
-        let function = number(function, context.functions.len())?;
+        let function = number(function, (Kind::Function, context.number), context.functions.len())?;
         let function = &mut context.functions[function];
         let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let n_bytes = usize::try_from(value).map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
@@ -367,10 +382,16 @@ pub unsafe extern "C" fn cuLaunchKernel(
     extra: *mut *mut c_void,
 ) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, context.streams.len())?;
-        let function = number(function, context.functions.len())?;
-        let is_too_much = shared_bytes as usize > context.functions[function].most_shared_bytes;
-        if !parameters.is_null() || extra.is_null() || is_too_much {
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let function = number(function, (Kind::Function, context.number), context.functions.len())?;
+        let Function { kernel, most_shared_bytes } = &context.functions[function];
+        let n_threads = u64::from(block_x) * u64::from(block_y) * u64::from(block_z);
+        let fits = (1..=1024).contains(&n_threads)
+            && block_z <= 64
+            && (1..=i32::MAX as u32).contains(&grid_x)
+            && [grid_y, grid_z].iter().all(|n| (1..=65_535).contains(n))
+            && shared_bytes as usize <= *most_shared_bytes;
+        if !parameters.is_null() || extra.is_null() || !fits {
             return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
         }
         // CU_LAUNCH_PARAM_END, _BUFFER_POINTER and _BUFFER_SIZE.
@@ -386,7 +407,11 @@ pub unsafe extern "C" fn cuLaunchKernel(
             }
             at = unsafe { at.add(2) };
         }
-        let arguments = unsafe { std::slice::from_raw_parts(buffer, n_bytes) }.to_vec();
+        if n_bytes != kernel.parameter_bytes() || n_bytes > 0 && buffer.is_null() {
+            return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        let mut arguments = vec![0; n_bytes];
+        unsafe { ptr::copy_nonoverlapping(buffer, arguments.as_mut_ptr(), n_bytes) };
         let launch = Launch {
             grid: [grid_x, grid_y, grid_z],
             block: [block_x, block_y, block_z],
@@ -405,7 +430,7 @@ pub extern "C" fn cuMemsetD8Async(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, context.streams.len())?;
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
         context.ask(stream, Work::Clear { target, byte, n_bytes });
         Ok(())
     })
@@ -419,7 +444,7 @@ pub extern "C" fn cuMemcpyDtoDAsync_v2(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, context.streams.len())?;
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
         context.ask(stream, Work::Copy { source, target, n_bytes });
         Ok(())
     })
@@ -433,10 +458,10 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, context.streams.len())?;
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
         if context.is_pinned(source.addr(), n_bytes) {
             let work = Work::Load { source: source.addr(), target, n_bytes };
-            return context.ask_for_copy(stream, work, &mut settings.n_left);
+            return context.ask_for_copy(stream, work, settings);
         }
         let bytes = unsafe { std::slice::from_raw_parts(source.cast::<u8>(), n_bytes) };
         context.ask(stream, Work::Write { bytes: bytes.to_vec(), target });
@@ -452,13 +477,13 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, context.streams.len())?;
-        let work = Work::Save { source, target: target.addr(), n_bytes };
+        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let work = Work::Save { source, target: target.expose_provenance(), n_bytes };
         if context.is_pinned(target.addr(), n_bytes) {
-            return context.ask_for_copy(stream, work, &mut settings.n_left);
+            return context.ask_for_copy(stream, work, settings);
         }
         context.ask(stream, work);
         // To other memory the call comes back when all is there.
-        context.run(stream, context.streams[stream].end(), &mut settings.n_left)
+        context.run(stream, context.streams[stream].end(), settings)
     })
 }

@@ -2,16 +2,19 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ptr,
     sync::Arc,
 };
 
 use cudarc::driver::sys::CUresult;
 use nibble_simulator::{Kernel, Launch, Machine, Module};
 
-use crate::Answer;
+use crate::{Answer, Settings};
 
 #[derive(Default)]
 pub struct Context {
+    /// Among the driver's.
+    pub number: usize,
     pub machine: Machine,
     pub streams: Vec<Stream>,
     /// How far which stream had been asked to go when each was recorded.
@@ -21,7 +24,7 @@ pub struct Context {
     /// Lengths by address, on the card and in the host's pinned memory.
     pub allocated: BTreeMap<u64, usize>,
     pub pinned: BTreeMap<usize, Vec<u8>>,
-    /// A context that failed answers every call with that.
+    /// Why nothing is done any more.
     pub failed: Option<CUresult>,
 }
 
@@ -35,6 +38,8 @@ pub struct Function {
 pub struct Stream {
     pub n_done: u64,
     n_copies: u64,
+    /// Whether it was ever asked for more than copies.
+    works: bool,
     pub asked: VecDeque<Work>,
 }
 
@@ -94,13 +99,13 @@ impl Work {
 
 impl Context {
     /// Lets `stream` go on to `end`.
-    pub fn run(&mut self, stream: usize, end: u64, n_left: &mut Option<u64>) -> Answer {
+    pub fn run(&mut self, stream: usize, end: u64, settings: &Settings) -> Answer {
         while self.streams[stream].n_done < end {
             let Some(work) = self.streams[stream].asked.pop_front() else { break };
             self.streams[stream].n_done += 1;
             if let Work::Wait { stream, position } = work {
-                self.run(stream, position, n_left)?;
-            } else if let Err(error) = self.carry_out(work, n_left) {
+                self.run(stream, position, settings)?;
+            } else if let Err(error) = self.carry_out(work, settings) {
                 self.failed = Some(error);
                 return Err(error);
             }
@@ -108,13 +113,11 @@ impl Context {
         Ok(())
     }
 
-    fn carry_out(&self, work: Work, n_left: &mut Option<u64>) -> Answer {
+    fn carry_out(&self, work: Work, settings: &Settings) -> Answer {
         let done = match work {
             Work::Kernel { function, launch, arguments } => {
-                match n_left {
-                    Some(0) => return Err(CUresult::CUDA_ERROR_LAUNCH_FAILED),
-                    Some(n) => *n -= 1,
-                    None => {}
+                if settings.fails_with.as_ref().is_some_and(|path| path.exists()) {
+                    return Err(CUresult::CUDA_ERROR_LAUNCH_FAILED);
                 }
                 let kernel = &self.functions[function].kernel;
                 self.machine.launch(kernel, launch, &arguments).map(drop)
@@ -129,12 +132,14 @@ impl Context {
             }
             Work::Load { source, target, n_bytes } => {
                 // Pinned memory is not freed while something that is asked for uses it.
-                let bytes = unsafe { std::slice::from_raw_parts(source as *const u8, n_bytes) };
+                let source = ptr::with_exposed_provenance::<u8>(source);
+                let bytes = unsafe { std::slice::from_raw_parts(source, n_bytes) };
                 self.machine.write(target, bytes)
             }
             Work::Write { bytes, target } => self.machine.write(target, &bytes),
             Work::Save { source, target, n_bytes } => {
-                let bytes = unsafe { std::slice::from_raw_parts_mut(target as *mut u8, n_bytes) };
+                let target = ptr::with_exposed_provenance_mut::<u8>(target);
+                let bytes = unsafe { std::slice::from_raw_parts_mut(target, n_bytes) };
                 self.machine.read(source, bytes)
             }
             Work::Wait { .. } => Ok(()),
@@ -145,9 +150,9 @@ impl Context {
         })
     }
 
-    pub fn run_all(&mut self, n_left: &mut Option<u64>) -> Answer {
+    pub fn run_all(&mut self, settings: &Settings) -> Answer {
         (0..self.streams.len())
-            .try_for_each(|stream| self.run(stream, self.streams[stream].end(), n_left))
+            .try_for_each(|stream| self.run(stream, self.streams[stream].end(), settings))
     }
 
     /// Whether `n_bytes` of the host at `start` are pinned.
@@ -157,19 +162,18 @@ impl Context {
     }
 
     pub fn ask(&mut self, stream: usize, work: Work) {
-        self.streams[stream].asked.push_back(work);
+        let stream = &mut self.streams[stream];
+        stream.works |= matches!(work, Work::Kernel { .. } | Work::Clear { .. });
+        stream.asked.push_back(work);
     }
 
     /// Of pinned memory and the card.
-    pub fn ask_for_copy(&mut self, stream: usize, work: Work, n_left: &mut Option<u64>) -> Answer {
+    pub fn ask_for_copy(&mut self, stream: usize, work: Work, settings: &Settings) -> Answer {
         self.ask(stream, work);
-        let Stream { n_copies, .. } = &mut self.streams[stream];
+        let Stream { n_copies, works, .. } = &mut self.streams[stream];
         *n_copies += 1;
         // A period that is none of two buffers in turn.
-        if *n_copies % 3 == 0 {
-            self.run(stream, self.streams[stream].end(), n_left)
-        } else {
-            Ok(())
-        }
+        let is_early = !*works && *n_copies % 3 == 0;
+        if is_early { self.run(stream, self.streams[stream].end(), settings) } else { Ok(()) }
     }
 }

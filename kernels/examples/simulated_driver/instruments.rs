@@ -5,7 +5,7 @@ use std::{
     sync::atomic::Ordering::Relaxed,
 };
 
-use crate::{BUS_ID, TOTAL, USED, handle};
+use crate::{BUS_ID, Kind, RESERVED_BYTES, TOTAL, USED, handle};
 
 const TEMPERATURE: c_uint = 45;
 const MILLIWATTS: c_uint = 123_000;
@@ -50,7 +50,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
     if unsafe { CStr::from_ptr(id) } != BUS_ID {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    unsafe { device.write(handle(1)) };
+    unsafe { device.write(handle((Kind::Context, 0), 1)) };
     NVML_SUCCESS
 }
 
@@ -65,7 +65,8 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
     }
     let (used, total) = (USED.load(Relaxed) as u64, TOTAL.load(Relaxed) as u64);
     (memory.total, memory.used) = (total, used);
-    (memory.free, memory.reserved) = (total.saturating_sub(used), 0);
+    memory.reserved = RESERVED_BYTES as u64;
+    memory.free = total.saturating_sub(used + memory.reserved);
     NVML_SUCCESS
 }
 

@@ -39,6 +39,11 @@ impl Kernel {
     pub fn shared_bytes(&self) -> usize {
         self.shared_bytes
     }
+
+    /// Bytes of its arguments.
+    pub fn parameter_bytes(&self) -> usize {
+        self.parameter_bytes
+    }
 }
 
 /// The kernels of one text.

@@ -137,11 +137,15 @@ pub fn cards() -> Result<Vec<Card>, Unavailable> {
         other => other.map_err(nvidia::failed("cuInit"))?,
     }
     let n = result::device::get_count().map_err(nvidia::failed("cuDeviceGetCount"))?;
-    let all: Vec<Card> = (0..n).map(card).collect::<Result<_, _>>()?;
+    let (all, errors): (Vec<_>, Vec<_>) = (0..n).map(card).partition(Result::is_ok);
     let (able, old): (Vec<Card>, Vec<Card>) =
-        all.into_iter().partition(|card| card.capability >= Capability::OLDEST);
+        all.into_iter().flatten().partition(|card| card.capability >= Capability::OLDEST);
     if !able.is_empty() {
         return Ok(able);
+    }
+    // One that fails hides none of the others.
+    if let Some(error) = errors.into_iter().find_map(Result::err) {
+        return Err(error.into());
     }
     let newest = old.into_iter().max_by_key(|card| card.capability);
     Err(newest.map_or(Unavailable::NoCard, |card| {

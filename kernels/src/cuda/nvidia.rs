@@ -288,6 +288,11 @@ impl Nvidia {
         }
         copy(stream)?;
         let event = self.record(&mut events, stream)?;
+        if cfg!(windows) {
+            // Its driver gathers what it is asked for until somebody looks; whether all is done is of no interest.
+            // SAFETY: the stream lives as long as this value.
+            let _ = unsafe { sys::cuStreamQuery(stream) };
+        }
         events.last += 1;
         let number = events.last;
         events.moving.push(Moving { number, direction, event });
@@ -577,6 +582,45 @@ mod tests {
         });
         assert!(own.iter().all(|number| number.is_finite()));
         assert!(own == translated);
+    }
+
+    /// Many times what pinned memory holds, without a wait by anybody else.
+    #[test]
+    #[ignore = "it needs an NVIDIA card: tests/gpu.sh"]
+    fn small_uploads_wait_for_one_another_on_a_card() {
+        const LEN: usize = PART_BYTES / 5;
+        let card = &mut Cuda::open(0, Compute::Bf16).unwrap();
+        let numbers: Vec<_> = (0..16 * N_PARTS).map(|number| vec![number as f32; LEN]).collect();
+        let places: Vec<_> = numbers.iter().map(|_| place(card, &[0.0; LEN])).collect();
+        for (numbers, place) in numbers.iter().zip(&places) {
+            card.upload(numbers, *place);
+        }
+        for (numbers, place) in numbers.iter().zip(places) {
+            assert!(fetch(card, place) == *numbers);
+        }
+        card.check().unwrap();
+    }
+
+    /// The same with the simulated driver, which takes what is pinned as late as it may.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn small_uploads_wait_for_one_another() {
+        let test = std::env::current_exe().unwrap();
+        // Beside the folder of tests.
+        let examples = test.parent().unwrap().with_file_name("examples");
+        let driver = examples.join("libsimulated_driver.so");
+        assert!(driver.is_file(), "`cargo build --examples` makes {}", driver.display());
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(driver, folder.path().join("libcuda.so")).unwrap();
+        let name = "cuda::nvidia::tests::small_uploads_wait_for_one_another_on_a_card";
+        let output = std::process::Command::new(test)
+            .args(["--ignored", "--exact", name])
+            .env("LD_LIBRARY_PATH", folder.path())
+            .env("CUDA_VISIBLE_DEVICES", "0")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
     }
 
     /// Lengths of all kinds: a place is inside one part, behind the others there, and when a part is entered
