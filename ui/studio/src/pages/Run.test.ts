@@ -7,15 +7,19 @@ import Run from "./Run.svelte";
 // Drawn on a canvas, which is not here.
 vi.mock("../charts/LineChart.svelte", () => ({ default: () => {} }));
 
-it("offers the processor to a run whose card is gone", async () => {
+it.each([
+  ["card_unavailable", "The NVIDIA driver shows no card."],
+  ["card_failed", "The graphics card failed, and there is no card."],
+  ["card_memory", "Too little is free, as if there were no card."],
+])("offers the processor to a run without its card: %s", async (code, message) => {
   const { defaults } = await platform.startup();
   const run = await platform.startRun(defaults, null);
   const watch = new Watch(run, () => {});
   render(Run, { watch });
   await platform.controlRun(run, "stop");
   const resumed = vi.spyOn(platform, "resumeRun").mockRejectedValueOnce({
-    code: "card_unavailable",
-    message: "The NVIDIA driver shows no card.",
+    code,
+    message,
     hint: "",
   });
   (await screen.findByTestId("resume")).click();
@@ -28,5 +32,6 @@ it("offers the processor to a run whose card is gone", async () => {
     [run, null],
     [run, "cpu"],
   ]);
+  resumed.mockRestore();
   watch.end();
 });

@@ -101,7 +101,10 @@ export class History {
         this.log.push({ kind: "warning", text: event.message });
         break;
       case "failed":
-        this.log.push({ kind: "error", text: `${event.message}; ${event.hint}` });
+        this.log.push({
+          kind: "error",
+          text: event.hint ? `${event.message}; ${event.hint}` : event.message,
+        });
         break;
       case "paused":
         info("Paused.");
