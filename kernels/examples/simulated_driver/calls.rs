@@ -237,7 +237,7 @@ pub extern "C" fn cuStreamCreate(stream: *mut CUstream, _flags: c_uint) -> CUres
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: CUstream) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let stream = context.stream(stream)?;
         context.run(stream, context.streams[stream].end(), settings)
     })
 }
@@ -245,7 +245,7 @@ pub extern "C" fn cuStreamSynchronize(stream: CUstream) -> CUresult {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamQuery(stream: CUstream) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let stream = context.stream(stream)?;
         // One step on, as time passes.
         context.run(stream, context.streams[stream].n_done + 1, settings)?;
         let is_done = context.streams[stream].asked.is_empty();
@@ -256,10 +256,9 @@ pub extern "C" fn cuStreamQuery(stream: CUstream) -> CUresult {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamWaitEvent(stream: CUstream, event: CUevent, _flags: c_uint) -> CUresult {
     entered(|context, _| {
-        let waiting = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let waiting = context.stream(stream)?;
         // As it stands now; one that was never recorded is over.
-        let recorded =
-            context.events[number(event, (Kind::Event, context.number), context.events.len())?];
+        let recorded = context.events[context.event(event)?];
         if let Some((stream, position)) = recorded {
             context.ask(waiting, Work::Wait { stream, position });
         }
@@ -278,8 +277,8 @@ pub extern "C" fn cuEventCreate(event: *mut CUevent, _flags: c_uint) -> CUresult
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventRecord(event: CUevent, stream: CUstream) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
-        let event = number(event, (Kind::Event, context.number), context.events.len())?;
+        let stream = context.stream(stream)?;
+        let event = context.event(event)?;
         context.events[event] = Some((stream, context.streams[stream].end()));
         Ok(())
     })
@@ -288,7 +287,7 @@ pub extern "C" fn cuEventRecord(event: CUevent, stream: CUstream) -> CUresult {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: CUevent) -> CUresult {
     entered(|context, settings| {
-        let event = number(event, (Kind::Event, context.number), context.events.len())?;
+        let event = context.event(event)?;
         match context.events[event] {
             Some((stream, position)) => context.run(stream, position, settings),
             None => Ok(()),
@@ -319,8 +318,7 @@ pub unsafe extern "C" fn cuModuleGetFunction(
     name: *const c_char,
 ) -> CUresult {
     entered(|context, _| {
-        let module = &context.modules
-            [number(module, (Kind::Module, context.number), context.modules.len())?];
+        let module = &context.modules[context.module(module)?];
         let name = unsafe { CStr::from_ptr(name) }.to_str();
         let kernel = name.ok().and_then(|name| module.kernel(name));
         let kernel = kernel.ok_or(CUresult::CUDA_ERROR_NOT_FOUND)?;
@@ -337,8 +335,7 @@ pub extern "C" fn cuFuncGetAttribute(
     function: CUfunction,
 ) -> CUresult {
     entered(|context, _| {
-        let function = &context.functions
-            [number(function, (Kind::Function, context.number), context.functions.len())?];
+        let function = &context.functions[context.function(function)?];
         match attribute {
             FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES => {
                 put(value, function.kernel.shared_bytes() as c_int)
@@ -355,7 +352,7 @@ pub extern "C" fn cuFuncSetAttribute(
     value: c_int,
 ) -> CUresult {
     entered(|context, _| {
-        let function = number(function, (Kind::Function, context.number), context.functions.len())?;
+        let function = context.function(function)?;
         let function = &mut context.functions[function];
         let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let n_bytes = usize::try_from(value).map_err(|_| CUresult::CUDA_ERROR_INVALID_VALUE)?;
@@ -382,8 +379,8 @@ pub unsafe extern "C" fn cuLaunchKernel(
     extra: *mut *mut c_void,
 ) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
-        let function = number(function, (Kind::Function, context.number), context.functions.len())?;
+        let stream = context.stream(stream)?;
+        let function = context.function(function)?;
         let Function { kernel, most_shared_bytes } = &context.functions[function];
         let n_threads = u64::from(block_x) * u64::from(block_y) * u64::from(block_z);
         let fits = (1..=1024).contains(&n_threads)
@@ -430,7 +427,7 @@ pub extern "C" fn cuMemsetD8Async(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let stream = context.stream(stream)?;
         context.ask(stream, Work::Clear { target, byte, n_bytes });
         Ok(())
     })
@@ -444,7 +441,7 @@ pub extern "C" fn cuMemcpyDtoDAsync_v2(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, _| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let stream = context.stream(stream)?;
         context.ask(stream, Work::Copy { source, target, n_bytes });
         Ok(())
     })
@@ -458,7 +455,7 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let stream = context.stream(stream)?;
         if context.is_pinned(source.addr(), n_bytes) {
             let work = Work::Load { source: source.addr(), target, n_bytes };
             return context.ask_for_copy(stream, work, settings);
@@ -477,7 +474,7 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     stream: CUstream,
 ) -> CUresult {
     entered(|context, settings| {
-        let stream = number(stream, (Kind::Stream, context.number), context.streams.len())?;
+        let stream = context.stream(stream)?;
         let work = Work::Save { source, target: target.expose_provenance(), n_bytes };
         if context.is_pinned(target.addr(), n_bytes) {
             return context.ask_for_copy(stream, work, settings);

@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUevent, CUfunction, CUmodule, CUresult, CUstream};
 use nibble_simulator::{Kernel, Launch, Machine, Module};
 
-use crate::{Answer, Settings};
+use crate::{Answer, Kind, Settings, number};
 
 #[derive(Default)]
 pub struct Context {
@@ -98,6 +98,23 @@ impl Work {
 }
 
 impl Context {
+    /// The numbers that handles stand for.
+    pub fn stream(&self, handle: CUstream) -> Answer<usize> {
+        number(handle, (Kind::Stream, self.number), self.streams.len())
+    }
+
+    pub fn event(&self, handle: CUevent) -> Answer<usize> {
+        number(handle, (Kind::Event, self.number), self.events.len())
+    }
+
+    pub fn module(&self, handle: CUmodule) -> Answer<usize> {
+        number(handle, (Kind::Module, self.number), self.modules.len())
+    }
+
+    pub fn function(&self, handle: CUfunction) -> Answer<usize> {
+        number(handle, (Kind::Function, self.number), self.functions.len())
+    }
+
     /// Lets `stream` go on to `end`.
     pub fn run(&mut self, stream: usize, end: u64, settings: &Settings) -> Answer {
         while self.streams[stream].n_done < end {

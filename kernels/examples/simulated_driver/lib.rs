@@ -193,7 +193,7 @@ fn put<T>(place: *mut T, value: T) -> Answer {
 
 fn put_text(place: *mut c_char, len: c_int, text: &CStr) -> Answer {
     let bytes = text.to_bytes_with_nul();
-    if usize::try_from(len).is_ok_and(|len| len < bytes.len()) || len < 0 {
+    if usize::try_from(len).map_or(true, |len| len < bytes.len()) {
         return Err(CUresult::CUDA_ERROR_INVALID_VALUE);
     }
     unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), place.cast(), bytes.len()) };

@@ -43,7 +43,6 @@ fn a_card_is_used_and_a_run_goes_on_without_it_when_it_is_lost() {
     let window = screen.open(&app_with_card(home.path(), &card));
     window.text(&id("memory-panel"), |text| text.contains("Free on this card"));
     window.text(&id("card"), |text| text.contains("7.94 GiB"));
-    // Nobody waits for a theme until a card has answered.
     window.click(&id("nav-settings"));
     window.text(&id("page-settings"), |text| text.contains("Simulated card"));
     window.picture("card-settings");
