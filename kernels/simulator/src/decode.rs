@@ -328,6 +328,15 @@ impl Decoder<'_> {
             "bar" | "barrier" if self.has("sync") && self.operands == ["0"] => {
                 Some(Operation::Barrier)
             }
+            "fence" if self.has("proxy") => (self.words == ["proxy", "async", "shared::cta"])
+                .then_some(Operation::ShowToGroupProducts),
+            "wgmma" if self.has("fence") => Some(Operation::BeginGroupProducts),
+            "wgmma" if self.has("commit_group") => Some(Operation::EndGroupProducts),
+            "wgmma" if self.has("wait_group") => {
+                let n_pending = literal(self.operands.first()?)? as usize;
+                Some(Operation::WaitForGroupProducts { n_pending })
+            }
+            "wgmma" if self.has("mma_async") => self.multiply_by_group(),
             "membar" | "fence" | "prefetch" | "nanosleep" => Some(Operation::Nothing),
             "shfl" => self.shuffle(),
             "vote" => {
@@ -455,6 +464,23 @@ impl Decoder<'_> {
         };
         let (a, by, clamp) = (self.value(1)?, self.value(2)?, self.value(3)?);
         Some(Operation::Shuffle { what, to, found, a, by, clamp })
+    }
+
+    fn multiply_by_group(&mut self) -> Option<Operation> {
+        let &["mma_async", "sync", "aligned", shape, "f32", "bf16", "bf16"] = self.words else {
+            return None;
+        };
+        let n: usize = shape.strip_prefix("m64n")?.strip_suffix("k16")?.parse().ok()?;
+        let d = self.names.targets(self.operands.first()?)?;
+        let d: Box<[u32]> = d.iter().copied().collect::<Option<_>>()?;
+        let (a, b, adds) = (self.value(1)?, self.value(2)?, self.value(3)?);
+        let mut constants = [0; 4];
+        for (at, constant) in constants.iter_mut().enumerate() {
+            *constant = literal(self.operands.get(4 + at)?)?;
+        }
+        let [1, 1, a_across, b_across] = constants else { return None };
+        let across = [a_across == 1, b_across == 1];
+        (d.len() == n / 2).then_some(Operation::MultiplyByGroup { d, a, b, adds, across })
     }
 
     fn multiply_tiles(&mut self) -> Option<Operation> {

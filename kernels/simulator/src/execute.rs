@@ -11,7 +11,7 @@ use crate::{
     Fault,
     memory::{Allocation, Machine, Touch},
     parse::Kernel,
-    warp::{LANES, State, Warp},
+    warp::{GroupProduct, LANES, State, Warp},
 };
 
 /// The most shared memory that a block may have on the least of the cards.
@@ -53,6 +53,45 @@ pub struct Block<'a> {
     pub index: [u32; 3],
     pub touch: Touch,
     pub shared: Shared,
+    /// Of each group of four warps its products so far.
+    pub products: Vec<Vec<GroupProduct>>,
+}
+
+impl Block<'_> {
+    /// Notes a warp's next product of its group, of which it had `n_before`.
+    pub fn multiply(
+        &mut self,
+        warp: u32,
+        n_before: usize,
+        product: GroupProduct,
+    ) -> Result<(), Fault> {
+        let group = warp as usize / 4;
+        let n_groups = self.products.len().max(group + 1);
+        self.products.resize(n_groups, Vec::new());
+        let products = &mut self.products[group];
+        if products.len() == n_before {
+            products.push(product);
+        }
+        if products[n_before] == product {
+            return Ok(());
+        }
+        Err(Fault::new("the warps of a group multiply different operands"))
+    }
+
+    /// Whether all four warps of each group took part in all of its products.
+    fn check_groups(&self, warps: &[Warp]) -> Result<(), Fault> {
+        let missing = self.products.iter().enumerate().find(|(group, products)| {
+            let members = warps.iter().skip(4 * group).take(4);
+            let n_of_all = members.filter(|warp| warp.n_group_products() == products.len()).count();
+            !products.is_empty() && n_of_all < 4
+        });
+        match missing {
+            None => Ok(()),
+            Some((group, _)) => Err(Fault::new(format!(
+                "not all four warps of group {group} took part in its products"
+            ))),
+        }
+    }
 }
 
 /// Who touched a word of shared memory since the last barrier.
@@ -65,12 +104,28 @@ struct Word {
     epoch: u32,
 }
 
+/// When a warp showed to products of groups what it wrote: how often any warp had.
+#[derive(Clone, Copy, Default)]
+struct Shown {
+    last: u32,
+    epoch: u32,
+    /// In an earlier epoch.
+    before: u32,
+}
+
 /// A block's shared memory.
 pub struct Shared {
     bytes: Vec<u8>,
     words: Vec<Word>,
     /// Copies to each word that have not come.
     coming: Vec<u32>,
+    /// Products of groups that read each word and were not waited for.
+    multiplied: Vec<u32>,
+    /// Which warp wrote each word last, and when: how often any had shown what it wrote to products of groups.
+    written: Vec<(u32, u32)>,
+    n_shown: u32,
+    /// When each warp did so last, and last before the barriers that this was between.
+    shown: Vec<Shown>,
     is_written: Vec<bool>,
     epoch: u32,
 }
@@ -82,6 +137,10 @@ impl Shared {
             bytes: vec![0; n_bytes],
             words: vec![Word::default(); n_words],
             coming: vec![0; n_words],
+            multiplied: vec![0; n_words],
+            written: vec![(0, 0); n_words],
+            n_shown: 0,
+            shown: Vec::new(),
             is_written: vec![false; n_bytes],
             epoch: 1,
         }
@@ -139,6 +198,7 @@ impl Shared {
     ) -> Result<(), Fault> {
         let start = self.check(address, n_bytes)?;
         self.write(start, n_bytes, by)?;
+        self.written[start / 4..(start + n_bytes).div_ceil(4)].fill((by.0, self.n_shown));
         self.is_written[start..start + n_bytes].fill(true);
         self.bytes[start..start + n_bytes].copy_from_slice(&value.to_le_bytes()[..n_bytes]);
         Ok(())
@@ -159,6 +219,41 @@ impl Shared {
         self.store(address, 4, value.into(), by)
     }
 
+    /// Lets products of groups read what `warp` has written.
+    pub fn show(&mut self, warp: u32) {
+        self.n_shown += 1;
+        let n_warps = self.shown.len().max(warp as usize + 1);
+        self.shown.resize(n_warps, Shown::default());
+        let shown = &mut self.shown[warp as usize];
+        if shown.epoch < self.epoch {
+            shown.before = shown.last;
+        }
+        (shown.last, shown.epoch) = (self.n_shown, self.epoch);
+    }
+
+    /// Begins to read four bytes for a product of groups, which until it has ended may not be written.
+    pub fn begin_multiplying(&mut self, address: u64, by: (u32, u32)) -> Result<(), Fault> {
+        self.load(address, 4, by)?;
+        let word = address as usize / 4;
+        let (writer, time) = self.written[word];
+        let shown = self.shown.get(writer as usize).copied().unwrap_or_default();
+        let is_over = writer == by.0 || shown.epoch < self.epoch;
+        if (if is_over { shown.last } else { shown.before }) <= time {
+            return Err(Fault::new(format!(
+                "what warp {writer} wrote to shared memory at {address} was not shown to products of \
+                 groups before the last barrier"
+            )));
+        }
+        self.multiplied[word] += 1;
+        Ok(())
+    }
+
+    /// Ends it: the four bytes.
+    pub fn end_multiplying(&mut self, address: u64, by: (u32, u32)) -> Result<u32, Fault> {
+        self.multiplied[address as usize / 4] -= 1;
+        Ok(self.load(address, 4, by)? as u32)
+    }
+
     fn check_coming(&self, word: usize) -> Result<(), Fault> {
         if self.coming[word] == 0 {
             return Ok(());
@@ -170,6 +265,11 @@ impl Shared {
     fn write(&mut self, start: usize, n_bytes: usize, by: (u32, u32)) -> Result<(), Fault> {
         for at in start / 4..(start + n_bytes).div_ceil(4) {
             self.check_coming(at)?;
+            if self.multiplied[at] > 0 {
+                return Err(Fault::new(format!(
+                    "shared memory at {start} is read by products that were not waited for"
+                )));
+            }
             let word = self.word(at);
             let several = word.several;
             let reader = word.read.filter(|(warp, _)| several || *warp != by.0);
@@ -233,6 +333,7 @@ impl Machine {
                     index: [at % x, at / x % y, at / x / y],
                     touch: Touch::new(number, at),
                     shared: Shared::new(shared_bytes),
+                    products: Vec::new(),
                 };
                 run(block).unwrap_or_else(|fault| {
                     failed.store(true, Relaxed);
@@ -284,6 +385,10 @@ fn run(mut block: Block<'_>) -> Result<Statistics, Fault> {
         block.shared.epoch += 1;
         warps.iter_mut().for_each(Warp::pass_barrier);
     }
+    block.check_groups(&warps).map_err(|fault| Fault {
+        place: format!("{}, block {:?}", block.scene.kernel.name, block.index),
+        ..fault
+    })?;
     for warp in &warps {
         statistics.n_instructions += warp.n_instructions();
         statistics.n_tile_products += warp.n_tile_products();

@@ -307,6 +307,22 @@ pub enum Operation {
         b: [Value; 2],
         c: [Value; 4],
     },
+    /// Lets products of groups read what the lanes have written to shared memory.
+    ShowToGroupProducts,
+    BeginGroupProducts,
+    /// 64 × 16 by 16 × n, of four warps, with operands in shared memory; a warp has 16 of the rows.
+    MultiplyByGroup {
+        d: Box<[u32]>,
+        a: Value,
+        b: Value,
+        adds: Value,
+        /// Whether k lies across the rows of a, and of b.
+        across: [bool; 2],
+    },
+    EndGroupProducts,
+    WaitForGroupProducts {
+        n_pending: usize,
+    },
     CopyAsync {
         to: Place,
         from: Place,

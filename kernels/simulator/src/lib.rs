@@ -3,19 +3,21 @@
 //!
 //! Blocks run on the machine's cores, in any order; the warps of a block one after the other, each as
 //! far as the next barrier; the lanes of a warp together, those with the least to go first. What the
-//! compiler makes of ordinary kernels for compute capability 8.0 is understood, and everything else is
-//! refused when it is met (PTX ISA 8.7 says what each instruction means).
+//! compiler makes of ordinary kernels for compute capability 8.0 is understood, and products of groups of
+//! warps in bf16 (9.0) from shared memory; everything else is refused when it is met (PTX ISA 8.7 says what
+//! each instruction means).
 //!
 //! A [`Fault`] is: an access beside what was allocated or not aligned; two warps that touch one word of
 //! shared memory between two barriers, or two blocks one word or byte of global memory, where one of them
 //! writes; two lanes that write different numbers to one place in one instruction; shared memory that is
 //! read before anything is written there; an asynchronous copy to what may still be read, one that is
-//! read or written before it was waited for, one that nobody waits for; a barrier that not all lanes of a
-//! warp reach together; a loop without an end.
+//! read or written before it was waited for, one that nobody waits for; the same of products of groups,
+//! one that reads what was not shown to it, and warps of a group that multiply different operands; a
+//! barrier that not all lanes of a warp reach together; a loop without an end.
 //!
-//! What it cannot show: time; warps of one block that race in global memory; the hardware's order of summing inside a product of tiles, which is not
-//! specified (here: one after the other, in f32); approximate functions are those of the host, which
-//! are closer than the card's.
+//! What it cannot show: time; warps of one block that race in global memory; the hardware's order of summing
+//! inside a product of tiles, which is not specified (here: one after the other, in f32); approximate
+//! functions are those of the host, which are closer than the card's.
 
 mod decode;
 mod execute;

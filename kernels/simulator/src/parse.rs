@@ -89,8 +89,9 @@ impl Module {
                 at = end + 1;
             } else if text.starts_with(".extern .shared") {
                 // Behind what each kernel declares, and so placed by it.
-                let name = variable(text).ok_or_else(|| error("shared memory without a name"))?.0;
-                symbols.insert(name, Symbol::DynamicShared);
+                let (name, _, align) =
+                    variable(text).ok_or_else(|| error("shared memory without a name"))?;
+                symbols.insert(name, Symbol::DynamicShared { align });
             } else if text.starts_with(".shared") {
                 // One that several functions have: every kernel gets it.
                 shared.push(Statement { line: *line, text: text.clone() });
@@ -126,8 +127,10 @@ impl Module {
 #[derive(Clone, Copy, Debug)]
 pub enum Symbol {
     At(u64),
-    /// Where a kernel's own shared memory ends.
-    DynamicShared,
+    /// Where a kernel's own shared memory ends, aligned.
+    DynamicShared {
+        align: usize,
+    },
 }
 
 /// The text without comments, cut at semicolons, braces of bodies, and labels.
@@ -286,10 +289,18 @@ fn kernel(
         *total += n_bytes;
     }
     shared_bytes = shared_bytes.next_multiple_of(16);
+    if shared_bytes > 0 {
+        // Nothing tells which kernel uses it.
+        let aligns = symbols.values().filter_map(|symbol| match symbol {
+            Symbol::At(_) => None,
+            Symbol::DynamicShared { align } => Some(*align),
+        });
+        shared_bytes = shared_bytes.next_multiple_of(aligns.max().unwrap_or(1));
+    }
     for (name, symbol) in symbols {
         let address = match symbol {
             Symbol::At(address) => *address,
-            Symbol::DynamicShared => shared_bytes as u64,
+            Symbol::DynamicShared { .. } => shared_bytes as u64,
         };
         names.symbols.entry(name.clone()).or_insert(address);
     }

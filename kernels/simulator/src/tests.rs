@@ -394,3 +394,172 @@ fn a_machine_gives_back_what_was_written_and_nothing_else() {
     machine.free(address);
     assert!(machine.write(address, &[1]).is_err());
 }
+
+/// A product of four warps, 64 × 16 by 16 × 8, in the steps that it takes: a's numbers are row + column, b is the
+/// identity, and a thread leaves the first of its sums. Rows of 64 bytes, k along them.
+const GROUP_PRODUCT: [(&str, &str); 6] = [
+    (
+        "write",
+        "
+        shr.u32 %r10, %r0, 1; and.b32 %r10, %r10, 3; shl.b32 %r10, %r10, 4;
+        and.b32 %r11, %r0, 63; setp.ge.u32 %p1, %r0, 64; selp.b32 %r12, 4096, 0, %p1;
+        shl.b32 %r13, %r11, 6; add.s32 %r12, %r12, %r13;
+        setp.lt.u32 %p2, %r0, 72;
+        mov.u32 %r20, 0;
+    WORD:
+        shr.u32 %r21, %r20, 2; shl.b32 %r21, %r21, 4; xor.b32 %r21, %r21, %r10;
+        and.b32 %r22, %r20, 3; shl.b32 %r22, %r22, 2;
+        add.s32 %r23, %r21, %r22; add.s32 %r23, %r23, %r12;
+        mad.lo.s32 %r24, %r20, 2, %r11;
+        cvt.rn.f32.u32 %f1, %r24; add.f32 %f2, %f1, 0f3F800000;
+        cvt.rn.bf16x2.f32 %r25, %f2, %f1;
+        shl.b32 %r26, %r20, 1; setp.eq.u32 %p3, %r26, %r11; selp.b32 %r27, 0x3f80, 0, %p3;
+        add.s32 %r26, %r26, 1; setp.eq.u32 %p3, %r26, %r11; selp.b32 %r28, 0x3f800000, 0, %p3;
+        or.b32 %r27, %r27, %r28; selp.b32 %r25, %r27, %r25, %p1;
+        @%p2 st.shared.b32 [%r23], %r25;
+        add.s32 %r20, %r20, 1; setp.lt.u32 %p3, %r20, 8; @%p3 bra WORD;",
+    ),
+    ("show", "fence.proxy.async.shared::cta;"),
+    ("meet", "bar.sync 0;"),
+    ("fence", "mov.f32 %f3, 0f00000000; wgmma.fence.sync.aligned;"),
+    (
+        "multiply",
+        "
+        mov.u64 %rd3, 0x8000002000010000; mov.u64 %rd4, 0x8000002000010100;
+        setp.ne.u32 %p4, 1, 0;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f3, %f4, %f5, %f6}, %rd3, %rd4, %p4, 1, 1, 0, 0;
+        wgmma.commit_group.sync.aligned;",
+    ),
+    ("wait", "wgmma.wait_group.sync.aligned 0;"),
+];
+
+/// The product's threads' sums, without the step of a name or with other text in its place.
+fn multiply_by_group(changed: &str, text: &str) -> Result<Vec<u32>, Fault> {
+    let steps = GROUP_PRODUCT.iter().map(|&(name, step)| if name == changed { text } else { step });
+    let body: String = steps.chain(["mov.b32 %r9, %f3; st.global.u32 [%rd0], %r9;"]).collect();
+    try_run(&kernel(".shared .align 1024 .b8 tiles[8192];", &body), 1, 128)
+}
+
+#[test]
+fn groups_of_warps_multiply_what_descriptors_say() {
+    let found = multiply_by_group("", "").unwrap();
+    for (thread, bits) in found.into_iter().enumerate() {
+        let (warp, lane) = (thread / 32, thread % 32);
+        let expected = 16 * warp + lane / 4 + 2 * (lane % 4);
+        assert_eq!(f32::from_bits(bits), expected as f32, "thread {thread}");
+    }
+}
+
+#[test]
+fn what_a_product_of_groups_needs_is_missed() {
+    let read_early = "mov.b32 %r9, %f3; wgmma.wait_group.sync.aligned 0; mov.b32 %f3, %r9;";
+    let sums = multiply_by_group("wait", read_early).unwrap();
+    assert!(sums.iter().all(|sum| *sum == 0), "sums before they were waited for");
+    let pending = "wgmma.wait_group.sync.aligned 1;";
+    let written_early = "bar.sync 0; mov.u32 %r8, 0; @!%p1 st.shared.b32 [%r8], %r8;";
+    // The other warps may still be at their parts.
+    let unmet = "wgmma.wait_group.sync.aligned 0; setp.eq.u32 %p5, %r0, 0; mov.u32 %r8, 4096;
+        @%p5 st.shared.b32 [%r8], %r8;";
+    let multiply = GROUP_PRODUCT[4].1;
+    // Sixteen numbers further on, for all warps but the first; and a row further on.
+    let moved =
+        "setp.ge.u32 %p5, %r0, 32; selp.b64 %rd5, 2, 0, %p5; add.s64 %rd3, %rd3, %rd5; setp.ne";
+    let apart = multiply.replacen("setp.ne", moved, 1);
+    let beside = multiply.replacen("setp.ne", "add.s64 %rd3, %rd3, 4; setp.ne", 1);
+    for (step, text, expected) in [
+        ("show", "", "was not shown to products of groups"),
+        ("meet", "", "was never written"),
+        ("fence", "", "wgmma.fence"),
+        ("wait", "", "products that were never waited for"),
+        ("wait", pending, "products that were never waited for"),
+        ("wait", written_early, "read by products that were not waited for"),
+        ("wait", unmet, "was written by warp"),
+        ("multiply", &apart, "different operands"),
+        ("multiply", &beside, "does not begin where its pattern does"),
+        ("meet", "bar.sync 0; st.shared.b32 [%r23], %r25;", "was not shown to products of groups"),
+        ("wait", "mov.f32 %f3, 0f3F800000; wgmma.wait_group.sync.aligned 0;", "sums were written"),
+    ] {
+        let fault = multiply_by_group(step, text).unwrap_err().to_string();
+        assert!(fault.contains(expected), "without {step}: {fault}");
+    }
+}
+
+/// Its own part shown after the barrier, a warp would see; that of others it need not.
+#[test]
+fn what_is_shown_after_the_barrier_is_not_shown_to_other_warps() {
+    let steps = GROUP_PRODUCT.iter().map(|&(name, step)| match name {
+        "show" => "bar.sync 0;",
+        "meet" => "fence.proxy.async.shared::cta;",
+        _ => step,
+    });
+    let body: String = steps.collect();
+    let module = kernel(".shared .align 1024 .b8 tiles[8192];", &body);
+    let fault = try_run(&module, 1, 128).unwrap_err().to_string();
+    assert!(
+        fault.contains("was not shown to products of groups before the last barrier"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn a_group_is_of_four_warps() {
+    let steps = GROUP_PRODUCT.iter().map(|&(name, step)| match name {
+        "multiply" => format!("setp.lt.u32 %p6, %r0, 96; @!%p6 bra END; {step}"),
+        _ => step.to_owned(),
+    });
+    let body: String = steps.chain(["END:".to_owned()]).collect();
+    let module = kernel(".shared .align 1024 .b8 tiles[8192];", &body);
+    let fault = try_run(&module, 1, 128).unwrap_err().to_string();
+    assert!(fault.contains("not all four warps"), "{fault}");
+}
+
+/// 64 × 16 by 16 × 128 with k across the rows of b, in two parts of 64 columns: a has a one where the row, of each
+/// sixteen, is the column; b's numbers are row + column.
+#[test]
+fn groups_multiply_what_lies_across() {
+    // Registers of sums: eight columns are four.
+    let sums: Vec<String> = (0..64).map(|i| format!("%f{}", 3 + i)).collect();
+    let body = |sum: &str| {
+        format!(
+            "
+        shr.u32 %r10, %r0, 1; and.b32 %r10, %r10, 3; shl.b32 %r10, %r10, 4;
+        shl.b32 %r12, %r0, 6; and.b32 %r13, %r0, 15; setp.lt.u32 %p2, %r0, 64;
+        mov.u32 %r20, 0;
+    WORD:
+        shr.u32 %r21, %r20, 2; shl.b32 %r21, %r21, 4; xor.b32 %r21, %r21, %r10;
+        and.b32 %r22, %r20, 3; shl.b32 %r22, %r22, 2;
+        add.s32 %r23, %r21, %r22; add.s32 %r23, %r23, %r12;
+        shl.b32 %r26, %r20, 1; setp.eq.u32 %p3, %r26, %r13; selp.b32 %r27, 0x3f80, 0, %p3;
+        add.s32 %r26, %r26, 1; setp.eq.u32 %p3, %r26, %r13; selp.b32 %r28, 0x3f800000, 0, %p3;
+        or.b32 %r27, %r27, %r28;
+        @%p2 st.shared.b32 [%r23], %r27;
+        add.s32 %r20, %r20, 1; setp.lt.u32 %p3, %r20, 8; @%p3 bra WORD;
+        // A thread's column of b: its part, and its place in a row.
+        shr.u32 %r11, %r0, 6; mul.lo.s32 %r11, %r11, 2048; add.s32 %r11, %r11, 4096;
+        and.b32 %r12, %r0, 63; shr.u32 %r14, %r12, 3; and.b32 %r15, %r12, 7; shl.b32 %r15, %r15, 1;
+        mov.u32 %r20, 0;
+    ROW:
+        and.b32 %r21, %r20, 7; xor.b32 %r22, %r14, %r21; shl.b32 %r22, %r22, 4;
+        mul.lo.s32 %r23, %r20, 128; add.s32 %r23, %r23, %r22; add.s32 %r23, %r23, %r15;
+        add.s32 %r23, %r23, %r11; add.s32 %r24, %r20, %r0;
+        cvt.rn.f32.u32 %f1, %r24; cvt.rn.bf16.f32 %r25, %f1; st.shared.b16 [%r23], %r25;
+        add.s32 %r20, %r20, 1; setp.lt.u32 %p3, %r20, 16; @%p3 bra ROW;
+        fence.proxy.async.shared::cta; bar.sync 0; wgmma.fence.sync.aligned;
+        mov.u64 %rd3, 0x8000002000010000; mov.u64 %rd4, 0x4000004000800100;
+        setp.ne.u32 %p4, 0, 0;
+        wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {{{}}}, %rd3, %rd4, %p4, 1, 1, 0, 1;
+        wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
+        mov.b32 %r9, {sum}; st.global.u32 [%rd0], %r9;",
+            sums.join(", ")
+        )
+    };
+    for (at, sum) in sums.iter().enumerate() {
+        let module = kernel(".shared .align 1024 .b8 tiles[8192];", &body(sum));
+        for (thread, bits) in try_run(&module, 1, 128).unwrap().into_iter().enumerate() {
+            let (group, place) = (thread % 32 / 4, thread % 4);
+            let row = group + 8 * (at % 4 / 2);
+            let column = 8 * (at / 4) + 2 * place + at % 2;
+            assert_eq!(f32::from_bits(bits), (row + column) as f32, "{sum} of thread {thread}");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use crate::{
     Fault,
     execute::Block,
     instruction::{Binary, Instruction, Operation, Place, Shuffle, Space, Special, Value, Vote},
-    matrix,
+    matrix::{self, Operand},
     memory::{Allocation, CONSTANT_BASE, LOCAL_BASE, SHARED_BASE},
 };
 
@@ -36,6 +36,35 @@ struct Copy {
     n_read: usize,
 }
 
+/// A product of a group of warps: 64 rows of a, 16 for each warp, and columns of b.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupProduct {
+    a: Operand,
+    b: Operand,
+    n_columns: usize,
+    adds: bool,
+}
+
+impl GroupProduct {
+    /// The first of a warp's rows, and how many; as [`Operand`] takes them.
+    fn rows(warp: u32) -> (usize, usize) {
+        (16 * (warp as usize % 4), 16)
+    }
+
+    fn columns(&self) -> (usize, usize) {
+        (0, self.n_columns)
+    }
+}
+
+/// A warp's part of one that is not done yet.
+struct PendingProduct {
+    product: GroupProduct,
+    /// The sums' registers, and what was in them when it was begun; of one behind another on the same sums, when that
+    /// is done.
+    d: Box<[u32]>,
+    before: Option<Vec<Lanes>>,
+}
+
 /// The registers and places of 32 threads.
 pub struct Warp {
     number: u32,
@@ -49,6 +78,13 @@ pub struct Warp {
     threads: [[u32; 3]; LANES],
     copies: Vec<Copy>,
     groups: VecDeque<Vec<Copy>>,
+    /// Products of groups of warps. They are done when they are waited for and not before, so that who reads their
+    /// sums too early reads what was there.
+    products: Vec<PendingProduct>,
+    product_groups: VecDeque<Vec<PendingProduct>>,
+    n_group_products: usize,
+    /// Whether such products may be begun.
+    may_multiply: bool,
     /// Where the last access to global memory went.
     last: Option<Arc<Allocation>>,
     line: u32,
@@ -80,6 +116,10 @@ impl Warp {
             }),
             copies: Vec::new(),
             groups: VecDeque::new(),
+            products: Vec::new(),
+            product_groups: VecDeque::new(),
+            n_group_products: 0,
+            may_multiply: false,
             last: None,
             line: 1,
             n_instructions: 0,
@@ -108,6 +148,10 @@ impl Warp {
         self.n_tile_products
     }
 
+    pub fn n_group_products(&self) -> usize {
+        self.n_group_products
+    }
+
     pub fn pass_barrier(&mut self) {
         if self.state == State::AtBarrier {
             self.state = State::Running;
@@ -122,6 +166,10 @@ impl Warp {
                 self.state = State::Ended;
                 if !self.copies.is_empty() || self.groups.iter().any(|group| !group.is_empty()) {
                     return Err(Fault::new("copies that were never waited for"));
+                }
+                let mut groups = self.product_groups.iter();
+                if !self.products.is_empty() || groups.any(|group| !group.is_empty()) {
+                    return Err(Fault::new("products that were never waited for"));
                 }
                 break;
             }
@@ -389,6 +437,58 @@ impl Warp {
                     self.registers[*register as usize] = *result;
                 }
             }
+            Operation::ShowToGroupProducts => {
+                if mask != self.live {
+                    return Err(Fault::new("only some lanes show what they wrote"));
+                }
+                block.shared.show(self.number);
+            }
+            Operation::BeginGroupProducts => {
+                self.all_lanes(mask)?;
+                self.may_multiply = true;
+            }
+            Operation::MultiplyByGroup { d, a, b, adds, across } => {
+                self.all_lanes(mask)?;
+                if !self.may_multiply {
+                    return Err(Fault::new(
+                        "products whose sums may not have been written yet (wgmma.fence)",
+                    ));
+                }
+                let [a, b, adds] = [a, b, adds].map(|value| self.value(block, *value));
+                if [a, b, adds].iter().any(|value| value.iter().any(|lane| *lane != value[0])) {
+                    return Err(Fault::new("operands that are not the same for all lanes"));
+                }
+                let a = Operand::new(a[0], across[0])?;
+                let b = Operand::new(b[0], across[1])?;
+                let product = GroupProduct { a, b, n_columns: 2 * d.len(), adds: adds[0] != 0 };
+                block.multiply(self.number, self.n_group_products, product)?;
+                self.n_group_products += 1;
+                self.n_tile_products += d.len() as u64 / 4;
+                let by = (self.number, self.line);
+                let ((first, n), (first_column, n_columns)) =
+                    (GroupProduct::rows(self.number), product.columns());
+                for address in a.addresses(first, n).chain(b.addresses(first_column, n_columns)) {
+                    block.shared.begin_multiplying(address, by)?;
+                }
+                let mut pending = self.product_groups.iter().flatten().chain(&self.products);
+                let is_behind = pending.any(|other| other.d == *d);
+                let before = (!is_behind).then(|| self.sums(d));
+                self.products.push(PendingProduct { product, d: d.clone(), before });
+            }
+            Operation::EndGroupProducts => {
+                self.all_lanes(mask)?;
+                let group = std::mem::take(&mut self.products);
+                self.product_groups.push_back(group);
+            }
+            Operation::WaitForGroupProducts { n_pending } => {
+                self.all_lanes(mask)?;
+                self.may_multiply = false;
+                while self.product_groups.len() > *n_pending {
+                    for pending in self.product_groups.pop_front().into_iter().flatten() {
+                        self.finish(block, pending)?;
+                    }
+                }
+            }
             Operation::CopyAsync { to, from, n_bytes, n_read } => {
                 let (to, from) = (self.addresses(block, *to), self.addresses(block, *from));
                 let n_read = self.value(block, *n_read);
@@ -439,6 +539,37 @@ impl Warp {
             return Ok(());
         }
         Err(Fault::new(format!("{n_bytes} bytes at {address:#x} are not aligned")))
+    }
+
+    /// What is in these registers.
+    fn sums(&self, d: &[u32]) -> Vec<Lanes> {
+        d.iter().map(|&register| self.registers[register as usize]).collect()
+    }
+
+    /// Does a product of a group.
+    fn finish(&mut self, block: &mut Block<'_>, pending: PendingProduct) -> Result<(), Fault> {
+        let PendingProduct { product, d, before } = pending;
+        let mut sums = self.sums(&d);
+        if before.is_some_and(|before| before != sums) {
+            return Err(Fault::new("sums were written while products were under way"));
+        }
+        let by = (self.number, self.line);
+        let mut word = |address| block.shared.end_multiplying(address, by);
+        let rows = product.a.numbers(GroupProduct::rows(self.number), &mut word)?;
+        let columns = product.b.numbers(product.columns(), word)?;
+        if !product.adds {
+            sums.fill([0; LANES]);
+        }
+        matrix::add_product(&mut sums, &rows, &columns);
+        for (&register, sum) in d.iter().zip(&sums) {
+            self.registers[register as usize] = *sum;
+        }
+        // The next on these sums begins with them.
+        let mut behind = self.product_groups.iter_mut().flatten().chain(&mut self.products);
+        if let Some(next) = behind.find(|next| next.d == d) {
+            next.before = Some(sums);
+        }
+        Ok(())
     }
 
     /// Lets copies come.
