@@ -1,4 +1,4 @@
-//! Compiles the kernels of a card with NVRTC and writes `src/cuda/compiled.bin`; started by
+//! Compiles the kernels of a card with NVRTC and writes `src/cuda/compiled.bin` and `simulated.bin`; started by
 //! `cargo xtask kernels`, which sees to it that the compiler is found.
 //!
 //! `compile_kernels [--only-ptx] [--verbose]`: for development the PTX alone, which is what the
@@ -39,9 +39,10 @@ fn main() -> ExitCode {
 fn compile_all(only_ptx: bool, verbose: bool) -> Result<(), Box<dyn Error>> {
     check_version()?;
     let sources = Sources::read()?;
-    let targets = if only_ptx { &Target::ALL[..1] } else { &Target::ALL[..] };
+    let shipped = if only_ptx { &Target::ALL[..1] } else { &Target::ALL[..] };
+    let targets = || shipped.iter().copied().chain([Target::Ptx90]);
     let work: Vec<(&Source, Target)> =
-        sources.units().iter().flat_map(|unit| targets.iter().map(move |&t| (unit, t))).collect();
+        sources.units().iter().flat_map(|unit| targets().map(move |t| (unit, t))).collect();
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
     let compile_some = || -> Result<(), String> {
@@ -61,27 +62,43 @@ fn compile_all(only_ptx: bool, verbose: bool) -> Result<(), Box<dyn Error>> {
     let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(compile_some)).collect();
-        let ends = threads.into_iter().map(|thread| thread.join());
-        ends.map(|end| end.unwrap_or_else(|_| Err("a thread of the compiler failed".into())))
-            .collect::<Result<(), String>>()
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|_| Err("a thread of the compiler failed".into()))
+        })
     })?;
     let mut archive: BTreeMap<Target, Vec<Module>> = BTreeMap::new();
     let mut kernels = Vec::new();
-    // By name, PTX first, which tells the kernels' names.
-    for ((name, target), mut image) in done.into_inner().map_err(|error| error.to_string())? {
+    let done = done.into_inner().map_err(|error| error.to_string())?;
+    // By name, PTX first, which tells the kernels' names; but for 9.0, which has more.
+    let of_90: BTreeMap<String, Vec<String>> = done
+        .iter()
+        .filter(|((_, target), _)| *target == Target::Ptx90)
+        .map(|((name, _), image)| (name.clone(), entries(&String::from_utf8_lossy(image))))
+        .collect();
+    for ((name, target), mut image) in done {
         if target == Target::Ptx {
             image = with_lower_version(image)?;
             kernels = entries(&String::from_utf8_lossy(&image));
         }
-        let kernels = kernels.clone();
+        // Of 9.0 what it alone has.
+        if target == Target::Ptx90 && !String::from_utf8_lossy(&image).contains("wgmma.") {
+            continue;
+        }
+        let kernels = match target {
+            Target::Ptx90 | Target::Compute(90) => of_90.get(&name).cloned().unwrap_or_default(),
+            _ => kernels.clone(),
+        };
         archive.entry(target).or_default().push(Module { name, kernels, image });
     }
-    let bytes = write_archive(sources.hash(), &archive)?;
-    let path = crate_folder().join("src").join("cuda").join("compiled.bin");
-    let unfinished = path.with_extension("tmp");
-    fs::write(&unfinished, &bytes)?;
-    fs::rename(&unfinished, &path)?;
-    println!("{}: {:.2} MB", path.display(), bytes.len() as f64 / 1e6);
+    let simulated = archive.split_off(&Target::Ptx90);
+    for (name, archive) in [("compiled.bin", archive), ("simulated.bin", simulated)] {
+        let bytes = write_archive(sources.hash(), &archive)?;
+        let path = crate_folder().join("src").join("cuda").join(name);
+        let unfinished = path.with_extension("tmp");
+        fs::write(&unfinished, &bytes)?;
+        fs::rename(&unfinished, &path)?;
+        println!("{}: {:.2} MB", path.display(), bytes.len() as f64 / 1e6);
+    }
     if only_ptx {
         println!("PTX alone: run this again without --only-ptx before it is committed");
     }
@@ -148,7 +165,7 @@ fn compile(
     .result()?;
     let program = Program(program);
     let mut options = options(target);
-    if verbose && target != Target::Ptx {
+    if verbose && matches!(target, Target::Compute(_)) {
         options.push("--ptxas-options=-v".into());
     }
     // SAFETY: the program was created above.
@@ -162,7 +179,7 @@ fn compile(
     }
     let image = match target {
         // SAFETY: the program was compiled.
-        Target::Ptx => unsafe { result::get_ptx(program.0) }?
+        Target::Ptx | Target::Ptx90 => unsafe { result::get_ptx(program.0) }?
             .into_iter()
             .map(|byte| byte as u8)
             .take_while(|&byte| byte != 0)

@@ -66,6 +66,23 @@ macro_rules! on_every_device {
 }
 pub(crate) use on_every_device;
 
+/// The same of tests of what multiplies on tensor cores, for which cards of 9.0 have other code.
+macro_rules! on_every_device_that_multiplies {
+    ($($body:ident),* $(,)?) => {
+        $crate::testing::on_every_device! { $($body),* }
+
+        mod on_a_simulated_card_with_group_products {
+            $(#[test]
+            fn $body() {
+                let [_, capability] = $crate::cuda::SIMULATED;
+                let bf16 = $crate::Compute::Bf16;
+                super::$body(&mut $crate::Cuda::simulated_as(capability, bf16).unwrap());
+            })*
+        }
+    };
+}
+pub(crate) use on_every_device_that_multiplies;
+
 /// Puts `values` into a block of their own.
 pub(crate) fn place<T: Element>(device: &mut impl Memory, values: &[T]) -> DeviceSlice<T> {
     let memory = device.allocate(size_of_val(values)).unwrap();

@@ -24,7 +24,8 @@ __device__ __forceinline__ f32 normal(f32 x) {
     return fabsf(x) < 0x1p-126f ? 0.0f : x;
 }
 
-// Four parameters and their moments, by the gradient `g`; of moments in f32 none is left subnormal. The intrinsics keep products and sums apart.
+// Four parameters and their moments, by the gradient `g`; of moments in f32 none is left subnormal. The
+// intrinsics keep products and sums apart.
 template <bool IN_F32>
 __device__ __forceinline__ void update(const Factors& factors, quad& w, const quad& g, quad& m,
                                        quad& v) {

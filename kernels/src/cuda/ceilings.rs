@@ -21,15 +21,16 @@ const FLOPS_OF_TILES: f64 = 2.0 * 16.0 * 16.0 * 8.0;
 const COPIED_BY_BLOCK: usize = 4 * 16 * N_THREADS as usize;
 
 impl Cuda {
-    /// Multiplications and additions a second in products of bf16 numbers summed in f32, on registers
-    /// alone, with the instruction that the kernels use. The fastest of several runs. 0 when the card
-    /// fails or has no memory left.
+    /// Multiplications and additions a second in products of bf16 numbers summed in f32, with the
+    /// instruction that the kernels use, on registers alone or, on 9.0, on shared memory. The fastest of
+    /// several runs. 0 when the card fails or has no memory left.
     pub fn product_flops_per_s(&mut self) -> f64 {
         // Many times as many blocks as a card runs at once, so that the last ones weigh little, and
         // some 20 ms of the fastest cards of 2025.
         self.products_per_s(1 << 12, 1 << 12)
     }
 
+    /// With `n_steps` a multiple of four.
     fn products_per_s(&mut self, n_blocks: usize, n_steps: usize) -> f64 {
         let n_warps = n_blocks * N_WARPS;
         self.with_memory(n_warps * size_of::<f32>(), |cuda, totals| {
@@ -124,12 +125,16 @@ impl Cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Compute;
+    use crate::{Compute, cuda::SIMULATED};
 
     #[test]
     fn all_measurements_run_and_leave_no_memory() {
+        for capability in SIMULATED {
+            let mut cuda = Cuda::simulated_as(capability, Compute::Bf16).unwrap();
+            assert!(cuda.products_per_s(2, 8) > 0.0);
+            crate::Memory::check(&cuda).unwrap();
+        }
         let mut cuda = Cuda::simulated(Compute::Bf16).unwrap();
-        assert!(cuda.products_per_s(2, 3) > 0.0);
         assert!(cuda.copied_bytes_per_s(3 * COPIED_BY_BLOCK).is_some_and(|rate| rate > 0.0));
         let rates = cuda.host_copied_bytes_per_s(3 * COPIED_BY_BLOCK).unwrap();
         assert!(rates.iter().all(|rate| *rate > 0.0), "{rates:?}");

@@ -12,6 +12,9 @@
 //! name      n_bytes u32   UTF-8
 //! ```
 //! Targets are in rising order (PTX is 0) and compressed apart: a card needs one of them.
+//!
+//! `simulated.bin` beside it, which no program carries, is an archive of the same form, for the simulator, which reads no
+//! machine code: the modules that have instructions of 9.0 alone, as text.
 
 use std::{borrow::Cow, fmt, io::Read};
 
@@ -29,6 +32,8 @@ pub enum Target {
     Ptx,
     /// Machine code for a compute capability, ten times the major number and the minor one.
     Compute(u32),
+    /// What [`Target::Compute`] of 9.0 is made from, as text: no card is given it.
+    Ptx90,
 }
 
 impl Target {
@@ -54,6 +59,9 @@ impl Target {
         let is_embedded = matches!((major, minor), (8, 7 | 8));
         let runs = |target: &Self| match target {
             Self::Ptx => true,
+            Self::Ptx90 => false,
+            // It has what no other has, not even a later one of its major version.
+            Self::Compute(90) => (major, minor) == (9, 0),
             Self::Compute(capability) => {
                 !is_embedded && capability / 10 == major && capability % 10 <= minor
             }
@@ -62,7 +70,11 @@ impl Target {
     }
 
     fn from_number(number: u32) -> Self {
-        if number == 0 { Self::Ptx } else { Self::Compute(number) }
+        match number {
+            0 => Self::Ptx,
+            u32::MAX => Self::Ptx90,
+            capability => Self::Compute(capability),
+        }
     }
 
     #[cfg(any(test, feature = "compiler"))]
@@ -70,6 +82,7 @@ impl Target {
         match self {
             Self::Ptx => 0,
             Self::Compute(capability) => capability,
+            Self::Ptx90 => u32::MAX,
         }
     }
 }
@@ -78,6 +91,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ptx => f.write_str("PTX"),
+            Self::Ptx90 => f.write_str("PTX of 9.0"),
             Self::Compute(capability) => write!(f, "{}.{}", capability / 10, capability % 10),
         }
     }
@@ -138,6 +152,17 @@ impl CodeArchive {
         const BYTES: &[u8] = include_bytes!("compiled.bin");
         static EMBEDDED: CodeArchive = CodeArchive { bytes: Cow::Borrowed(BYTES) };
         &EMBEDDED
+    }
+
+    /// What the simulator runs of 9.0.
+    #[cfg(any(test, feature = "simulator"))]
+    pub fn simulated() -> &'static Self {
+        #[cfg(feature = "compiler")]
+        const BYTES: &[u8] = &[];
+        #[cfg(not(feature = "compiler"))]
+        const BYTES: &[u8] = include_bytes!("simulated.bin");
+        static SIMULATED: CodeArchive = CodeArchive { bytes: Cow::Borrowed(BYTES) };
+        &SIMULATED
     }
 
     /// One of a file's bytes. They are looked at when something is asked for.

@@ -29,6 +29,8 @@ use std::{
 pub use cards::{Card, CardMeter, OpenError, Readings, Unavailable, cards};
 pub(crate) use driver::{Address, Launch, Moved, Parameters};
 use driver::{Driver, Function, HostMemory};
+#[cfg(test)]
+pub(crate) use simulated::SIMULATED;
 #[cfg(any(test, feature = "simulator"))]
 pub use simulated::fail_next_after;
 
@@ -124,6 +126,8 @@ pub struct Cuda {
     pub(crate) last_transfer: u64,
     pub(crate) transferred: Transferred,
     compute: Compute,
+    /// Whether its code has groups of warps multiply.
+    has_group_products: bool,
     /// Operations of one launch, where one may be several.
     pub(crate) launch_flops: f64,
     pub(crate) failure: Failure,
@@ -182,6 +186,7 @@ impl Cuda {
         let scratch = driver.allocate(SCRATCH_BYTES)?;
         Ok(Self {
             driver,
+            has_group_products: functions.contains_key(product::KERNEL_WITH_GROUP_PRODUCTS),
             functions,
             scratch,
             blocks: Vec::new(),
@@ -233,6 +238,7 @@ impl Cuda {
                 .filter(|_| self.is_profiling)
                 .map(|profile| profile::Call::begin(profile, operation)),
             compute: self.compute,
+            has_group_products: self.has_group_products,
             launch_flops: self.launch_flops,
             driver: &*self.driver,
             functions: &self.functions,
@@ -296,6 +302,7 @@ pub(crate) struct Call<'a> {
     /// Where the call is counted, if it is.
     timing: Option<profile::Call<'a>>,
     compute: Compute,
+    has_group_products: bool,
     launch_flops: f64,
     driver: &'a dyn Driver,
     functions: &'a HashMap<String, Function>,
@@ -310,6 +317,11 @@ impl Call<'_> {
     /// The precision of matrix products.
     pub fn compute(&self) -> Compute {
         self.compute
+    }
+
+    /// Whether groups of warps multiply, as the code for 9.0 has them.
+    pub fn has_group_products(&self) -> bool {
+        self.has_group_products
     }
 
     /// Operations of one launch, where one may be several.

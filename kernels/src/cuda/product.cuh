@@ -4,6 +4,10 @@
 // shared memory two steps ahead of their use. What lies there in bf16 is copied asynchronously; a
 // weight in another form is read to registers two steps ahead and expanded when the step before is
 // done, so that it never exists in bf16 but for the tile. One order of sums for every form of weight.
+//
+// Where groups of warps multiply (9.0), they do it beside the threads: while a step's products are under way,
+// weights that were read a step ago are expanded and others read, three steps ahead; and the products end when the
+// next ones have begun.
 #pragma once
 
 #include "blockwise.cuh"
@@ -12,10 +16,11 @@
 
 // Depth of a step.
 constexpr u32 DEPTH = 32;
-// Steps whose tiles are in shared memory.
-constexpr u32 N_STAGES = 3;
-// Numbers that a thread expands at a time.
-constexpr u32 GROUP = 16;
+// Steps by which tiles come ahead of their use.
+constexpr u32 AHEAD = 2;
+// Steps whose tiles are in shared memory: those, the one that is multiplied, and the one before it where its products
+// may still be under way.
+constexpr u32 N_STAGES = HAS_GROUP_PRODUCTS ? AHEAD + 2 : AHEAD + 1;
 
 // A product as cuda/product.rs describes it, in its order. Matrices are stored by rows; strides are
 // in numbers.
@@ -64,6 +69,14 @@ struct Product {
 
 // ---- Tiles in shared memory ----
 
+// Where a chunk of eight numbers lies in a tile. Groups of warps read rows of 64 numbers at most: wider ones are
+// then in parts, all rows of one before those of the next.
+template <u32 ROWS, u32 COLUMNS>
+__device__ __forceinline__ u32 place_of_chunk(u32 row, u32 chunk) {
+    constexpr u32 PART = HAS_GROUP_PRODUCTS && COLUMNS > 64 ? 64 : COLUMNS;
+    return chunk / (PART / 8) * (2 * ROWS * PART) + chunk_offset<PART>(row, chunk % (PART / 8));
+}
+
 // A thread's part in copying tiles of a bf16 matrix, which follow one another along k. Where it is goes on from
 // tile to tile: to find it anew would cost as much as a tile's products leave room for.
 template <u32 ROWS, u32 COLUMNS, u32 N_THREADS, bool ACROSS>
@@ -98,7 +111,7 @@ struct TileCopy {
             const u32 r = row + i * APART;
             // Where it is not, an address beyond the matrix is named and not read.
             const bool wanted = (existing >> i & 1) && (ACROSS ? r : 8 * chunk) < k_left;
-            copy_async(tile + chunk_offset<COLUMNS>(r, chunk), from + static_cast<u64>(i * APART) * stride,
+            copy_async(tile + place_of_chunk<ROWS, COLUMNS>(r, chunk), from + static_cast<u64>(i * APART) * stride,
                        wanted);
         }
         from += ACROSS ? static_cast<u64>(DEPTH) * stride : DEPTH;
@@ -107,15 +120,17 @@ struct TileCopy {
 
 // ---- Forms of the second operand that are expanded on the way ----
 
-// Sixteen neighbouring numbers of a row, as read and, in the first eight words, as expanded.
+// Neighbouring numbers of a row, eight or sixteen, as read and, in the first half of the words, as expanded.
+template <u32 N>
 struct Group {
-    u32 words[GROUP];
+    static_assert(N == 8 || N == 16, "what is read at once");
+    u32 words[N];
     u32 absmax_code;
     f32 absmax_scale;
 };
 
-// What expanding looks up again and again. The code of absmax, looked up once for sixteen numbers, is
-// read from memory: its kilobyte would leave a multiprocessor room for one block instead of two.
+// What expanding looks up again and again, behind the tiles in shared memory. The code of absmax, looked up once for a group, is read from
+// memory: its kilobyte would leave a multiprocessor room for one block instead of two.
 struct Tables {
     f32 levels[16];
     f32 absmax_offset;
@@ -140,12 +155,13 @@ struct InF32 {
     static constexpr bool IS_COPIED = false;
     static constexpr bool HAS_TABLES = false;
 
-    // Sixteen or none: rows are a multiple of four long, and what is beyond a row's end is cut off.
+    // All or none: rows are a multiple of four long, and what is beyond a row's end is cut off.
+    template <u32 N>
     static __device__ __forceinline__ void read(const Product&, const void* b, const Tables&, u64 from,
-                                                u32 n_left, Group& group) {
+                                                u32 n_left, Group<N>& group) {
         const float4* quads = reinterpret_cast<const float4*>(static_cast<const f32*>(b) + from);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        for (u32 i = 0; i < N / 4; i++) {
             const float4 v = 4 * i < n_left ? quads[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             group.words[4 * i] = __float_as_uint(v.x);
             group.words[4 * i + 1] = __float_as_uint(v.y);
@@ -155,9 +171,10 @@ struct InF32 {
     }
 
     // Rounded when they have come, and not when they are asked for.
-    static __device__ __forceinline__ void expand(const Tables&, Group& group) {
+    template <u32 N>
+    static __device__ __forceinline__ void expand(const Tables&, Group<N>& group) {
 #pragma unroll
-        for (u32 i = 0; i < GROUP / 2; i++)
+        for (u32 i = 0; i < N / 2; i++)
             group.words[i] = pack_bf16(__uint_as_float(group.words[2 * i]),
                                        __uint_as_float(group.words[2 * i + 1]));
     }
@@ -167,28 +184,35 @@ struct InNf4 {
     static constexpr bool IS_COPIED = false;
     static constexpr bool HAS_TABLES = true;
 
-    // Sixteen of one block, or none: rows are whole blocks.
+    // All, of one block, or none: rows are whole blocks.
+    template <u32 N>
     static __device__ __forceinline__ void read(const Product& p, const void* b, const Tables&,
-                                                u64 from, u32 n_left, Group& group) {
+                                                u64 from, u32 n_left, Group<N>& group) {
         // No numbers: whatever they are multiplied with is zero, but they must not be NaN.
         group.absmax_code = 0;
         group.absmax_scale = 0.0f;
         group.words[0] = group.words[1] = 0;
         if (n_left == 0) return;
-        const uint2 sixteen = *reinterpret_cast<const uint2*>(static_cast<const u8*>(b) + from / 2);
-        group.words[0] = sixteen.x;
-        group.words[1] = sixteen.y;
+        const u8* codes = static_cast<const u8*>(b) + from / 2;
+        if constexpr (N == 8)
+            group.words[0] = *reinterpret_cast<const u32*>(codes);
+        else {
+            const uint2 sixteen = *reinterpret_cast<const uint2*>(codes);
+            group.words[0] = sixteen.x;
+            group.words[1] = sixteen.y;
+        }
         // What it stands for is looked up when these have come.
         const u32 block = static_cast<u32>(from / NF4_BLOCK);
         group.absmax_code = p.absmax_codes[block];
         group.absmax_scale = p.absmax_scales[block / NF4_ABSMAX_GROUP];
     }
 
-    static __device__ __forceinline__ void expand(const Tables& tables, Group& group) {
+    template <u32 N>
+    static __device__ __forceinline__ void expand(const Tables& tables, Group<N>& group) {
         const u32 codes[2] = {group.words[0], group.words[1]};
         const f32 absmax = tables.absmax(group.absmax_code, group.absmax_scale);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
+        for (u32 i = 0; i < N / 2; i++) {
             // A byte is two numbers, the first in its upper half.
             const u32 byte = codes[i / 4] >> (8 * (i % 4));
             group.words[i] = pack_bf16(__fmul_rn(tables.levels[byte >> 4 & 15], absmax),
@@ -203,10 +227,11 @@ struct Irregular {
     static constexpr bool IS_COPIED = false;
     static constexpr bool HAS_TABLES = Element::HAS_TABLES;
 
+    template <u32 N>
     static __device__ __forceinline__ void read(const Product& p, const void* b, const Tables& tables,
-                                                u64 from, u32 n_left, Group& group) {
+                                                u64 from, u32 n_left, Group<N>& group) {
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
+        for (u32 i = 0; i < N / 2; i++) {
             const u32 at = 2 * i;
             group.words[i] =
                 pack_bf16(at < n_left ? Element::at(p, b, tables, from + at) : 0.0f,
@@ -214,7 +239,8 @@ struct Irregular {
         }
     }
 
-    static __device__ __forceinline__ void expand(const Tables&, Group&) {}
+    template <u32 N>
+    static __device__ __forceinline__ void expand(const Tables&, Group<N>&) {}
 };
 
 struct F32Element {
@@ -247,17 +273,17 @@ struct Copied {
 };
 
 // A thread's group of a tile: its row and first column.
-template <u32 COLUMNS>
+template <u32 COLUMNS, u32 N>
 __device__ __forceinline__ uint2 group_of_thread() {
-    return make_uint2(threadIdx.x / (COLUMNS / GROUP), threadIdx.x % (COLUMNS / GROUP) * GROUP);
+    return make_uint2(threadIdx.x / (COLUMNS / N), threadIdx.x % (COLUMNS / N) * N);
 }
 
-template <u32 COLUMNS>
-__device__ __forceinline__ void store_group(u8* tile, uint2 at, const Group& group) {
+template <u32 ROWS, u32 COLUMNS, u32 N>
+__device__ __forceinline__ void store_group(u8* tile, uint2 at, const Group<N>& group) {
 #pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const u32* words = group.words + 4 * half;
-        *reinterpret_cast<uint4*>(tile + chunk_offset<COLUMNS>(at.x, at.y / 8 + half)) =
+    for (u32 i = 0; i < N / 8; i++) {
+        const u32* words = group.words + 4 * i;
+        *reinterpret_cast<uint4*>(tile + place_of_chunk<ROWS, COLUMNS>(at.x, at.y / 8 + i)) =
             make_uint4(words[0], words[1], words[2], words[3]);
     }
 }
@@ -266,25 +292,30 @@ __device__ __forceinline__ void store_group(u8* tile, uint2 at, const Group& gro
 
 template <u32 M, u32 N, bool A_ACROSS, bool B_ACROSS>
 struct Tile {
-    static constexpr u32 WARPS_M = 2;
-    static constexpr u32 WARPS_N = N / 32;
+    // A group of four warps has 64 rows of all columns, 16 for each.
+    static constexpr u32 WARPS_M = HAS_GROUP_PRODUCTS ? M / 16 : 2;
+    static constexpr u32 WARPS_N = HAS_GROUP_PRODUCTS ? 1 : N / 32;
     static constexpr u32 N_THREADS = WARPS_M * WARPS_N * WARP;
     static constexpr u32 TILES_M = M / WARPS_M / 16;
-    static constexpr u32 TILES_N = 4;
+    static constexpr u32 TILES_N = N / WARPS_N / 8;
     static constexpr u32 A_ROWS = A_ACROSS ? DEPTH : M;
     static constexpr u32 A_COLUMNS = A_ACROSS ? M : DEPTH;
     static constexpr u32 B_ROWS = B_ACROSS ? DEPTH : N;
     static constexpr u32 B_COLUMNS = B_ACROSS ? N : DEPTH;
     static constexpr u32 A_BYTES = 2 * M * DEPTH;
     static constexpr u32 B_BYTES = 2 * N * DEPTH;
-    static_assert(N_THREADS * GROUP == N * DEPTH, "a group a thread");
+    // Numbers of a tile of b that a thread expands.
+    static constexpr u32 GROUP = N * DEPTH / N_THREADS;
 
     f32 sums[TILES_M][TILES_N][4];
+    // Where the rows of the thread's group of warps begin in a tile of a.
+    u32 rows_of_group;
 
     __device__ __forceinline__ static u32 first_row() { return warp() / WARPS_N * (M / WARPS_M); }
-    __device__ __forceinline__ static u32 first_column() { return warp() % WARPS_N * 32; }
+    __device__ __forceinline__ static u32 first_column() { return warp() % WARPS_N * (N / WARPS_N); }
 
     __device__ __forceinline__ void clear() {
+        rows_of_group = HAS_GROUP_PRODUCTS ? group_of_warps() * (2 * 64 * DEPTH) : 0;
 #pragma unroll
         for (u32 i = 0; i < TILES_M; i++)
 #pragma unroll
@@ -304,6 +335,32 @@ struct Tile {
 
     // sums += the tile of a at `a` times that of b at `b`.
     __device__ __forceinline__ void add(u32 a, u32 b) {
+        if constexpr (HAS_GROUP_PRODUCTS) {
+            begin(a, b);
+            wait_for_sums(sums[0]);
+        } else
+            add_by_warps(a, b);
+    }
+
+    // Begins sums += the tile of a at `a` times that of b at `b`: a group of products.
+    __device__ __forceinline__ void begin(u32 a, u32 b) {
+        a += rows_of_group;
+        begin_group_products();
+#pragma unroll
+        for (u32 depth = 0; depth < DEPTH; depth += 16)
+            multiply_by_group<A_ACROSS, B_ACROSS>(sums[0], operand<A_ACROSS>(a, depth),
+                                                  operand<B_ACROSS>(b, depth));
+        end_group_products();
+    }
+
+    // Sixteen of a tile's depth.
+    template <bool ACROSS>
+    __device__ __forceinline__ static u64 operand(u32 tile, u32 depth) {
+        return ACROSS ? operand_across(tile + 2 * 64 * depth, 2 * 64 * DEPTH)
+                      : operand_along(tile + 2 * depth);
+    }
+
+    __device__ __forceinline__ void add_by_warps(u32 a, u32 b) {
         const u32 tile = lane() / 8, row = lane() % 8;
 #pragma unroll
         for (u32 depth = 0; depth < DEPTH; depth += 16) {
@@ -356,12 +413,22 @@ __device__ __forceinline__ void store(const Product& p, bool is_rounded, u64 at,
     if (p.rounded != nullptr) p.rounded[at] = to_bf16(value);
 }
 
+// Waits until all threads are here, and what they brought to shared memory can be multiplied.
+__device__ __forceinline__ void share_tiles() {
+    if constexpr (HAS_GROUP_PRODUCTS) show_to_group_products();
+    __syncthreads();
+}
+
+// What cuda/product.rs has room for.
+static_assert(sizeof(Tables) <= 80, "the tables are longer than the launch says");
+
 template <u32 M, u32 N, bool A_ACROSS, bool B_ACROSS, class Form>
 __device__ __forceinline__ void multiply(const Product& p) {
     typedef Tile<M, N, A_ACROSS, B_ACROSS> T;
     constexpr u32 STAGE_BYTES = T::A_BYTES + T::B_BYTES;
-    extern __shared__ __align__(128) u8 stages[];
-    __shared__ Tables tables;
+    extern __shared__ __align__(1024) u8 stages[];
+    // If it were shared memory of its own, where the tiles begin would be the compiler's choice.
+    Tables& tables = *reinterpret_cast<Tables*>(stages + N_STAGES * STAGE_BYTES);
     if (Form::HAS_TABLES) {
         tables.fill(p);
         __syncthreads();
@@ -371,7 +438,8 @@ __device__ __forceinline__ void multiply(const Product& p) {
     const u32 m0 = blockIdx.x % n_blocks_m * M;
     const u32 n0 = blockIdx.x / n_blocks_m * N;
     const u32 first_step = blockIdx.z * p.steps_of_part;
-    const u32 last_step = smaller(first_step + p.steps_of_part, ceil_div(p.k, DEPTH));
+    // One even without depth: of zeros.
+    const u32 last_step = larger(smaller(first_step + p.steps_of_part, ceil_div(p.k, DEPTH)), first_step + 1);
     const u32 base = shared_address(stages);
 
     T tile;
@@ -380,7 +448,7 @@ __device__ __forceinline__ void multiply(const Product& p) {
     typedef TileCopy<T::A_ROWS, T::A_COLUMNS, T::N_THREADS, A_ACROSS> CopyOfA;
     typedef TileCopy<T::B_ROWS, T::B_COLUMNS, T::N_THREADS, B_ACROSS> CopyOfB;
     // The thread's group of a tile of b that is expanded.
-    const uint2 own = group_of_thread<T::B_COLUMNS>();
+    const uint2 own = group_of_thread<T::B_COLUMNS, T::GROUP>();
     // Where it is of a tile at k, and how many of the matrix's numbers are there.
     const auto place_of_group = [&](u32 k, u32 stride) {
         const u32 row = (B_ACROSS ? k : n0) + own.x, column = (B_ACROSS ? n0 : k) + own.y;
@@ -397,7 +465,7 @@ __device__ __forceinline__ void multiply(const Product& p) {
         for (u32 k = 0; k < p.rank; k += DEPTH) {
             low_a.next(base, p.rank - k);
             end_copy_group();
-            Group group;
+            Group<T::GROUP> group;
             const u64 from = place_of_group(k, p.low_b_stride);
             const u32 n_left = size_of_group(k, p.rank);
             if (p.low_is_regular) {
@@ -405,9 +473,9 @@ __device__ __forceinline__ void multiply(const Product& p) {
                 InF32::expand(tables, group);
             } else
                 Irregular<F32Element>::read(p, p.low_b, tables, from, n_left, group);
-            store_group<T::B_COLUMNS>(stages + T::A_BYTES, own, group);
+            store_group<T::B_ROWS, T::B_COLUMNS>(stages + T::A_BYTES, own, group);
             wait_for_copy_groups<0>();
-            __syncthreads();
+            share_tiles();
             tile.add(base, base + T::A_BYTES);
             __syncthreads();
         }
@@ -424,7 +492,7 @@ __device__ __forceinline__ void multiply(const Product& p) {
         }
         end_copy_group();
     };
-    Group group;
+    Group<T::GROUP> group;
     u64 from = place_of_group(first_step * DEPTH, p.b_stride);
     const auto read = [&](u32 step) {
         if constexpr (!Form::IS_COPIED) {
@@ -437,25 +505,47 @@ __device__ __forceinline__ void multiply(const Product& p) {
         if constexpr (!Form::IS_COPIED) {
             if (step >= last_step) return;
             Form::expand(tables, group);
-            store_group<T::B_COLUMNS>(stages + step % N_STAGES * STAGE_BYTES + T::A_BYTES, own, group);
+            store_group<T::B_ROWS, T::B_COLUMNS>(stages + step % N_STAGES * STAGE_BYTES + T::A_BYTES, own, group);
         }
     };
 
 #pragma unroll 1
-    for (u32 ahead = 0; ahead < N_STAGES - 1; ahead++) {
+    for (u32 ahead = 0; ahead < AHEAD; ahead++) {
         begin(first_step + ahead);
         read(first_step + ahead);
         put(first_step + ahead);
     }
-    for (u32 step = first_step; step < last_step; step++) {
-        wait_for_copy_groups<N_STAGES - 2>();
-        // All tiles of this step are there, and nobody uses those of the step before any more.
-        __syncthreads();
-        begin(step + N_STAGES - 1);
-        read(step + N_STAGES - 1);
-        const u32 stage = base + step % N_STAGES * STAGE_BYTES;
-        tile.add(stage, stage + T::A_BYTES);
-        put(step + N_STAGES - 1);
+    if constexpr (HAS_GROUP_PRODUCTS) {
+        read(first_step + AHEAD);
+        const auto multiply_step = [&](u32 step) {
+            wait_for_copy_groups<AHEAD - 1>();
+            // All tiles of this step are there, and nobody uses those of two steps before any more.
+            share_tiles();
+            const u32 stage = base + step % N_STAGES * STAGE_BYTES;
+            tile.begin(stage, stage + T::A_BYTES);
+            begin(step + AHEAD);
+            put(step + AHEAD);
+            read(step + AHEAD + 1);
+        };
+        // Apart, so that within the loop nothing but products writes sums: the compiler would let each of them end
+        // before the next begins.
+        multiply_step(first_step);
+        for (u32 step = first_step + 1; step < last_step; step++) {
+            multiply_step(step);
+            wait_for_group_products<1>();
+        }
+        wait_for_sums(tile.sums[0]);
+    } else {
+        for (u32 step = first_step; step < last_step; step++) {
+            wait_for_copy_groups<AHEAD - 1>();
+            // All tiles of this step are there, and nobody uses those of the step before any more.
+            share_tiles();
+            begin(step + AHEAD);
+            read(step + AHEAD);
+            const u32 stage = base + step % N_STAGES * STAGE_BYTES;
+            tile.add(stage, stage + T::A_BYTES);
+            put(step + AHEAD);
+        }
     }
 
     const bool in_pairs = p.n % 2 == 0 && p.parts == nullptr;

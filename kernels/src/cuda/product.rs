@@ -2,7 +2,8 @@
 //!
 //! In [`Compute::Bf16`] activations are in bf16 already, or are rounded to it in the workspace first, rows padded
 //! so that they can be copied 16 bytes at a time ([`Staging`]); weights are expanded inside the kernel, whatever
-//! their form. Which kernel runs depends on the extents alone, and so do the bits.
+//! their form. Which kernel runs depends on the extents, and on whether the code has groups of warps multiply; and
+//! so do the bits.
 
 use half::bf16;
 
@@ -17,13 +18,27 @@ use crate::{
 
 /// Depth of a step of the kernels, in `product.cuh`.
 const DEPTH: usize = 32;
-/// Steps whose tiles are in shared memory at a time.
-const N_STAGES: usize = 3;
-const LARGE_TILE: usize = 128;
-const SMALL_TILE: usize = 64;
-/// Blocks of threads below which the smaller tile is taken: fewer would leave multiprocessors idle. So it is
+/// Bytes of the tables of NF4 behind the tiles, at most.
+const TABLES_BYTES: usize = 80;
+/// A kernel that is there where groups of warps multiply, and only there.
+pub(crate) const KERNEL_WITH_GROUP_PRODUCTS: &str = "product_across_across_copied_256";
+
+/// What a block of threads has of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    rows: usize,
+    columns: usize,
+}
+
+const SMALL_TILE: Tile = Tile { rows: 64, columns: 64 };
+const LARGE_TILE: Tile = Tile { rows: 128, columns: 128 };
+/// Where groups of warps multiply.
+const TALL_TILE: Tile = Tile { rows: 256, columns: 128 };
+/// Blocks of threads below which a smaller tile is taken: fewer would leave multiprocessors idle. So it is
 /// where the other tile would be half empty.
 const FEW_BLOCKS: usize = 64;
+/// The same of the tallest tile, of which a multiprocessor has room for one block, and most of those cards 132.
+const FEW_TALL_BLOCKS: usize = 128;
 /// Blocks that fill a card: k is divided until there are as many.
 const ENOUGH_BLOCKS: usize = 256;
 /// Into how many parts k is divided at most.
@@ -155,25 +170,51 @@ pub(crate) struct LowRank {
     pub scale: f32,
 }
 
-/// The fewest steps of a part of k. What parts cost, a pass over the tile's sums, is to be little beside them.
-fn least_steps(side: usize) -> usize {
-    if side == LARGE_TILE { 128 } else { 8 }
+impl Tile {
+    /// Threads of a block, in `product.cuh`.
+    fn n_threads(self) -> u32 {
+        2 * self.rows as u32
+    }
+
+    /// Blocks of a product.
+    fn blocks(self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.rows) * n.div_ceil(self.columns)
+    }
+
+    /// The fewest steps of a part of k. What parts cost, a pass over the tile's sums, is to be little beside them.
+    fn least_steps(self) -> usize {
+        if self == SMALL_TILE { 8 } else { 128 }
+    }
+
+    /// Bytes of the tiles of all steps that are in shared memory at a time.
+    fn shared_bytes(self, has_group_products: bool) -> usize {
+        let n_stages = if has_group_products { 4 } else { 3 };
+        n_stages * (self.rows + self.columns) * DEPTH * size_of::<bf16>()
+    }
 }
 
 /// The kernel's tile, and into how many parts k is divided.
-fn tiling(m: usize, n: usize, k: usize) -> (usize, usize) {
-    let blocks = |side: usize| m.div_ceil(side) * n.div_ceil(side);
-    let is_large = m.min(n) > SMALL_TILE && blocks(LARGE_TILE) >= FEW_BLOCKS;
-    let side = if is_large { LARGE_TILE } else { SMALL_TILE };
-    let n_parts = ENOUGH_BLOCKS / blocks(side).max(1);
-    let most = k.div_ceil(DEPTH) / least_steps(side);
-    (side, n_parts.min(MAX_PARTS).min(most).max(1))
+fn tiling((m, n, k): (usize, usize, usize), has_group_products: bool) -> (Tile, usize) {
+    let is_large = m.min(n) > SMALL_TILE.rows && LARGE_TILE.blocks(m, n) >= FEW_BLOCKS;
+    let rows = |tile: Tile| m.next_multiple_of(tile.rows);
+    // At most a tenth more rows that do not exist than the other tile would multiply.
+    let is_tall = has_group_products
+        && 10 * rows(TALL_TILE) <= 11 * rows(LARGE_TILE)
+        && TALL_TILE.blocks(m, n) >= FEW_TALL_BLOCKS;
+    let tile = match (is_large, is_tall) {
+        (true, true) => return (TALL_TILE, 1),
+        (true, false) => LARGE_TILE,
+        (false, _) => SMALL_TILE,
+    };
+    let n_parts = ENOUGH_BLOCKS / tile.blocks(m, n).max(1);
+    let most = k.div_ceil(DEPTH) / tile.least_steps();
+    (tile, n_parts.min(MAX_PARTS).min(most).max(1))
 }
 
 /// Bytes for the parts of a product of these extents, or of fewer rows, at most.
 fn parts_bytes(m: usize, n: usize, k: usize) -> usize {
-    let is_divided = |side| k.div_ceil(DEPTH) >= 2 * least_steps(side);
-    let of_blocks = |side| ENOUGH_BLOCKS * side * side;
+    let is_divided = |tile: Tile| k.div_ceil(DEPTH) >= 2 * tile.least_steps();
+    let of_blocks = |tile: Tile| ENOUGH_BLOCKS * tile.rows * tile.columns;
     let most = match (is_divided(LARGE_TILE), is_divided(SMALL_TILE)) {
         (true, _) => of_blocks(LARGE_TILE),
         (false, true) => of_blocks(SMALL_TILE),
@@ -380,11 +421,12 @@ impl Product {
     /// The operands, those of the product beside, `bias`, `onto` and `c` are arguments of `call` of the extents
     /// given here.
     pub unsafe fn multiply(&self, call: &mut Call<'_>, scratch: &Staging) {
+        let tiling = tiling((self.m, self.n, self.k), call.has_group_products());
         // SAFETY: as the caller promises.
-        unsafe { self.multiply_in(call, scratch, tiling(self.m, self.n, self.k)) };
+        unsafe { self.multiply_in(call, scratch, tiling) };
     }
 
-    /// The same on tiles of a side, with k divided in so many parts.
+    /// The same on such tiles, with k divided in so many parts.
     ///
     /// # Safety
     /// As [`Product::multiply`].
@@ -392,7 +434,7 @@ impl Product {
         &self,
         call: &mut Call<'_>,
         scratch: &Staging,
-        (mut side, n_parts): (usize, usize),
+        (mut tile, n_parts): (Tile, usize),
     ) {
         let Self { m, n, k, .. } = *self;
         assert!(
@@ -417,7 +459,7 @@ impl Product {
         };
         if call.compute() == Compute::F32 {
             assert!(self.low_rank.is_none(), "a pair beside a product in f32");
-            let n_blocks = m.div_ceil(SMALL_TILE) * n.div_ceil(SMALL_TILE);
+            let n_blocks = SMALL_TILE.blocks(m, n);
             let kernel = format!("product_in_f32_{turns}_{form}");
             let parameters = self.parameters(0, 1, Address::NULL);
             // SAFETY: as the caller promises.
@@ -429,7 +471,7 @@ impl Product {
             (form, true) => form.to_owned(),
             (form, false) => {
                 // k is divided as for a regular weight, so that the bits are its.
-                side = SMALL_TILE;
+                tile = SMALL_TILE;
                 format!("irregular_{form}")
             }
         };
@@ -441,14 +483,14 @@ impl Product {
             _ => scratch.take(n_parts * m * n * size_of::<f32>()),
         };
         let parameters = self.parameters(steps_of_part, n_parts, parts);
-        let kernel = format!("product_{turns}_{form}_{side}");
-        let n_threads = if side == LARGE_TILE { 256 } else { 128 };
-        let n_blocks = m.div_ceil(side) * n.div_ceil(side);
+        let kernel = format!("product_{turns}_{form}_{}", tile.rows);
+        let n_blocks = tile.blocks(m, n);
         let launch = Launch {
             grid: [n_blocks as u32, 1, n_parts as u32],
-            ..Launch::linear(n_blocks, n_threads)
+            ..Launch::linear(n_blocks, tile.n_threads())
         };
-        let shared_bytes = shared_bytes(side);
+        let tables = if matches!(b.form, Form::Nf4 { .. }) { TABLES_BYTES } else { 0 };
+        let shared_bytes = tile.shared_bytes(call.has_group_products()) + tables;
         // SAFETY: as the caller promises; the parts have the room that they need.
         unsafe {
             call.launch(&kernel, launch.with_shared_bytes(shared_bytes), parameters);
@@ -459,19 +501,14 @@ impl Product {
     }
 }
 
-/// Bytes of the tiles of all stages.
-fn shared_bytes(side: usize) -> usize {
-    N_STAGES * 2 * side * DEPTH * size_of::<bf16>()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         Cuda,
-        cuda::code::occupancy::kernels_of_gaming_cards,
+        cuda::{SIMULATED, code::occupancy::kernels_of_gaming_cards},
         linear::cuda::plain,
-        testing::{Random, fetch, place, relative_error, workspace},
+        testing::{Nf4Parts, Random, fetch, place, relative_error, workspace},
     };
 
     /// As a product with a large vocabulary is divided, but of less depth.
@@ -505,9 +542,81 @@ mod tests {
         assert!(error > 0.0 && error <= k as f64 * f64::from(f32::EPSILON), "{error:e}");
     }
 
+    /// Every way in which operands lie, every form that has a kernel of its own, and a pair beside.
+    fn tall_tiles_sum_as_small_ones(cuda: &mut Cuda) {
+        let (m, n, k, rank) = (300, 192, 192, 8);
+        let mut random = Random::new(4);
+        let a = place(cuda, &random.normal(m * k));
+        let low_a = place(cuda, &random.normal(m * rank));
+        let low_b = place(cuda, &random.normal(n * rank));
+        let values = random.normal(n * k);
+        let f32 = Weight::F32(place(cuda, &values));
+        let bf16 = Weight::Bf16(place(cuda, &crate::testing::in_bf16(&values)));
+        let nf4 = Weight::Nf4(Nf4Parts::quantize(&values).place(cuda));
+        let scratch = workspace(cuda, 3 * staged_bytes(k, m.max(k)) + ALIGNMENT);
+        let (along, across) = (Turn::Along, Turn::Across);
+        let ways =
+            [f32, bf16, nf4].into_iter().flat_map(|weight| [(weight, along), (weight, across)]);
+        for (weight, b_turn) in ways {
+            // The gradient of a weight has both across, and no pair.
+            let is_gradient = matches!(weight, Weight::Bf16(_)) && b_turn == across;
+            for a_turn in if is_gradient { vec![along, across] } else { vec![along] } {
+                let sums = [TALL_TILE, LARGE_TILE, SMALL_TILE].map(|tile| {
+                    let c = place(cuda, &vec![f32::NAN; m * n]);
+                    let mut call = cuda.call("product");
+                    let [a, low_a, low_b] = [a, low_a, low_b].map(|slice| call.read(slice));
+                    let turned = |rows, columns, turn| match turn {
+                        Turn::Along => (rows, columns),
+                        Turn::Across => (columns, rows),
+                    };
+                    let (rows, columns) = turned(n, k, b_turn);
+                    let b = Matrix::weight(&mut call, weight, rows, columns);
+                    let address = call.write(c);
+                    let mut staging = Staging::new(&mut call, scratch);
+                    let a = staging.operand(&call, a, turned(m, k, a_turn), None);
+                    let staged = staging.operand(&call, low_a, (m, rank), None);
+                    let low_columns = turned(n, rank, b_turn).1;
+                    let low_rank = (a_turn == along).then(|| LowRank {
+                        rank,
+                        a: staged,
+                        b: Matrix::f32(low_b, low_columns),
+                        scale: 0.5,
+                    });
+                    let store = Store::Overwrite;
+                    let product = plain((m, n, k), (a, a_turn), (b, b_turn), store, address);
+                    let product = Product { low_rank, ..product };
+                    // SAFETY: the arguments are of these extents.
+                    unsafe { product.multiply_in(&mut call, &staging, (tile, 1)) };
+                    drop(call);
+                    fetch(cuda, c)
+                });
+                assert!(sums[0].iter().all(|sum| sum.is_finite()));
+                assert!(sums[0] == sums[1] && sums[0] == sums[2], "{weight:?} {b_turn:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn tall_tiles_in_the_simulator() {
+        let [_, capability] = SIMULATED;
+        tall_tiles_sum_as_small_ones(&mut Cuda::simulated_as(capability, Compute::Bf16).unwrap());
+    }
+
+    #[test]
+    #[ignore = "it needs an NVIDIA card: tests/gpu.sh"]
+    fn tall_tiles_on_a_card() {
+        let cuda = &mut Cuda::open(0, Compute::Bf16).unwrap();
+        if cuda.call("product").has_group_products() {
+            tall_tiles_sum_as_small_ones(cuda);
+        }
+    }
+
     #[test]
     fn divided_large_tiles_in_the_simulator() {
-        divided_large_tiles_sum_as_small_ones(&mut Cuda::simulated(Compute::Bf16).unwrap());
+        for capability in SIMULATED {
+            let cuda = &mut Cuda::simulated_as(capability, Compute::Bf16).unwrap();
+            divided_large_tiles_sum_as_small_ones(cuda);
+        }
     }
 
     #[test]
@@ -517,16 +626,25 @@ mod tests {
     }
 
     #[test]
-    fn two_blocks_of_large_tiles_fit_a_multiprocessor() {
+    fn several_blocks_fit_a_multiprocessor() {
         let mut n_kernels = 0;
         for kernel in kernels_of_gaming_cards() {
             if kernel.name.starts_with("product_") && kernel.name.ends_with("_128") {
-                let n_blocks = kernel.blocks_of_multiprocessor(256, shared_bytes(LARGE_TILE));
+                let shared_bytes = LARGE_TILE.shared_bytes(false) + TABLES_BYTES;
+                let n_blocks = kernel.blocks_of_multiprocessor(256, shared_bytes);
                 assert!(n_blocks >= 2, "{kernel:?}: {n_blocks}");
-                // The levels of NF4, so that what a kernel has of its own is found at all.
-                assert!(kernel.shared_bytes >= 64 || !kernel.name.contains("nf4"), "{kernel:?}");
                 n_kernels += 1;
             }
+            if kernel.name.starts_with("product_") && kernel.name.ends_with("_64") {
+                let (tables, least) =
+                    if kernel.name.contains("nf4") { (TABLES_BYTES, 3) } else { (0, 4) };
+                let shared_bytes = SMALL_TILE.shared_bytes(false) + tables;
+                let n_blocks = kernel.blocks_of_multiprocessor(128, shared_bytes);
+                assert!(n_blocks >= least, "{kernel:?}: {n_blocks}");
+            }
+            // The tiles, so that what a kernel has of its own is found at all.
+            let is_f32 = kernel.name.starts_with("product_in_f32");
+            assert!(kernel.shared_bytes >= 2 * 16 * 64 * 4 || !is_f32, "{kernel:?}");
         }
         assert!(n_kernels > 0);
     }
@@ -540,11 +658,14 @@ mod tests {
                     for (m, k) in [1, 2, 3, most].into_iter().flat_map(|part| {
                         [(most / part, deepest), (most, deepest / part), (most / part, deepest / 2)]
                     }) {
-                        let (_, n_parts) = tiling(m, n, k);
-                        assert!(
-                            n_parts == 1 || n_parts * m * n * 4 <= parts_bytes(most, n, deepest),
-                            "{m} of {most} {n} {k} of {deepest}"
-                        );
+                        for has_group_products in [false, true] {
+                            let (_, n_parts) = tiling((m, n, k), has_group_products);
+                            assert!(
+                                n_parts == 1
+                                    || n_parts * m * n * 4 <= parts_bytes(most, n, deepest),
+                                "{m} of {most} {n} {k} of {deepest}"
+                            );
+                        }
                     }
                 }
             }
@@ -564,7 +685,17 @@ mod tests {
             ((512, 4096, 4096), (LARGE_TILE, 1)),
             ((4096, 4096, 4096), (LARGE_TILE, 1)),
         ] {
-            assert_eq!(tiling(extents.0, extents.1, extents.2), wanted, "{extents:?}");
+            assert_eq!(tiling(extents, false), wanted, "{extents:?}");
+        }
+        for (extents, wanted) in [
+            // Of 384 rows a fourth would be none.
+            ((384, 32_000, 4096), (LARGE_TILE, 1)),
+            ((512, 4096, 4096), (LARGE_TILE, 1)),
+            ((1024, 4096, 4096), (TALL_TILE, 1)),
+            ((128, 32_000, 4096), (LARGE_TILE, 1)),
+            ((16_384, 96, 4096), (LARGE_TILE, 1)),
+        ] {
+            assert_eq!(tiling(extents, true), wanted, "{extents:?}");
         }
     }
 }

@@ -28,18 +28,49 @@ impl Cuda {
     /// # Errors
     /// When the kernels' code cannot be read: this build is damaged.
     pub fn simulated(compute: Compute) -> Result<Self, DeviceError> {
+        Self::simulated_as(Capability::OLDEST, compute)
+    }
+
+    /// The same of a compute capability.
+    ///
+    /// # Errors
+    /// As [`Cuda::simulated`].
+    pub(crate) fn simulated_as(
+        capability: Capability,
+        compute: Compute,
+    ) -> Result<Self, DeviceError> {
         let failed = |error: &dyn std::fmt::Display| DeviceError::Failed {
             call: "load",
             reason: error.to_string(),
         };
-        let modules =
-            CodeArchive::embedded().modules(Target::Ptx).map_err(|error| failed(&error))?;
+        let read =
+            |archive: &CodeArchive, target| archive.modules(target).map_err(|error| failed(&error));
+        let mut modules = read(CodeArchive::embedded(), Target::Ptx)?;
+        if Target::for_capability(capability.major, capability.minor) == Some(Target::Compute(90)) {
+            for own in read(CodeArchive::simulated(), Target::Ptx90)? {
+                modules.retain(|module| module.name != own.name);
+                modules.push(own);
+            }
+        }
         let fails_after = NEXT_FAILS_AFTER.swap(0, Ordering::Relaxed);
         let n_left = Cell::new((fails_after > 0).then_some(fails_after));
-        let driver = Simulated { n_left, ..Simulated::default() };
+        let driver = Simulated {
+            capability,
+            machine: Machine::new(),
+            functions: Vec::new(),
+            n_left,
+            begun: RefCell::default(),
+            n_begun: Cell::default(),
+            first: Cell::default(),
+        };
         Self::new(Box::new(driver), compute, &modules)
     }
 }
+
+/// Those whose code differs in what it does, and not only in how it was compiled.
+#[cfg(test)]
+pub(crate) const SIMULATED: [Capability; 2] =
+    [Capability::OLDEST, Capability { major: 9, minor: 0 }];
 
 /// Kernels that the next device does before it fails; 0: it does not.
 static NEXT_FAILS_AFTER: AtomicU64 = AtomicU64::new(0);
@@ -50,8 +81,9 @@ pub fn fail_next_after(n_kernels: u64) {
     NEXT_FAILS_AFTER.store(n_kernels, Ordering::Relaxed);
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Simulated {
+    capability: Capability,
     machine: Machine,
     functions: Vec<Arc<Kernel>>,
     /// Kernels that are still done; `None`: all.
@@ -129,7 +161,7 @@ fn failed(call: &'static str) -> impl Fn(&dyn std::fmt::Display) -> DeviceError 
 
 impl Driver for Simulated {
     fn capability(&self) -> Capability {
-        Capability::OLDEST
+        self.capability
     }
 
     fn allocate(&mut self, n_bytes: usize) -> Result<Address, DeviceError> {

@@ -35,7 +35,10 @@ const OPTIONS: [&str; 2] = ["--std=c++17", "--no-source-include"];
 pub fn options(target: Target) -> Vec<String> {
     let architecture = match target {
         Target::Ptx => "compute_80".to_owned(),
+        // With what it alone has.
+        Target::Compute(90) => "sm_90a".to_owned(),
         Target::Compute(capability) => format!("sm_{capability}"),
+        Target::Ptx90 => "compute_90a".to_owned(),
     };
     let options = OPTIONS.into_iter().map(str::to_owned);
     options.chain([format!("--gpu-architecture={architecture}")]).collect()
@@ -135,7 +138,7 @@ impl Sources {
         };
         add(compiler_version());
         add(PTX_VERSION);
-        for option in Target::ALL.into_iter().flat_map(options) {
+        for option in Target::ALL.into_iter().chain([Target::Ptx90]).flat_map(options) {
             add(&option);
         }
         for file in self.units.iter().chain(&self.headers) {

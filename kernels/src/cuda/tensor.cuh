@@ -1,5 +1,6 @@
 // Tensor cores and the copies that feed them (PTX ISA 7.4, "Warp-level matrix instructions",
-// "Asynchronous copy"). Everything here works on compute capability 8.0 and later.
+// "Asynchronous copy"). Everything here works on compute capability 8.0 and later, but for the products of a
+// group of warps at the end, which 9.0 has and nothing else.
 #pragma once
 
 #include "basics.cuh"
@@ -70,4 +71,94 @@ __device__ __forceinline__ void end_copy_group() {
 template <int n_pending>
 __device__ __forceinline__ void wait_for_copy_groups() {
     asm volatile("cp.async.wait_group %0;" ::"n"(n_pending) : "memory");
+}
+
+// ---- Products of a group of four warps (PTX ISA 8.0, "Asynchronous warpgroup-level matrix instructions") ----
+
+// Whether they are there: in code for 9.0 alone. Where they are not, nothing below may be called.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool HAS_GROUP_PRODUCTS = true;
+#else
+constexpr bool HAS_GROUP_PRODUCTS = false;
+#endif
+
+// The thread's group of four warps; the same for all lanes of a warp, as these products want what depends on it.
+__device__ __forceinline__ u32 group_of_warps() { return __shfl_sync(ALL_LANES, warp() / 4, 0); }
+
+// An operand in shared memory as these products take it: bf16, laid out as `chunk_offset` says, the pattern's
+// first row at a multiple of its length. Rows of 32 numbers (eight rows are 512 bytes) with k along them; or of 64
+// (1,024 bytes) with k across them, from one part of 64 numbers to the next `part_bytes`.
+__device__ __forceinline__ u64 operand_along(u32 address) {
+    constexpr u64 EIGHT_ROWS = 512 >> 4, UNUSED = 1, ROWS_OF_64_BYTES = 2;
+    return (address & 0x3ffff) >> 4 | UNUSED << 16 | EIGHT_ROWS << 32 | ROWS_OF_64_BYTES << 62;
+}
+
+__device__ __forceinline__ u64 operand_across(u32 address, u32 part_bytes) {
+    constexpr u64 EIGHT_ROWS = 1024 >> 4, ROWS_OF_128_BYTES = 1;
+    return (address & 0x3ffff) >> 4 | static_cast<u64>(part_bytes >> 4) << 16 | EIGHT_ROWS << 32 |
+           ROWS_OF_128_BYTES << 62;
+}
+
+// Lets the products read what this thread has written to shared memory, or what was copied there and waited for.
+// A barrier must follow.
+__device__ __forceinline__ void show_to_group_products() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Before the first of some products: what was written to their sums is done.
+__device__ __forceinline__ void begin_group_products() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// Ends the group of products begun since the last one.
+__device__ __forceinline__ void end_group_products() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until all but the last `n_pending` groups of products are done: their operands may be written over.
+template <int n_pending>
+__device__ __forceinline__ void wait_for_group_products() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n_pending) : "memory");
+}
+
+// Waits until all are done, whose sums are `d` and may then be read.
+template <u32 N>
+__device__ __forceinline__ void wait_for_sums(f32 (&d)[N][4]) {
+    wait_for_group_products<0>();
+    // The compiler takes sums for done when their products are begun: it is to read none ahead of this.
+#pragma unroll
+    for (u32 i = 0; i < N; i++)
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) asm volatile("" : "+f"(d[i][e])::"memory");
+}
+
+#define SUMS_OF_4(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define SUMS_OF_16(d, i) SUMS_OF_4(d, i), SUMS_OF_4(d, i + 1), SUMS_OF_4(d, i + 2), SUMS_OF_4(d, i + 3)
+
+// Begins d += a · b for a group's 64 rows: 16 for each of its warps, as multiply_tiles has them, side by side. The
+// sums may not be touched until they were waited for.
+template <bool A_ACROSS, bool B_ACROSS>
+__device__ __forceinline__ void multiply_by_group(f32 (&d)[8][4], u64 a, u64 b) {
+    asm volatile(
+        "{ .reg .pred adds; setp.ne.u32 adds, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, adds, 1, 1, %34, %35; }"
+        : SUMS_OF_16(d, 0), SUMS_OF_16(d, 4)
+        : "l"(a), "l"(b), "n"(static_cast<int>(A_ACROSS)), "n"(static_cast<int>(B_ACROSS)));
+}
+
+template <bool A_ACROSS, bool B_ACROSS>
+__device__ __forceinline__ void multiply_by_group(f32 (&d)[16][4], u64 a, u64 b) {
+    asm volatile(
+        "{ .reg .pred adds; setp.ne.u32 adds, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, adds, 1, 1, %66, %67; }"
+        : SUMS_OF_16(d, 0), SUMS_OF_16(d, 4), SUMS_OF_16(d, 8), SUMS_OF_16(d, 12)
+        : "l"(a), "l"(b), "n"(static_cast<int>(A_ACROSS)), "n"(static_cast<int>(B_ACROSS)));
 }

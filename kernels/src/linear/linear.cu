@@ -3,20 +3,29 @@
 
 #include "product.cuh"
 
+// Where groups of warps multiply, tiles that are twice as tall: what is expanded then meets twice as many rows, and
+// takes little longer than the products with it.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define TALL_PRODUCT(name, A_ACROSS, B_ACROSS, FORM) PRODUCT(name, 256, 128, A_ACROSS, B_ACROSS, FORM)
+#else
+#define TALL_PRODUCT(name, A_ACROSS, B_ACROSS, FORM)
+#endif
+
 // Named by how the operands are stored: "along" with k along its rows, "across" with k across them.
 #define PRODUCT(name, M, N, A_ACROSS, B_ACROSS, FORM)                                              \
     extern "C" __global__ void __launch_bounds__(Tile<M, N, A_ACROSS, B_ACROSS>::N_THREADS)        \
         product_##name##_##M(const __grid_constant__ Product p) {                                  \
         multiply<M, N, A_ACROSS, B_ACROSS, FORM>(p);                                               \
     }
-#define PRODUCT_OF_BOTH_SIZES(name, A_ACROSS, B_ACROSS, FORM)                                      \
+#define PRODUCT_OF_ALL_SIZES(name, A_ACROSS, B_ACROSS, FORM)                                       \
+    TALL_PRODUCT(name, A_ACROSS, B_ACROSS, FORM)                                                   \
     PRODUCT(name, 128, 128, A_ACROSS, B_ACROSS, FORM)                                              \
     PRODUCT(name, 64, 64, A_ACROSS, B_ACROSS, FORM)
 
 #define PRODUCTS_WITH_A_WEIGHT(name, B_ACROSS)                                                     \
-    PRODUCT_OF_BOTH_SIZES(name##_copied, false, B_ACROSS, Copied)                                  \
-    PRODUCT_OF_BOTH_SIZES(name##_f32, false, B_ACROSS, InF32)                                      \
-    PRODUCT_OF_BOTH_SIZES(name##_nf4, false, B_ACROSS, InNf4)                                      \
+    PRODUCT_OF_ALL_SIZES(name##_copied, false, B_ACROSS, Copied)                                   \
+    PRODUCT_OF_ALL_SIZES(name##_f32, false, B_ACROSS, InF32)                                       \
+    PRODUCT_OF_ALL_SIZES(name##_nf4, false, B_ACROSS, InNf4)                                       \
     PRODUCT(name##_irregular_bf16, 64, 64, false, B_ACROSS, Irregular<Bf16Element>)                \
     PRODUCT(name##_irregular_f32, 64, 64, false, B_ACROSS, Irregular<F32Element>)                  \
     PRODUCT(name##_irregular_nf4, 64, 64, false, B_ACROSS, Irregular<Nf4Element>)
@@ -26,7 +35,7 @@ PRODUCTS_WITH_A_WEIGHT(along_along, false)
 // dy · W
 PRODUCTS_WITH_A_WEIGHT(along_across, true)
 // dyᵀ · x
-PRODUCT_OF_BOTH_SIZES(across_across_copied, true, true, Copied)
+PRODUCT_OF_ALL_SIZES(across_across_copied, true, true, Copied)
 
 // Adds the parts of k in their order. A thread has one number.
 extern "C" __global__ void __launch_bounds__(256)

@@ -5,8 +5,8 @@ use crate::{
     Compute,
     nf4::Nf4,
     testing::{
-        Nf4Parts, Random, fetch, on_every_device, place, place_in, relative_error, rounded_to_bf16,
-        workspace,
+        Nf4Parts, Random, fetch, on_every_device_that_multiplies, place, place_in, relative_error,
+        rounded_to_bf16, workspace,
     },
 };
 
@@ -294,7 +294,7 @@ fn gradients_match_finite_differences(device: &mut (impl Linear + Nf4)) {
     }
 }
 
-on_every_device! {
+on_every_device_that_multiplies! {
     products_match_the_reference,
     a_bf16_weight_gradient_is_rounded_once,
     gradients_match_finite_differences,
@@ -393,8 +393,15 @@ fn a_workspace_suits_fewer_rows() {
 /// long as k is not divided.
 #[test]
 fn large_tiles_give_the_bits_of_small_ones() {
+    for capability in crate::cuda::SIMULATED {
+        eprintln!("on {capability}");
+        let mut cuda = crate::Cuda::simulated_as(capability, Compute::Bf16).unwrap();
+        check_large_tiles(&mut cuda);
+    }
+}
+
+fn check_large_tiles(device: &mut crate::Cuda) {
     const PART: usize = 60;
-    let mut device = crate::Cuda::simulated(Compute::Bf16).unwrap();
     let profile = device.profile();
     let mut random = Random::new(7);
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
@@ -404,11 +411,11 @@ fn large_tiles_give_the_bits_of_small_ones() {
         let part_shape = LinearShape { n_rows: PART, ..shape };
         let is_forward = n_out > n_in;
         let (small, large) = (n_in.min(n_out), n_in.max(n_out));
-        let input = place(&mut device, &random.normal(shape.n_rows * small));
-        let scratch = workspace(&mut device, workspace_bytes(&profile, shape));
-        let whole = place(&mut device, &vec![f32::NAN; shape.n_rows * large]);
-        let part = place(&mut device, &vec![f32::NAN; PART * large]);
-        for (weight, _) in weights(&mut device, shape, &mut random) {
+        let input = place(device, &random.normal(shape.n_rows * small));
+        let scratch = workspace(device, workspace_bytes(&profile, shape));
+        let whole = place(device, &vec![f32::NAN; shape.n_rows * large]);
+        let part = place(device, &vec![f32::NAN; PART * large]);
+        for (weight, _) in weights(device, shape, &mut random) {
             let multiply = |device: &mut crate::Cuda, shape, input: DeviceSlice<f32>, output| {
                 let store = Store::Overwrite;
                 if is_forward {
@@ -424,25 +431,25 @@ fn large_tiles_give_the_bits_of_small_ones() {
                     );
                 }
             };
-            multiply(&mut device, shape, input, whole);
+            multiply(device, shape, input, whole);
             // The first and the last, across the borders of tiles.
             for first in [0, 100, shape.n_rows - PART] {
                 let rows = |width: usize| first * width..(first + PART) * width;
-                multiply(&mut device, part_shape, input.slice(rows(small)), part);
-                let expected = bits(fetch(&device, whole.slice(rows(large))));
-                assert!(bits(fetch(&device, part)) == expected, "{weight:?} from {first}");
+                multiply(device, part_shape, input.slice(rows(small)), part);
+                let expected = bits(fetch(device, whole.slice(rows(large))));
+                assert!(bits(fetch(device, part)) == expected, "{weight:?} from {first}");
             }
         }
     }
     let shape = LinearShape { n_rows: 33, n_in: 1088, n_out: 1040 };
     let x = rounded(&random.normal(33 * 1088), Compute::Bf16);
     let dy = rounded(&random.normal(33 * 1040), Compute::Bf16);
-    let scratch = workspace(&mut device, workspace_bytes(&profile, shape));
-    let dweight = place(&mut device, &vec![f32::NAN; 1040 * 1088]);
-    let [x_slice, dy_slice] = [&x, &dy].map(|values| place(&mut device, values));
+    let scratch = workspace(device, workspace_bytes(&profile, shape));
+    let dweight = place(device, &vec![f32::NAN; 1040 * 1088]);
+    let [x_slice, dy_slice] = [&x, &dy].map(|values| place(device, values));
     let gradient = Gradient { values: dweight, store: Store::Overwrite };
     device.linear_weight_gradient(shape, x_slice.into(), dy_slice.into(), gradient.into(), scratch);
     let expected = weight_gradient(shape, &x, &dy);
-    check("weight gradient in large tiles", &fetch(&device, dweight), &expected);
-    check_bf16_gradient(&mut device, shape);
+    check("weight gradient in large tiles", &fetch(device, dweight), &expected);
+    check_bf16_gradient(device, shape);
 }

@@ -5,7 +5,8 @@ use crate::{
     Compute,
     testing::{
         Random, assert_as_close_as_plain, assert_gradient, assert_same_on_any_number_of_threads,
-        fetch, on_every_device, place, relative_error, to_f32, unrounded, widened, workspace,
+        fetch, on_every_device_that_multiplies, place, relative_error, to_f32, unrounded, widened,
+        workspace,
     },
 };
 
@@ -182,7 +183,7 @@ fn losses_are_summed_in_f64(device: &mut impl OutputLoss) {
     assert!(!fetch(device, sum)[0].is_finite());
 }
 
-on_every_device! {
+on_every_device_that_multiplies! {
     losses_are_summed_in_f64,
     the_weight_gradient_goes_where_it_is_asked_to,
     loss_and_gradients_match_the_reference,

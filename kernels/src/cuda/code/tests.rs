@@ -3,26 +3,36 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::cuda::sources::{Sources, crate_folder};
 
-/// The file as it is now, which a build of the compiler does not hold.
-fn committed() -> CodeArchive {
-    let path = crate_folder().join("src").join("cuda").join("compiled.bin");
+/// A file as it is now, which a build of the compiler does not hold.
+fn committed(name: &str) -> CodeArchive {
+    let path = crate_folder().join("src").join("cuda").join(name);
     CodeArchive::from_bytes(std::fs::read(path).unwrap())
 }
 
 #[test]
 fn the_archive_holds_what_the_sources_compile_to() {
-    let advice = "kernels/src/cuda/compiled.bin is stale: run `cargo xtask kernels`";
     let sources = Sources::read().unwrap();
-    let archive = committed();
-    assert!(archive.source_hash() == Ok(sources.hash()), "{advice}");
     let names: Vec<_> = sources.units().iter().map(|unit| unit.name()).collect();
-    for target in Target::ALL {
-        let modules = archive.modules(target).unwrap_or_else(|error| panic!("{advice} ({error})"));
-        assert_eq!(modules.iter().map(|module| &module.name[..]).collect::<Vec<_>>(), names);
-        for module in modules {
-            let begins: &[u8] = if target == Target::Ptx { b"//" } else { b"\x7fELF" };
-            assert!(module.image.starts_with(begins), "{} for {target}", module.name);
-            assert!(!module.kernels.is_empty(), "{} for {target}", module.name);
+    for (name, targets) in [("compiled.bin", &Target::ALL[..]), ("simulated.bin", &[Target::Ptx90])]
+    {
+        let advice = format!("kernels/src/cuda/{name} is stale: run `cargo xtask kernels`");
+        let archive = committed(name);
+        assert!(archive.source_hash() == Ok(sources.hash()), "{advice}");
+        assert_eq!(archive.targets().unwrap(), targets, "{advice}");
+        for &target in targets {
+            let modules =
+                archive.modules(target).unwrap_or_else(|error| panic!("{advice} ({error})"));
+            let found: Vec<_> = modules.iter().map(|module| &module.name[..]).collect();
+            match target {
+                Target::Ptx90 => assert!(found == ["ceilings", "linear"], "{found:?}"),
+                _ => assert_eq!(found, names),
+            }
+            for module in modules {
+                let is_machine_code = matches!(target, Target::Compute(_));
+                let begins: &[u8] = if is_machine_code { b"\x7fELF" } else { b"//" };
+                assert!(module.image.starts_with(begins), "{} for {target}", module.name);
+                assert!(!module.kernels.is_empty(), "{} for {target}", module.name);
+            }
         }
     }
 }
@@ -31,7 +41,7 @@ fn the_archive_holds_what_the_sources_compile_to() {
 #[test]
 fn text_has_no_hints_later_than_its_version() {
     let mut n_hints = 0;
-    for module in committed().modules(Target::Ptx).unwrap() {
+    for module in committed("compiled.bin").modules(Target::Ptx).unwrap() {
         let text = String::from_utf8(module.image).unwrap();
         for hint in text.lines().filter(|line| line.contains(".pragma")) {
             assert_eq!(hint.trim(), ".pragma \"nounroll\";", "{}", module.name);
@@ -44,7 +54,8 @@ fn text_has_no_hints_later_than_its_version() {
 #[test]
 #[cfg(not(feature = "compiler"))]
 fn the_program_holds_the_file() {
-    assert_eq!(CodeArchive::embedded().bytes, committed().bytes);
+    assert_eq!(CodeArchive::embedded().bytes, committed("compiled.bin").bytes);
+    assert_eq!(CodeArchive::simulated().bytes, committed("simulated.bin").bytes);
 }
 
 #[test]
@@ -56,6 +67,7 @@ fn a_card_gets_the_newest_code_that_it_can_run() {
         ((8, 7), Some(Target::Ptx)),
         ((8, 9), Some(Target::Compute(89))),
         ((9, 0), Some(Target::Compute(90))),
+        ((9, 1), Some(Target::Ptx)),
         ((10, 0), Some(Target::Ptx)),
         ((12, 0), Some(Target::Compute(120))),
         ((12, 1), Some(Target::Compute(120))),
