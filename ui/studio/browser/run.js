@@ -328,6 +328,22 @@ async function reload() {
   await close();
 }
 
+/** A theme is seen before it is kept, and taken back where it cannot be. */
+async function fullDisk() {
+  const { page, close } = await open("light", "?full");
+  const at = (id) => page.getByTestId(id);
+  const scheme = () => page.evaluate(() => document.documentElement.dataset["scheme"]);
+  await at("nav-settings").click();
+  await at("theme-dark").click();
+  assert.equal(await scheme(), "dark");
+  assert.equal(await at("error").count(), 0);
+  await at("error").waitFor();
+  assert.equal(await at("error").getAttribute("data-code"), "preferences_unwritable");
+  assert.equal(await scheme(), "light");
+  assert.equal(await at("theme-system").getAttribute("data-state"), "checked");
+  await close();
+}
+
 /** How long a frame of a live run of 100,000 steps takes, and the panel after a key. */
 async function measure() {
   const { page, close } = await open("light", "?endless");
@@ -393,6 +409,7 @@ const TESTS = process.argv.includes("--measure")
       "the question at closing": closing,
       "the keyboard": keyboard,
       "a reload keeps the draft": reload,
+      "a theme that cannot be kept": fullDisk,
     };
 let failed = false;
 for (const [name, test] of Object.entries(TESTS)) {

@@ -160,7 +160,15 @@ function onWindow<T>(name: string, listener: (detail: T) => void): () => void {
 
 export const recorded: Platform = {
   startup: async () => structuredClone(startup),
-  savePreferences: async () => {},
+  async savePreferences() {
+    if (!location.search.includes("full")) return;
+    await pause(300);
+    refuse(
+      "preferences_unwritable",
+      "Could not write /home/you/nibble/preferences.json: No space left on device (os error 28).",
+      "Check the free space and the folder's permissions.",
+    );
+  },
   models: async () => [],
   async openModel(path) {
     if (path === startup.starter.path) return startup.starter;
