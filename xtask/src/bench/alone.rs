@@ -11,12 +11,13 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Case, QLORA, STEPS, measure_nibble, median, random_model, train};
+use super::{Case, QLORA, SMALL, measure_nibble, median, random_model, train};
 use crate::{Error, nibble};
 
 /// The shape whose start is measured, and the one that trains.
 const LARGE: &str = "tinyllama-1.1b";
-const SMALL: &str = "smollm2-135m";
+/// Steps of a measurement, of which the first warms up and does not count.
+const STEPS: usize = 6;
 const LENGTHS: [&str; 5] = ["128", "256", "512", "1024", "2048"];
 
 /// Measures and prints three short tables.
