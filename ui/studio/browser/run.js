@@ -333,14 +333,23 @@ async function fullDisk() {
   const { page, close } = await open("light", "?full");
   const at = (id) => page.getByTestId(id);
   const scheme = () => page.evaluate(() => document.documentElement.dataset["scheme"]);
+  const isChosen = async (theme) =>
+    (await at(`theme-${theme}`).getAttribute("data-state")) === "checked";
+  const save = () => page.evaluate(() => void dispatchEvent(new Event("save")));
   await at("nav-settings").click();
+  // The first is kept; what was chosen meanwhile is not.
   await at("theme-dark").click();
-  assert.equal(await scheme(), "dark");
+  await at("theme-light").click();
+  await save();
+  assert.equal(await scheme(), "light");
   assert.equal(await at("error").count(), 0);
+  await page.waitForTimeout(50);
+  assert.ok(await isChosen("light"));
+  await save();
   await at("error").waitFor();
   assert.equal(await at("error").getAttribute("data-code"), "preferences_unwritable");
-  assert.equal(await scheme(), "light");
-  assert.equal(await at("theme-system").getAttribute("data-state"), "checked");
+  assert.equal(await scheme(), "dark");
+  assert.ok(await isChosen("dark"));
   await close();
 }
 

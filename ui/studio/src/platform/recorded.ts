@@ -160,9 +160,11 @@ function onWindow<T>(name: string, listener: (detail: T) => void): () => void {
 
 export const recorded: Platform = {
   startup: async () => structuredClone(startup),
-  async savePreferences() {
+  async savePreferences({ theme }) {
     if (!location.search.includes("full")) return;
-    await pause(300);
+    // When the page is told; and a disk has room for this alone.
+    await new Promise((done) => addEventListener("save", done, { once: true }));
+    if (theme === "dark") return;
     refuse(
       "preferences_unwritable",
       "Could not write /home/you/nibble/preferences.json: No space left on device (os error 28).",
