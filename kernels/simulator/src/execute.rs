@@ -104,12 +104,13 @@ struct Word {
     epoch: u32,
 }
 
-/// When a warp showed to products of groups what it wrote: how often any warp had.
+/// When a warp last showed to products of groups what it had written, as a count of all warps' times.
 #[derive(Clone, Copy, Default)]
 struct Shown {
     last: u32,
+    /// The epoch of that time.
     epoch: u32,
-    /// In an earlier epoch.
+    /// The last time in an epoch before it.
     before: u32,
 }
 
@@ -121,7 +122,8 @@ pub struct Shared {
     coming: Vec<u32>,
     /// Products of groups that read each word and were not waited for.
     multiplied: Vec<u32>,
-    /// Which warp wrote each word last, and when: how often any had shown what it wrote to products of groups.
+    /// Which warp wrote each word last, and when: by then, how often any warp had shown to products of groups
+    /// what it had written.
     written: Vec<(u32, u32)>,
     n_shown: u32,
     /// When each warp did so last, and last before the barriers that this was between.

@@ -11,13 +11,16 @@
 //! shared memory between two barriers, or two blocks one word or byte of global memory, where one of them
 //! writes; two lanes that write different numbers to one place in one instruction; shared memory that is
 //! read before anything is written there; an asynchronous copy to what may still be read, one that is
-//! read or written before it was waited for, one that nobody waits for; the same of products of groups,
-//! one that reads what was not shown to it, and warps of a group that multiply different operands; a
-//! barrier that not all lanes of a warp reach together; a loop without an end.
+//! read or written before it was waited for, one that nobody waits for; a product of groups whose operands or
+//! sums are written before it was waited for, one that nobody waits for, one that reads what was not shown to
+//! it, and warps of a group that multiply different operands; a barrier that not all lanes of a warp reach
+//! together; a loop without an end.
 //!
-//! What it cannot show: time; warps of one block that race in global memory; the hardware's order of summing
-//! inside a product of tiles, which is not specified (here: one after the other, in f32); approximate
-//! functions are those of the host, which are closer than the card's.
+//! What it cannot show: time; warps of one block that race in global memory; sums of groups that are read
+//! before they were waited for, which are then what they were before, and those that are written between
+//! `wgmma.fence` and their first product; the hardware's order of summing inside a product of tiles, which is
+//! not specified (here: one after the other, in f32); approximate functions are those of the host, which are
+//! closer than the card's.
 
 mod decode;
 mod execute;

@@ -86,7 +86,7 @@ impl Operand {
         if descriptor >> 49 & 7 != 0 {
             return refused("begins within a pattern, which is not understood");
         }
-        // Within the first row, sixteen numbers that are left of it; or at it.
+        // At the pattern; with k along its rows also further on in the first, if it has sixteen numbers more.
         let into_pattern = start % (8 * row_bytes);
         let most = if is_across { 0 } else { row_bytes - 2 * DEPTH as u64 };
         if into_pattern > most {

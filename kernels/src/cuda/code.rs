@@ -13,8 +13,8 @@
 //! ```
 //! Targets are in rising order (PTX is 0) and compressed apart: a card needs one of them.
 //!
-//! `simulated.bin` beside it, which no program carries, is an archive of the same form, for the simulator, which reads no
-//! machine code: the modules that have instructions of 9.0 alone, as text.
+//! `simulated.bin` beside it, which no program carries, is an archive of the same form, for the simulator,
+//! which reads no machine code: the modules that have instructions of 9.0 alone, as text.
 
 use std::{borrow::Cow, fmt, io::Read};
 

@@ -37,7 +37,8 @@ const TALL_TILE: Tile = Tile { rows: 256, columns: 128 };
 /// Blocks of threads below which a smaller tile is taken: fewer would leave multiprocessors idle. So it is
 /// where the other tile would be half empty.
 const FEW_BLOCKS: usize = 64;
-/// The same of the tallest tile, of which a multiprocessor has room for one block, and most of those cards 132.
+/// The same of the tallest tile. A multiprocessor has room for one such block, and most cards of 9.0 have 132
+/// multiprocessors.
 const FEW_TALL_BLOCKS: usize = 128;
 /// Blocks that fill a card: k is divided until there are as many.
 const ENOUGH_BLOCKS: usize = 256;

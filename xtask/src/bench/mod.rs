@@ -24,10 +24,10 @@ const FULL: &str = "full";
 /// What is trained beside theirs.
 const METHODS: [Method; 5] = [
     Method::alike(FULL, &["--method", "full"]),
-    // By either in the form that takes it least memory; theirs is their fastest as well, where the processor
-    // multiplies bf16.
+    // By either in the form that takes it least memory; theirs is mostly their fastest as well, where the
+    // processor multiplies bf16.
     FULL_IN_BF16,
-    // Moments in f32 are the fastest of ours, and where a model is small their memory is no question.
+    // Moments in f32 may be the fastest of ours, and where a model is small their memory is no question.
     Method {
         name: "full, mixed",
         ours: &["--method", "full", "--weights", "bf16"],
