@@ -5,8 +5,8 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 
 use super::{
-    Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, NEAR_PANELS, Operand, Place, Rows, SharedTarget,
-    Sums, Target, Term,
+    Blocking, LowRank, MOST_AT_ONCE, MOST_SHARING, Operand, Place, Rows, SharedTarget, Sums,
+    Target, Term,
     kernels::Kernel,
     layout::Layout,
     operand::{Form, Side},
@@ -238,9 +238,10 @@ impl<'a> Block<'a> {
                 let steps = kernel.packed_depth(depth);
                 // Depths of earlier blocks are whole, so that their panels lie behind one another.
                 let earlier = padded_rows * kernel.packed_depth(depth_start);
+                let near_rows = Blocking::near_panels(kernel, steps) * kernel.n_rows;
                 for (a, c) in a.iter().zip(&sums.c) {
-                    for near in rows.clone().step_by(NEAR_PANELS * kernel.n_rows) {
-                        let near = near..(near + NEAR_PANELS * kernel.n_rows).min(rows.end);
+                    for near in rows.clone().step_by(near_rows) {
+                        let near = near..(near + near_rows).min(rows.end);
                         for column in columns.clone().step_by(kernel.n_columns) {
                             let b_panel = &packed_b[(column - columns.start) * steps..];
                             for row in near.clone().step_by(kernel.n_rows) {

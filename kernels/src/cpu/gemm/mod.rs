@@ -42,13 +42,16 @@ use crate::{
     nf4::BLOCK,
 };
 use block::Block;
-use kernels::Kernel;
+use kernels::{Elements, Kernel};
 use operand::{Form, Side};
 
 /// Panels of A that pass over one panel of B after another: at most 350 KiB, which with a task's B fit
-/// a second-level cache of 1 MiB; 800 of a processor with matrix registers, which has 2 MiB. What then stays
-/// nearest is the panel of B.
+/// a second-level cache of 1 MiB. What then stays nearest is the panel of B.
 const NEAR_PANELS: usize = 20;
+
+/// Packed elements of those panels with matrix registers, at most: 512 KiB, a quarter of the second-level cache of
+/// a processor that has them.
+const NEAR_ELEMENTS: usize = 1 << 17;
 
 /// Packed elements of every A at a time, at most, where no product is beside another: 4 MiB, which stay in a
 /// last-level cache while all columns pass. A product through the output matrix is tens of thousands of
@@ -65,7 +68,8 @@ struct Blocking {
     /// Rows of A packed at a time: 1,024 of bf16, half as many of f32.
     rows: usize,
     /// Steps of k packed at a time: up to 1.25 KiB of a row, so that a panel of A (17.5 KiB) and one of
-    /// B (40 KiB) stay near the core.
+    /// B (40 KiB) stay near the core; up to 4 KiB with matrix registers, for which panels are asked for ahead
+    /// and which would wait longer for their sums' way to memory and back.
     depth: usize,
 }
 
@@ -98,15 +102,27 @@ impl Blocking {
     }
 
     /// Columns of B that a task packs at a time, at most: 256 columns of 640 bf16 are 320 KiB, a third of the
-    /// second-level cache of a processor that multiplies them, half as many of 320 f32 160 KiB. A weight's
-    /// row is then read 512 bytes at a time, where it is bf16.
+    /// second-level cache of a processor that multiplies them, and of 2,048 1 MiB, half of it with matrix registers; half as
+    /// many of 320 f32 160 KiB. A weight's row is then read 512 bytes at a time, where it is bf16.
     fn task_columns(kernel: &Kernel) -> usize {
         if kernel.elements.are_pairs() { 256 } else { 128 }
     }
 
     /// The most steps of k packed at a time.
     fn most_depth(kernel: &Kernel) -> usize {
-        if kernel.elements.are_pairs() { 640 } else { 320 }
+        match kernel.elements {
+            Elements::F32 => 320,
+            Elements::Pairs => 640,
+            Elements::PairBlocks => 2048,
+        }
+    }
+
+    /// Panels of A, `steps` packed steps deep, that pass over one panel of B after another.
+    fn near_panels(kernel: &Kernel, steps: usize) -> usize {
+        match kernel.elements {
+            Elements::F32 | Elements::Pairs => NEAR_PANELS,
+            Elements::PairBlocks => (NEAR_ELEMENTS / (kernel.n_rows * steps)).max(1),
+        }
     }
 }
 
