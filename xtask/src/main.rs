@@ -26,7 +26,7 @@ cargo xtask COMMAND
                      check formatting, lints, every test and the house's rules
   bench [SHAPE ...]  measure speed and memory, beside PEFT + bitsandbytes where Python is there
   bench plan         measure planning alone
-  bench training [SHAPE ...]
+  bench training [--tokens=N,...] [--rounds=N] [SHAPE ...]
                      measure training beside PEFT + bitsandbytes, and nothing else
   bench alone        measure starts, threads and lengths, of Nibble alone
   bench paging [SHAPE ...]
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
             ["plan"] => bench::bench_plan(),
             ["cuda", words @ ..] => bench::bench_cuda(words),
             ["alone"] => bench::bench_alone(),
-            ["training", shapes @ ..] => bench::bench_training(shapes),
+            ["training", words @ ..] => bench::bench_training(words),
             ["paging", shapes @ ..] => bench::bench_paging(shapes),
             shapes => bench::bench(shapes),
         },

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{data_of, median, random_model};
+use super::{Wanted, data_of, median, random_model};
 use crate::{Error, nibble, root, run};
 
 /// Ids of the catalog; the second has the shape of Llama 3 8B.
@@ -31,40 +31,6 @@ const STEPS: &str = "8";
 const ROUNDS: usize = 2;
 /// From one look at the card's memory to the next.
 const LOOKS_APART: Duration = Duration::from_millis(250);
-
-/// What is measured: `[--tokens=N,…] [--rounds=N] [SHAPE …]`.
-struct Wanted<'a> {
-    shapes: Vec<&'a str>,
-    sequences: Vec<&'a str>,
-    n_rounds: usize,
-}
-
-impl<'a> Wanted<'a> {
-    fn parse(words: &[&'a str]) -> Result<Self, Error> {
-        let mut wanted =
-            Self { shapes: Vec::new(), sequences: SEQUENCES.to_vec(), n_rounds: ROUNDS };
-        for word in words {
-            let usage = |wanted| Error::Usage { word: (*word).into(), wanted };
-            let number = |text: &str| text.parse().ok().filter(|&n: &usize| n > 0);
-            if let Some(tokens) = word.strip_prefix("--tokens=") {
-                wanted.sequences = tokens.split(',').collect();
-                if !wanted.sequences.iter().all(|tokens| number(tokens).is_some()) {
-                    return Err(usage("whole numbers of tokens, with commas between them"));
-                }
-            } else if let Some(n) = word.strip_prefix("--rounds=") {
-                wanted.n_rounds = number(n).ok_or_else(|| usage("a whole number of rounds"))?;
-            } else if word.starts_with("--") {
-                return Err(usage("--tokens=N,... or --rounds=N, or shapes of the catalog"));
-            } else {
-                wanted.shapes.push(word);
-            }
-        }
-        if wanted.shapes.is_empty() {
-            wanted.shapes = SHAPES.to_vec();
-        }
-        Ok(wanted)
-    }
-}
 
 #[derive(Default)]
 struct Measured {
@@ -85,7 +51,8 @@ struct Measured {
 /// # Errors
 /// When a model cannot be made, or our own run fails.
 pub fn bench(words: &[&str]) -> Result<(), Error> {
-    let Wanted { shapes, sequences, n_rounds } = Wanted::parse(words)?;
+    let Wanted { shapes, sequences, n_rounds } =
+        Wanted::parse(words, (&SHAPES, &SEQUENCES, ROUNDS))?;
     let nibble = nibble()?;
     let python = python();
     if python.is_none() {

@@ -81,6 +81,43 @@ impl fmt::Display for Method {
     }
 }
 
+/// What is measured: `[--tokens=N,…] [--rounds=N] [SHAPE …]`.
+struct Wanted<'a> {
+    shapes: Vec<&'a str>,
+    sequences: Vec<&'a str>,
+    n_rounds: usize,
+}
+
+impl<'a> Wanted<'a> {
+    /// As `words` say; where they say nothing, the shapes, tokens and rounds that are usual.
+    fn parse(
+        words: &[&'a str],
+        (shapes, sequences, n_rounds): (&[&'a str], &[&'a str], usize),
+    ) -> Result<Self, Error> {
+        let mut wanted = Self { shapes: Vec::new(), sequences: sequences.to_vec(), n_rounds };
+        for word in words {
+            let usage = |wanted| Error::Usage { word: (*word).into(), wanted };
+            let number = |text: &str| text.parse().ok().filter(|&n: &usize| n > 0);
+            if let Some(tokens) = word.strip_prefix("--tokens=") {
+                wanted.sequences = tokens.split(',').collect();
+                if !wanted.sequences.iter().all(|tokens| number(tokens).is_some()) {
+                    return Err(usage("whole numbers of tokens, with commas between them"));
+                }
+            } else if let Some(n) = word.strip_prefix("--rounds=") {
+                wanted.n_rounds = number(n).ok_or_else(|| usage("a whole number of rounds"))?;
+            } else if word.starts_with("--") {
+                return Err(usage("--tokens=N,... or --rounds=N, or shapes of the catalog"));
+            } else {
+                wanted.shapes.push(word);
+            }
+        }
+        if wanted.shapes.is_empty() {
+            wanted.shapes = shapes.to_vec();
+        }
+        Ok(wanted)
+    }
+}
+
 /// One measurement.
 #[derive(Default)]
 struct Measured {
@@ -113,7 +150,8 @@ pub fn bench(shapes: &[&str]) -> Result<(), Error> {
 }
 
 /// Measures the shapes named, or the usual ones, and prints a table.
-pub fn bench_training(shapes: &[&str]) -> Result<(), Error> {
+pub fn bench_training(words: &[&str]) -> Result<(), Error> {
+    let wanted = Wanted::parse(words, (&SHAPES, &SEQUENCES, ROUNDS))?;
     let nibble = nibble()?;
     let python = reference::ready_python();
     if python.is_none() {
@@ -121,7 +159,8 @@ pub fn bench_training(shapes: &[&str]) -> Result<(), Error> {
     }
     println!(
         "Tokens/s and peak memory at one sequence a step, rank 16, no recomputation; medians of \
-         {ROUNDS} rounds by turns\n"
+         {} rounds by turns\n",
+        wanted.n_rounds
     );
     println!(
         "{:<16} {:<12} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>7} {:>7}",
@@ -136,15 +175,15 @@ pub fn bench_training(shapes: &[&str]) -> Result<(), Error> {
         "speed",
         "memory"
     );
-    for shape in if shapes.is_empty() { &SHAPES[..] } else { shapes } {
+    for shape in wanted.shapes {
         let folder = random_model(shape)?;
-        let n_steps = if *shape == STARTER { STARTER_STEPS } else { STEPS };
-        for sequence in SEQUENCES {
+        let n_steps = if shape == STARTER { STARTER_STEPS } else { STEPS };
+        for &sequence in &wanted.sequences {
             let mut fastest = [0.0_f64; 2];
-            let is_small = [STARTER, SMALL].contains(shape);
+            let is_small = [STARTER, SMALL].contains(&shape);
             for method in METHODS.into_iter().filter(|method| is_small || !method.of_small) {
                 let case = Case { folder: &folder, method, sequence, n_steps, n_threads: None };
-                let speeds = measure(shape, &case, &nibble, python.as_deref())?;
+                let speeds = measure(shape, &case, &nibble, python.as_deref(), wanted.n_rounds)?;
                 if method.name.starts_with(FULL) {
                     // Of what could not be measured there is no number.
                     fastest = [0, 1].map(|i| fastest[i].max(speeds[i]));
@@ -181,10 +220,11 @@ fn measure(
     case: &Case<'_>,
     nibble: &Path,
     python: Option<&Path>,
+    n_rounds: usize,
 ) -> Result<[f64; 2], Error> {
     let Case { method, sequence, .. } = case;
     let (mut ours, mut theirs) = (Measured::default(), None);
-    for _ in 0..ROUNDS {
+    for _ in 0..n_rounds {
         ours.add(measure_nibble(nibble, case)?);
         if let Some(python) = python {
             // A shape that does not fit the machine by their method is a result too.
