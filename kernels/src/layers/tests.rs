@@ -490,7 +490,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
     }
 }
 
-/// Rows of wide layers come one layer after another, and those of deep ones some steps of k at a time.
+/// Rows of wide layers come one layer after another, and those of deep ones some steps of k at a time, but with a pair
+/// all of them. A pair's input or its rank may be several blocks deep, whatever multiplies.
 #[test]
 fn wide_layers_take_turns_and_deep_ones_come_in_spans() {
     let wide = LayersShape { n_rows: 450, n_in: 3, rank: 1 };
@@ -499,11 +500,18 @@ fn wide_layers_take_turns_and_deep_ones_come_in_spans() {
     let together = cpu::rows_together((isa, Compute::F32), widths.iter().map(|layer| layer.n_out));
     assert!(together < wide.n_rows, "{together} rows");
     let deep = LayersShape { n_rows: 30, n_in: 40_000, rank: 0 };
-    for case in [(wide, &widths), (deep, &[without(3), without(2)])] {
+    let with_deep_pair = LayersShape { n_rows: 37, n_in: 4_500, rank: 7 };
+    let with_deep_rank = LayersShape { n_rows: 9, n_in: 5, rank: 2_100 };
+    for case in [
+        (wide, &widths[..]),
+        (deep, &[without(3), without(2)]),
+        (with_deep_pair, &[with_pair(20)]),
+        (with_deep_rank, &[with_pair(18)]),
+    ] {
         for compute in [Compute::F32, Compute::Bf16] {
             let kind = DeviceKind::Cpu { isa, n_threads: 2 };
             let mut device = Cpu::new(DeviceProfile { kind, compute }).unwrap();
-            check_against_reference(&mut device, (case.0, case.1), None, &mut Random::new(8));
+            check_against_reference(&mut device, case, None, &mut Random::new(8));
         }
     }
 }

@@ -52,59 +52,51 @@ fn check(what: &str, actual: &[f32], (exact, plain): &(Vec<f64>, Vec<f32>)) {
 }
 
 fn products_match_the_reference(device: &mut (impl Linear + Nf4)) {
-    let profile = device.profile();
     let mut random = Random::new(1);
     for shape in SHAPES {
-        let x = random.normal(shape.n_rows * shape.n_in);
-        let dy = random.normal(shape.n_rows * shape.n_out);
-        let scratch = workspace(device, workspace_bytes(&profile, shape));
-        let [x_rounded, dy_rounded] = [&x, &dy].map(|values| rounded(values, profile.compute));
-        let (x_slice, dy_slice) = (place(device, &x), place(device, &dy));
-        let narrow = place_in(device, &x, input_format(&profile, shape.n_in));
-        let narrow_dy = place_in(device, &dy, input_format(&profile, shape.n_out));
-        for (weight, values) in weights(device, shape, &mut random) {
-            let values = rounded(&values, profile.compute);
-            let y = place(device, &vec![f32::NAN; dy.len()]);
-            device.linear(shape, x_slice.into(), weight, None, Store::Overwrite, y, scratch);
-            let what = format!("forward {shape:?} {weight:?}");
-            let from_f32 = fetch(device, y);
-            check(&what, &from_f32, &forward(shape, &x_rounded, &values));
-            device.linear(shape, narrow, weight, None, Store::Overwrite, y, scratch);
-            assert!(fetch(device, y) == from_f32, "x in bf16, {what}");
-
-            let dx = place(device, &vec![f32::NAN; x.len()]);
-            device.linear_input_gradient(
-                shape,
-                dy_slice.into(),
-                weight,
-                Store::Overwrite,
-                dx,
-                scratch,
-            );
-            let what = format!("input gradient {shape:?} {weight:?}");
-            let from_f32 = fetch(device, dx);
-            check(&what, &from_f32, &input_gradient(shape, &dy_rounded, &values));
-            device.linear_input_gradient(shape, narrow_dy, weight, Store::Overwrite, dx, scratch);
-            assert!(fetch(device, dx) == from_f32, "dy in bf16, {what}");
-        }
-        let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
-        let gradient = Gradient { values: dweight, store: Store::Overwrite };
-        device.linear_weight_gradient(
-            shape,
-            x_slice.into(),
-            dy_slice.into(),
-            gradient.into(),
-            scratch,
-        );
-        let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
-        let from_f32 = fetch(device, dweight);
-        check(&format!("weight gradient {shape:?}"), &from_f32, &expected);
-        let formats = [narrow.format(), narrow_dy.format(), FloatFormat::F32];
-        let scratch = weight_gradient_workspace_bytes(&profile, shape, formats);
-        let scratch = workspace(device, scratch);
-        device.linear_weight_gradient(shape, narrow, narrow_dy, gradient.into(), scratch);
-        assert!(fetch(device, dweight) == from_f32, "in bf16, {shape:?}");
+        check_products(device, shape, &mut random);
     }
+}
+
+/// All three products of a shape, of every kind of weight.
+fn check_products(device: &mut (impl Linear + Nf4), shape: LinearShape, random: &mut Random) {
+    let profile = device.profile();
+    let x = random.normal(shape.n_rows * shape.n_in);
+    let dy = random.normal(shape.n_rows * shape.n_out);
+    let scratch = workspace(device, workspace_bytes(&profile, shape));
+    let [x_rounded, dy_rounded] = [&x, &dy].map(|values| rounded(values, profile.compute));
+    let (x_slice, dy_slice) = (place(device, &x), place(device, &dy));
+    let narrow = place_in(device, &x, input_format(&profile, shape.n_in));
+    let narrow_dy = place_in(device, &dy, input_format(&profile, shape.n_out));
+    for (weight, values) in weights(device, shape, random) {
+        let values = rounded(&values, profile.compute);
+        let y = place(device, &vec![f32::NAN; dy.len()]);
+        device.linear(shape, x_slice.into(), weight, None, Store::Overwrite, y, scratch);
+        let what = format!("forward {shape:?} {weight:?}");
+        let from_f32 = fetch(device, y);
+        check(&what, &from_f32, &forward(shape, &x_rounded, &values));
+        device.linear(shape, narrow, weight, None, Store::Overwrite, y, scratch);
+        assert!(fetch(device, y) == from_f32, "x in bf16, {what}");
+
+        let dx = place(device, &vec![f32::NAN; x.len()]);
+        device.linear_input_gradient(shape, dy_slice.into(), weight, Store::Overwrite, dx, scratch);
+        let what = format!("input gradient {shape:?} {weight:?}");
+        let from_f32 = fetch(device, dx);
+        check(&what, &from_f32, &input_gradient(shape, &dy_rounded, &values));
+        device.linear_input_gradient(shape, narrow_dy, weight, Store::Overwrite, dx, scratch);
+        assert!(fetch(device, dx) == from_f32, "dy in bf16, {what}");
+    }
+    let dweight = place(device, &vec![f32::NAN; shape.n_in * shape.n_out]);
+    let gradient = Gradient { values: dweight, store: Store::Overwrite };
+    device.linear_weight_gradient(shape, x_slice.into(), dy_slice.into(), gradient.into(), scratch);
+    let expected = weight_gradient(shape, &x_rounded, &dy_rounded);
+    let from_f32 = fetch(device, dweight);
+    check(&format!("weight gradient {shape:?}"), &from_f32, &expected);
+    let formats = [narrow.format(), narrow_dy.format(), FloatFormat::F32];
+    let scratch = weight_gradient_workspace_bytes(&profile, shape, formats);
+    let scratch = workspace(device, scratch);
+    device.linear_weight_gradient(shape, narrow, narrow_dy, gradient.into(), scratch);
+    assert!(fetch(device, dweight) == from_f32, "in bf16, {shape:?}");
 }
 
 fn accumulating_adds_to_what_is_there(device: &mut (impl Linear + Nf4)) {
@@ -330,6 +322,18 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 })
             });
             assert!(results.iter().all(|result| *result == results[0]), "{shape:?} {compute:?}");
+        }
+    }
+}
+
+/// Several blocks of depth each way, whatever multiplies: with matrix registers one is of 2,048 steps.
+#[test]
+fn products_of_several_blocks_of_depth_match_the_reference() {
+    for profile in crate::testing::profiles() {
+        let mut device = crate::Cpu::new(profile).unwrap();
+        let mut random = Random::new(12);
+        for (n_rows, n_in, n_out) in [(37, 4_200, 35), (37, 35, 4_200), (4_200, 37, 35)] {
+            check_products(&mut device, LinearShape { n_rows, n_in, n_out }, &mut random);
         }
     }
 }
