@@ -143,6 +143,10 @@ pub use plan::bench as bench_plan;
 /// Everything but the windows: plans, training beside PEFT, starts and threads and lengths, and paging;
 /// of the shapes named, or the usual ones.
 pub fn bench(shapes: &[&str]) -> Result<(), Error> {
+    if let Some(word) = shapes.iter().find(|word| word.starts_with("--")) {
+        let wanted = "shapes of the catalog; `bench training` can be told tokens and rounds";
+        return Err(Error::Usage { word: (*word).into(), wanted });
+    }
     bench_plan()?;
     bench_training(shapes)?;
     bench_alone()?;

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Sums of a task that are yet to be rounded, at most: 512 KiB, which stay in a second-level cache beside the
-/// panels.
+/// panels, and with the deepest ones of matrix registers fill it.
 const MOST_UNROUNDED: usize = 1 << 17;
 
 /// Places in a buffer of packed elements.

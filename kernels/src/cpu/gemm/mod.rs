@@ -50,11 +50,11 @@ use operand::{Form, Side};
 const NEAR_PANELS: usize = 20;
 
 /// Packed elements of those panels with matrix registers, at most: 512 KiB, a quarter of the second-level cache of
-/// a processor that has them.
+/// a processor that has them. A deep panel of B does not stay nearest there, and is asked for ahead like A's.
 const NEAR_ELEMENTS: usize = 1 << 17;
 
-/// Packed elements of every A at a time, at most, where no product is beside another: 4 MiB, which stay in a
-/// last-level cache while all columns pass. A product through the output matrix is tens of thousands of
+/// Packed elements of every A at a time where no product is beside another, or one block of each if that is more:
+/// 4 MiB, which stay in a last-level cache while all columns pass. A product through the output matrix is tens of thousands of
 /// steps deep.
 const SPAN: usize = 1 << 20;
 
@@ -157,7 +157,7 @@ pub(crate) fn workspace_bytes_of_all(
     beside: impl IntoIterator<Item = (usize, usize)>,
 ) -> usize {
     let (kernel, n_threads) = chosen(profile, m, n);
-    Parts::new(&kernel, m, k, beside).bytes(n_threads)
+    Parts::new(&kernel, (m, n), k, beside).bytes(n_threads)
 }
 
 /// The same for a product whose sums are rounded.
@@ -174,7 +174,7 @@ pub(crate) fn rounded_workspace_bytes_of_all(
     beside: impl IntoIterator<Item = (usize, usize)>,
 ) -> usize {
     let (kernel, n_threads) = chosen(profile, m, n);
-    Parts::new(&kernel, m, [k], beside).rounded(&kernel, m, k).bytes(n_threads)
+    Parts::new(&kernel, (m, n), [k], beside).rounded(&kernel, (m, n), k).bytes(n_threads)
 }
 
 /// The tile for products of these extents on `profile`, and the threads.
@@ -203,7 +203,7 @@ struct Parts {
 impl Parts {
     fn new(
         kernel: &Kernel,
-        m: usize,
+        (m, n): (usize, usize),
         k: impl IntoIterator<Item = usize>,
         beside: impl IntoIterator<Item = (usize, usize)>,
     ) -> Self {
@@ -213,33 +213,36 @@ impl Parts {
         let rows = m.min(Blocking::most_rows(kernel)) + more_rows;
         let panels = |n: usize| n.saturating_add(more_columns);
         let of = |depth| rows.saturating_mul(kernel.packed_depth(depth));
-        let (mut a, mut n_a) = (0_usize, 0);
+        let (mut a, mut n_a, mut deepest) = (0_usize, 0, 0);
         for k in k {
             a = a.saturating_add(of(k));
             n_a += 1;
+            deepest = deepest.max(k);
         }
         let (mut through, mut down) = (0_usize, 0_usize);
         for (rank, k) in beside {
             through = through.saturating_add(of(rank));
             down = down.saturating_add(panels(rank).saturating_mul(kernel.packed_depth(k)));
+            deepest = deepest.max(rank);
         }
         if through == 0 {
             // As many spans' as fit, or one block's; and no more for fewer rows.
             a = a.min(SPAN.max(of(Blocking::most_depth(kernel)).saturating_mul(n_a)));
         }
-        let b = panels(Blocking::task_columns(kernel))
-            * kernel.packed_depth(Blocking::most_depth(kernel));
+        // No block is deeper than what is multiplied, up to whole blocks of a quantised row.
+        let depth = Blocking::most_depth(kernel).min(deepest.max(1)).next_multiple_of(BLOCK);
+        let b = panels(Blocking::task_columns(kernel).min(n)) * kernel.packed_depth(depth);
         Self { a, through, down, b, c: 0 }
     }
 
     /// The parts of a product with `m` rows and `k` steps, or fewer, whose sums are rounded.
-    fn rounded(self, kernel: &Kernel, m: usize, k: usize) -> Self {
+    fn rounded(self, kernel: &Kernel, (m, n): (usize, usize), k: usize) -> Self {
         let (more_rows, _) = kernel.padding();
         let least = m.min(LEAST_ROUNDED_ROWS) + more_rows;
         // With a product beside, all steps of all rows are there anyway.
         let a = self.a.max(least.saturating_mul(kernel.packed_depth(k.max(1))));
         let rows = m.min(Blocking::most_rows(kernel)) + more_rows;
-        Self { a, c: rows * Blocking::task_columns(kernel), ..self }
+        Self { a, c: rows * Blocking::task_columns(kernel).min(n), ..self }
     }
 
     fn bytes(&self, n_threads: usize) -> usize {
@@ -469,13 +472,13 @@ pub(crate) fn multiply_all(
     sums.iter().for_each(|sums| sums.check(m, rows));
     let kernel = Kernel::choose(place.isa, place.compute, m, n);
     let beside = products_beside(sums).map(|(number, beside)| (beside.rank, rows[number].k));
-    let mut parts = Parts::new(&kernel, m, rows.iter().map(|rows| rows.k), beside);
+    let mut parts = Parts::new(&kernel, (m, n), rows.iter().map(|rows| rows.k), beside);
     let deepest = rows.iter().map(|rows| rows.k).max().unwrap_or(0).max(1);
     let blocking = Blocking::new(&kernel, deepest);
     let is_rounded = sums.iter().flat_map(|sums| &sums.c).any(Target::is_rounded);
     if is_rounded {
         assert!(rows.len() == 1, "a rounded sum of rows of several matrices");
-        parts = parts.rounded(&kernel, m, deepest);
+        parts = parts.rounded(&kernel, (m, n), deepest);
     }
     let (block_rows, span) = match (parts.through, is_rounded) {
         (0, false) => (blocking.rows, blocking.span(&kernel, m, rows.len()).min(deepest)),
