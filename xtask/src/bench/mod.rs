@@ -100,8 +100,12 @@ impl<'a> Wanted<'a> {
             let number = |text: &str| text.parse().ok().filter(|&n: &usize| n > 0);
             if let Some(tokens) = word.strip_prefix("--tokens=") {
                 wanted.sequences = tokens.split(',').collect();
-                if !wanted.sequences.iter().all(|tokens| number(tokens).is_some()) {
-                    return Err(usage("whole numbers of tokens, with commas between them"));
+                // No example of the data is longer, so that ours would be other work than theirs.
+                let most = EXAMPLE.parse().unwrap_or(usize::MAX);
+                let fits = |tokens: &&str| number(tokens).is_some_and(|n| n <= most);
+                if !wanted.sequences.iter().all(fits) {
+                    let wanted = "whole numbers of tokens up to 2048, with commas between them";
+                    return Err(usage(wanted));
                 }
             } else if let Some(n) = word.strip_prefix("--rounds=") {
                 wanted.n_rounds = number(n).ok_or_else(|| usage("a whole number of rounds"))?;

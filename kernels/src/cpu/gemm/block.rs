@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Sums of a task that are yet to be rounded, at most: 512 KiB, which stay in a second-level cache beside the
-/// panels, and with the deepest ones of matrix registers fill it.
+/// panels; with the deepest ones of matrix registers they fill it, for which no other limit was measured.
 const MOST_UNROUNDED: usize = 1 << 17;
 
 /// Places in a buffer of packed elements.

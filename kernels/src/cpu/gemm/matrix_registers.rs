@@ -208,9 +208,9 @@ mod x86 {
         };
     }
 
-    /// Asks for eight lines of a panel, from a byte of the block after the next on. Between the loop's instructions, not
-    /// for what it brings alone: where another program uses the core's other thread, such instructions take 1.5 times
-    /// as long behind one another as with eight others between each two.
+    /// Asks for eight lines of a panel, from a byte of the block after the next on. Between the loop's instructions,
+    /// not for what it brings alone: where another program uses the core's other thread, such instructions take 1.5
+    /// times as long behind one another as with eight others between each two.
     macro_rules! ahead {
         ($panel:literal, $from:literal) => {
             concat!(
@@ -291,8 +291,8 @@ mod x86 {
             (sums.0.as_mut_ptr().cast::<f32>(), 16 * VECTORS)
         };
         let stride = stride * size_of::<f32>();
-        // SAFETY: the panels hold so many blocks, and there is a place for the sums, by the caller's promise or
-        // here; the caller vouches for the registers, which nothing else uses.
+        // SAFETY: the panels hold so many blocks, and a prefetch may be of any address; there is a place for the
+        // sums, by the caller's promise or here; the caller vouches for the registers, which nothing else uses.
         unsafe {
             match (TILES, VECTORS) {
                 (1, 1) => sum_blocks!(

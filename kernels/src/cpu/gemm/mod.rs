@@ -54,8 +54,8 @@ const NEAR_PANELS: usize = 20;
 const NEAR_ELEMENTS: usize = 1 << 17;
 
 /// Packed elements of every A at a time where no product is beside another, or one block of each if that is more:
-/// 4 MiB, which stay in a last-level cache while all columns pass. A product through the output matrix is tens of thousands of
-/// steps deep.
+/// 4 MiB, which stay in a last-level cache while all columns pass; one block of each of three is up to 12 MiB with
+/// matrix registers. A product through the output matrix is tens of thousands of steps deep.
 const SPAN: usize = 1 << 20;
 
 /// Rows of A packed at a time at least where sums are rounded, however deep: packing B takes as long as
@@ -68,8 +68,8 @@ struct Blocking {
     /// Rows of A packed at a time: 1,024 of bf16, half as many of f32.
     rows: usize,
     /// Steps of k packed at a time: up to 1.25 KiB of a row, so that a panel of A (17.5 KiB) and one of
-    /// B (40 KiB) stay near the core; up to 4 KiB with matrix registers, for which panels are asked for ahead
-    /// and which would wait longer for their sums' way to memory and back.
+    /// B (40 KiB) stay near the core; up to 4 KiB with matrix registers: their panels are asked for ahead, and
+    /// shorter blocks would spend longer bringing sums to memory and back.
     depth: usize,
 }
 
@@ -102,8 +102,9 @@ impl Blocking {
     }
 
     /// Columns of B that a task packs at a time, at most: 256 columns of 640 bf16 are 320 KiB, a third of the
-    /// second-level cache of a processor that multiplies them, and of 2,048 1 MiB, half of it with matrix registers; half as
-    /// many of 320 f32 160 KiB. A weight's row is then read 512 bytes at a time, where it is bf16.
+    /// second-level cache of a processor that multiplies them, and of 2,048 1 MiB, half of the 2 MiB that one with
+    /// matrix registers has; half as many of 320 f32 160 KiB. A weight's row is then read 512 bytes at a time, where
+    /// it is bf16.
     fn task_columns(kernel: &Kernel) -> usize {
         if kernel.elements.are_pairs() { 256 } else { 128 }
     }
