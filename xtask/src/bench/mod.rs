@@ -101,11 +101,12 @@ impl<'a> Wanted<'a> {
             if let Some(tokens) = word.strip_prefix("--tokens=") {
                 wanted.sequences = tokens.split(',').collect();
                 // No example of the data is longer, so that ours would be other work than theirs.
-                let most = EXAMPLE.parse().unwrap_or(usize::MAX);
-                let fits = |tokens: &&str| number(tokens).is_some_and(|n| n <= most);
+                let fits =
+                    |tokens: &&str| number(tokens).is_some() && number(tokens) <= number(EXAMPLE);
                 if !wanted.sequences.iter().all(fits) {
-                    let wanted = "whole numbers of tokens up to 2048, with commas between them";
-                    return Err(usage(wanted));
+                    return Err(usage(
+                        "whole numbers of tokens, no more than an example has, with commas between them",
+                    ));
                 }
             } else if let Some(n) = word.strip_prefix("--rounds=") {
                 wanted.n_rounds = number(n).ok_or_else(|| usage("a whole number of rounds"))?;
